@@ -1,0 +1,5 @@
+"""Support for many processes: launch, sharding, optimizers, checkpoints, progress.
+
+Reads a module and the environment of ``torchrun``; writes checkpoints and metrics.
+Knows nothing of logs, items or models.
+"""

@@ -1,0 +1,64 @@
+"""Writes that are whole or absent: a temporary name beside it, then a rename."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; on success it becomes ``path``, on error it goes.
+
+    Raises:
+        FileNotFoundError: naming the folder, where it cannot be made or written.
+    """
+    temporary = _temporary_beside(path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder; on success it replaces ``path``, on error it goes."""
+    temporary = _temporary_beside(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        retired = _temporary_beside(path)
+        if path.exists():
+            os.replace(path, retired)
+        os.replace(temporary, path)
+        shutil.rmtree(retired, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_beside(path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"cannot write {path}: {error.strerror}; choose another output folder"
+        ) from error
+    return path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as sorted, indented JSON; NaN is refused."""
+    with atomic_file(path) as temporary:
+        text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of the file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,314 @@
+"""Checkpoints that are whole or absent, that reshard, and that run no code on load.
+
+Turns a sharded model, its optimizer and the run's position into a folder
+``step-<n>`` and back, on any number of ranks, or into a plain module for serving.
+"""
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import KeyedOptimizer
+
+from sgrec_torchrec.distributed.atomic import write_json
+from sgrec_torchrec.distributed.checkpoint_files import (
+    FOLDER_NAME,
+    SafeReader,
+    hash_folder,
+    is_complete,
+    open_reader,
+    read_manifest,
+    verify_sums,
+    write_manifest,
+)
+from sgrec_torchrec.distributed.launch import is_main_rank
+
+CONFIG = "config.json"
+STATE = "state.json"
+FREE_FIELDS = (
+    "name",
+    "out_dir",
+    "evaluation",
+    "pretrain.valid_every_epochs",
+    "pretrain.checkpoint_every_steps",
+    "pretrain.keep_checkpoints",
+    "pretrain.patience",
+)
+"""Settings (or whole stages) that may differ when a run is resumed."""
+
+
+def save_checkpoint(
+    folder_root: Path,
+    step: int,
+    dmp: DistributedModelParallel,
+    optimizer: KeyedOptimizer,
+    extra: Mapping[str, Any],
+    config_json: str,
+    keep: int,
+) -> Path:
+    """Write ``folder_root/step-<step>`` and delete all but the newest ``keep``.
+
+    Everything goes to a hidden folder first; when all ranks have written their
+    shards, the main rank adds settings, state and sums and renames it. A process
+    killed at any moment leaves the older checkpoints as they were. Collective; every
+    rank writes only its own shards, so time and memory fall with their number.
+
+    Args:
+        extra: what else a resumption needs: tensors (equal on all ranks) and JSON
+            values (those of the main rank are kept; no NaN or infinity).
+
+    Returns:
+        The folder.
+
+    Raises:
+        OSError: where the folder cannot be written.
+    """
+    final = folder_root / f"step-{step:012d}"
+    temporary = folder_root / f".{final.name}.tmp"
+    if is_main_rank():
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    _barrier()
+    tensors = _training_tensors(dmp, optimizer)
+    plain = {}
+    for name, value in extra.items():
+        if isinstance(value, Tensor):
+            tensors[f"extra.{name}"] = value
+        else:
+            plain[name] = value
+    try:
+        save(tensors, storage_writer=FileSystemWriter(temporary))
+    except CheckpointException as error:
+        raise OSError(f"cannot write checkpoint {final}: {_cause(error)}") from error
+    if is_main_rank():
+        write_json(temporary / CONFIG, json.loads(config_json))
+        write_json(temporary / STATE, plain)
+    _barrier()
+    sha256 = hash_folder(temporary)
+    if is_main_rank():
+        write_manifest(temporary, step, sha256)
+        _publish(temporary, final)
+        _prune(folder_root, keep)
+    _barrier()
+    return final
+
+
+def latest_checkpoint(folder_root: Path) -> Path | None:
+    """The complete checkpoint of the highest step, or None. No communication."""
+    complete = (path for path in _folders(folder_root) if is_complete(path))
+    return next(complete, None)
+
+
+def load_checkpoint(
+    path: Path,
+    dmp: DistributedModelParallel,
+    optimizer: KeyedOptimizer,
+    config_json: str | None = None,
+    free_fields: Collection[str] = FREE_FIELDS,
+) -> dict[str, Any]:
+    """Read a checkpoint into a model and optimizer sharded in any way; collective.
+
+    Sums are verified before anything is parsed, and nothing in the folder can run
+    code. On an error, model and optimizer hold no usable state.
+
+    Args:
+        config_json: the settings of this run, to compare with the checkpoint's; None
+            compares only names and shapes of tensors.
+        free_fields: settings whose difference does not matter.
+
+    Returns:
+        ``extra`` as it was saved; tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: where there is no checkpoint.
+        ValueError: where it is damaged, or was saved under other settings or by
+            another model: naming the file, the field or the tensor.
+    """
+    reader = _open_verified(path, together=True)
+    if config_json is not None:
+        _check_config(path, config_json, free_fields)
+    model_state = dmp.state_dict()
+    tensors = _training_tensors(dmp, optimizer, model_state)
+    extra = _read_json(path / STATE)
+    for key, entry in reader.tensors.items():
+        if key.startswith("extra."):
+            held = torch.empty(entry.size, dtype=entry.properties.dtype)
+            tensors[key] = extra[key.removeprefix("extra.")] = held
+    _check_fit(path, tensors, reader, whole=True)
+    optimizer_state = optimizer.state_dict()
+    _read_tensors(path, tensors, reader, alone=False)
+    dmp.load_state_dict(model_state)
+    optimizer.load_state_dict(optimizer_state)
+    return extra
+
+
+def load_unsharded(path: Path, module: nn.Module) -> None:
+    """Read the weights of a checkpoint into a plain module, in this process alone.
+
+    For serving and evaluation of what was trained sharded: needs no process group and
+    calls no collective, so any rank may call it. The module must have room for whole
+    tables. Reads every byte once for the sums and the weights once more.
+
+    Raises:
+        FileNotFoundError: where there is no checkpoint.
+        ValueError: where it is damaged or of another model.
+    """
+    reader = _open_verified(path, together=False)
+    tensors = {f"model.{key}": value for key, value in module.state_dict().items()}
+    on_meta = [key for key, value in tensors.items() if value.is_meta]
+    if on_meta:
+        raise ValueError(f"{on_meta[0]} is on the meta device: call to_empty() first")
+    _check_fit(path, tensors, reader, whole=False)
+    _read_tensors(path, tensors, reader, alone=True)
+
+
+def read_extra(path: Path) -> dict[str, Any]:
+    """The JSON part of ``extra``, with its sum verified. No communication.
+
+    Raises:
+        FileNotFoundError: where there is no checkpoint.
+        ValueError: where it is damaged.
+    """
+    verify_sums(path, read_manifest(path), together=False)
+    return _read_json(path / STATE)
+
+
+def _training_tensors(
+    dmp: DistributedModelParallel,
+    optimizer: KeyedOptimizer,
+    model_state: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Flat name -> tensor; each aliases the training state, so loading is in place.
+
+    Learning rates and other Python values of param_groups are left out: the loop sets
+    them every step, and they would have to be pickled.
+    """
+    state = dmp.state_dict() if model_state is None else model_state
+    tensors = {f"model.{key}": value for key, value in state.items()}
+    for parameter, parts in optimizer.state_dict()["state"].items():
+        for part, value in parts.items():
+            tensors[f"optimizer.{parameter}.{part}"] = value
+    odd = [key for key, value in tensors.items() if not hasattr(value, "size")]
+    assert not odd, f"not tensors: {odd}"
+    return tensors
+
+
+def _open_verified(path: Path, *, together: bool) -> SafeReader:
+    manifest = read_manifest(path)
+    verify_sums(path, manifest, together=together)
+    return open_reader(path, manifest)
+
+
+def _read_tensors(
+    path: Path, tensors: dict[str, Any], reader: SafeReader, *, alone: bool
+) -> None:
+    with warnings.catch_warnings():
+        # No process group is what a server has; torch need not say so.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        try:
+            load(tensors, storage_reader=reader, no_dist=alone)
+        except CheckpointException as error:
+            raise ValueError(f"{path} cannot be read: {_cause(error)}") from error
+
+
+def _cause(error: CheckpointException) -> str:
+    # It derives from BaseException and its text is a page of traces.
+    rank, (first, _) = next(iter(error.failures.items()))
+    return f"rank {rank}: {type(first).__name__}: {first}"
+
+
+def _check_fit(
+    path: Path, tensors: Mapping[str, Any], reader: SafeReader, *, whole: bool
+) -> None:
+    """Names and shapes must agree; ``whole``: nothing saved is left over."""
+    saved = reader.tensors
+    for key, value in tensors.items():
+        if key not in saved:
+            raise ValueError(
+                f"{path} has no {key}: it is a checkpoint of another model"
+            )
+        if tuple(saved[key].size) != tuple(value.size()):
+            raise ValueError(
+                f"{path}: {key} has shape {tuple(saved[key].size)} in the checkpoint "
+                f"and {tuple(value.size())} in this model"
+            )
+    unread = sorted(
+        key for key in set(saved) - set(tensors) if whole or key.startswith("model.")
+    )
+    if unread:
+        raise ValueError(
+            f"{path} holds {unread[0]}, which this model lacks: it is a checkpoint of "
+            "another model"
+        )
+
+
+def _check_config(path: Path, config_json: str, free_fields: Collection[str]) -> None:
+    saved = _flatten(_read_json(path / CONFIG))
+    current = _flatten(json.loads(config_json))
+    for field in sorted(saved.keys() | current.keys()):
+        if field in free_fields or field.split(".")[0] in free_fields:
+            continue
+        was, now = saved.get(field), current.get(field)
+        if was != now:
+            raise ValueError(
+                f"{path} was saved with {field} = {was!r}, this run has {now!r}: "
+                f"set {field} back, or start afresh under another name"
+            )
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, child in value.items():
+        flat |= _flatten(child, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    """Rename; a checkpoint of the same step, left by an earlier run, gives way."""
+    retired = final.with_name(f".{final.name}.old")
+    shutil.rmtree(retired, ignore_errors=True)
+    if final.exists():
+        os.replace(final, retired)
+    os.replace(temporary, final)
+    # The rename itself must survive a power cut.
+    handle = os.open(final.parent, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _prune(folder_root: Path, keep: int) -> None:
+    for path in _folders(folder_root)[max(1, keep) :]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _folders(folder_root: Path) -> list[Path]:
+    """Checkpoint folders under their final names, newest step first."""
+    if not folder_root.is_dir():
+        return []
+    named = [path for path in folder_root.iterdir() if FOLDER_NAME.fullmatch(path.name)]
+    return sorted(named, key=lambda path: path.name, reverse=True)
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()

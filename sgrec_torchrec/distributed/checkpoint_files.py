@@ -1,0 +1,307 @@
+"""What a checkpoint folder holds, and how it is trusted: sums first, then metadata.
+
+Turns a folder into a verified manifest and a ``torch.distributed.checkpoint`` reader
+that cannot run code from the folder.
+"""
+
+import json
+import os
+import pathlib
+import pickle
+import platform
+import re
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata as installed
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint import filesystem as dcp_filesystem
+from torch.distributed.checkpoint import metadata as dcp_metadata
+
+from sgrec_torchrec.distributed.atomic import sha256_file, write_json
+from sgrec_torchrec.distributed.launch import all_gather_rows
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+METADATA = ".metadata"
+MAX_NAME_BYTES = 96
+DIGEST_BYTES = 32
+FOLDER_NAME = re.compile(r"step-(\d{12})")
+
+ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+    # The path is a label here, whichever class wrote it.
+    ("pathlib", "PosixPath"): pathlib.PurePosixPath,
+    (dcp_filesystem.__name__, "_StorageInfo"): dcp_filesystem._StorageInfo,
+} | {
+    (dcp_metadata.__name__, name): getattr(dcp_metadata, name)
+    for name in (
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Content of ``manifest.json``: sha256 per file, beside where it came from."""
+
+    step: int
+    sha256: dict[str, str]
+
+
+class SafeReader(dcp_filesystem.FileSystemReader):
+    """Reads tensors of a verified folder by metadata that was parsed safely.
+
+    ``tensors`` maps each name to its shape, dtype and pieces.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        metadata: dcp_metadata.Metadata,
+        tensors: dict[str, dcp_metadata.TensorStorageMetadata],
+    ) -> None:
+        super().__init__(folder)
+        self.metadata = metadata
+        self.tensors = tensors
+
+    def read_metadata(self, *_args: Any, **_kwargs: Any) -> dcp_metadata.Metadata:
+        """The parsed metadata; the file is not opened again."""
+        return self.metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Builds the classes of DCP's metadata and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Look a global up in the allow-list.
+
+        Raises:
+            ValueError: for any other global, before anything of it is imported.
+        """
+        if (module, name) in ALLOWED_GLOBALS:
+            return ALLOWED_GLOBALS[module, name]
+        value = getattr(torch, name, None) if module == "torch" else None
+        if isinstance(value, torch.dtype):
+            return value
+        raise ValueError(f"it names {module}.{name}, which no checkpoint needs")
+
+
+def open_reader(folder: Path, manifest: Manifest) -> SafeReader:
+    """A reader over a folder whose sums were verified.
+
+    Sums tell damage, not malice: whoever writes the folder can write the sums. So the
+    metadata, a pickle, is read with an allow-list, and may point only at whole ranges
+    of files that the manifest names.
+
+    Raises:
+        ValueError: where the metadata holds or names anything else.
+    """
+    path = folder / METADATA
+    with path.open("rb") as file:
+        try:
+            parsed = _MetadataUnpickler(file).load()
+        except (
+            ValueError,
+            pickle.UnpicklingError,
+            TypeError,
+            AttributeError,
+            LookupError,
+            ImportError,
+            EOFError,
+        ) as error:
+            raise ValueError(
+                f"{path}: not the metadata of a checkpoint: {error}"
+            ) from (error)
+    if not isinstance(parsed, dcp_metadata.Metadata):
+        raise ValueError(f"{path}: not the metadata of a checkpoint")
+    _check_storage(path, parsed, manifest)
+    return SafeReader(folder, parsed, _tensor_entries(path, parsed))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read ``manifest.json``.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: where it is not a manifest of this format.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: {folder} is no checkpoint, or its saving was cut off"
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        found = value["format_version"]
+        manifest = Manifest(step=int(value["step"]), sha256=dict(value["sha256"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): use another checkpoint") from (
+            error
+        )
+    if found != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format_version is {found}, this program reads {FORMAT_VERSION}"
+        )
+    inside = [name for name in manifest.sha256 if Path(name).name == name]
+    if len(inside) != len(manifest.sha256) or METADATA not in inside:
+        raise ValueError(f"{path} is damaged: it must name {METADATA} and plain files")
+    return manifest
+
+
+def write_manifest(folder: Path, step: int, sha256: dict[str, str]) -> None:
+    """Write ``manifest.json`` with the sums and where the checkpoint came from."""
+    write_json(
+        folder / MANIFEST,
+        {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "sha256": sha256,
+            "origin": origin(),
+        },
+    )
+
+
+def origin() -> dict[str, Any]:
+    """Git commit (null outside a checkout) and versions of what a result hangs on."""
+    versions: dict[str, str] = {"python": platform.python_version()}
+    for name in ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy"):
+        try:
+            versions[name] = installed.version(name)
+        except installed.PackageNotFoundError:
+            continue
+    return {"commit": _git("rev-parse", "HEAD"), "versions": versions}
+
+
+def hash_folder(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a folder that all ranks have just written.
+
+    Each rank reads what it wrote itself, the main rank the rest. Collective.
+
+    Raises:
+        FileNotFoundError: on the main rank, where it cannot see another rank's file.
+    """
+    rank, world_size = _place()
+    prefix = re.compile(r"__(\d+)_")
+    mine = []
+    for path in sorted(folder.iterdir()):
+        match = prefix.match(path.name)
+        owner = int(match.group(1)) if match else 0
+        if owner % world_size == rank:
+            mine.append(path)
+    rows = torch.zeros(len(mine), MAX_NAME_BYTES + DIGEST_BYTES, dtype=torch.uint8)
+    for row, path in zip(rows, mine, strict=True):
+        name = path.name.encode()
+        row[: len(name)] = torch.frombuffer(bytearray(name), dtype=torch.uint8)
+        digest = bytearray.fromhex(sha256_file(path))
+        row[MAX_NAME_BYTES:] = torch.frombuffer(digest, dtype=torch.uint8)
+    sha256 = {}
+    for row in all_gather_rows(rows).numpy():
+        name = row[:MAX_NAME_BYTES].tobytes().rstrip(b"\0").decode()
+        sha256[name] = row[MAX_NAME_BYTES:].tobytes().hex()
+    absent = [name for name in sha256 if not (folder / name).exists()]
+    if rank == 0 and absent:
+        raise FileNotFoundError(
+            f"{folder / absent[0]} was written on another host: set out_dir to a "
+            "folder that all hosts share"
+        )
+    return sha256
+
+
+def verify_sums(folder: Path, manifest: Manifest, *, together: bool) -> None:
+    """Compare every file with its sum, before anything of it is parsed.
+
+    Args:
+        together: the ranks share the reading and all raise alike (collective); else
+            this process reads everything.
+
+    Raises:
+        ValueError: naming the first file that is missing or differs.
+    """
+    rank, world_size = _place() if together else (0, 1)
+    names = sorted(manifest.sha256)
+    first_bad = len(names)
+    for index in range(rank, len(names), world_size):
+        path = folder / names[index]
+        if not path.is_file() or sha256_file(path) != manifest.sha256[names[index]]:
+            first_bad = min(first_bad, index)
+    if together and world_size > 1:
+        shared = torch.tensor([first_bad])
+        first_bad = int(all_gather_rows(shared).min())
+    if first_bad == len(names):
+        return
+    path = folder / names[first_bad]
+    state = "differs from its sha256" if path.is_file() else "is missing"
+    raise ValueError(f"{path} {state}: the checkpoint is damaged, use an older one")
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a manifest is there and every file that it names."""
+    try:
+        manifest = read_manifest(folder)
+    except (ValueError, FileNotFoundError):
+        return False
+    return all((folder / name).is_file() for name in manifest.sha256)
+
+
+def _tensor_entries(
+    path: Path, parsed: dcp_metadata.Metadata
+) -> dict[str, dcp_metadata.TensorStorageMetadata]:
+    tensors = {}
+    for key, entry in parsed.state_dict_metadata.items():
+        if not isinstance(entry, dcp_metadata.TensorStorageMetadata):
+            raise ValueError(f"{path}: {key!r} is no tensor; only tensors are read")
+        tensors[key] = entry
+    return tensors
+
+
+def _check_storage(
+    path: Path, parsed: dcp_metadata.Metadata, manifest: Manifest
+) -> None:
+    """Every piece lies whole inside a file of the manifest, as it was written."""
+    sizes: dict[str, int] = {}
+    for index, info in (parsed.storage_data or {}).items():
+        name = getattr(info, "relative_path", None)
+        if name not in manifest.sha256:
+            raise ValueError(f"{path}: {index.fqn!r} lies in {name!r}, not of its own")
+        if name not in sizes:
+            sizes[name] = (path.parent / name).stat().st_size
+        if not 0 <= info.offset <= info.offset + info.length <= sizes[name]:
+            raise ValueError(f"{path}: {index.fqn!r} lies outside {name}")
+        if getattr(info, "transform_descriptors", None):
+            raise ValueError(f"{path}: {index.fqn!r} asks for a transformation")
+
+
+def _place() -> tuple[int, int]:
+    if not dist.is_initialized():
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _git(*arguments: str) -> str | None:
+    folder = Path(__file__).parent
+    if not any((parent / ".git").exists() for parent in folder.parents):
+        return None
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

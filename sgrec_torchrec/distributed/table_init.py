@@ -1,0 +1,144 @@
+"""Embedding tables from a hash of (seed, table, row, column): equal on any ranks.
+
+Turns a seed into table weights that do not depend on how tables are sharded.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
+from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingCollection
+
+GOLDEN_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
+MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+CHUNK_ELEMENTS = 1 << 18
+
+
+def hashed_uniform(
+    seed: int,
+    table_name: str,
+    first_row: int,
+    num_rows: int,
+    dim: int,
+    bound: float,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Rows [first_row, first_row + num_rows) of a table, uniform in (-bound, bound).
+
+    Each element is a pure function of (seed, table name, row, column, dim): output
+    ``row * dim + column`` of splitmix64 (Steele, Lea and Flood 2014) started at a hash
+    of seed and name, its top 24 bits mapped to an odd multiple of bound / 2^24. CPU
+    and CUDA give the same bits. No communication.
+
+    Returns:
+        float32 [num_rows, dim].
+    """
+    out = torch.empty(num_rows, dim, dtype=torch.float32, device=device)
+    _fill(out, seed=seed, table_name=table_name, first_row=first_row, bound=bound)
+    return out
+
+
+@torch.no_grad()
+def init_tables(module: nn.Module, seed: int) -> None:
+    """Fill every table of every (sharded) EmbeddingCollection inside ``module``.
+
+    The bound is the table's ``weight_init_max``, by default sqrt(1 / num_embeddings).
+    Each rank fills its own shards: row-wise, table-wise, column-wise or whole. Work
+    and memory grow with the local rows, beside a few MiB. No communication.
+
+    Raises:
+        ValueError: for a table whose initial range is not symmetric about 0.
+    """
+    for child in module.modules():
+        if isinstance(child, EmbeddingCollection):
+            for config in child.embedding_configs():
+                weight = child.embeddings[config.name].weight
+                _fill_shard(weight.detach(), config, seed, (0, 0))
+        elif isinstance(child, ShardedEmbeddingCollection):
+            state = child.state_dict()
+            for config in child._embedding_configs:
+                weight = state[f"embeddings.{config.name}.weight"]
+                for shard, offsets in local_shards(weight):
+                    _fill_shard(shard, config, seed, offsets)
+
+
+def local_shards(weight: Tensor) -> list[tuple[Tensor, tuple[int, int]]]:
+    """This rank's pieces of a table and their (row, column) offsets in it.
+
+    ``weight`` is a ShardedTensor, or a plain tensor for a table that is not sharded.
+    """
+    if not hasattr(weight, "local_shards"):
+        return [(weight.detach(), (0, 0))]
+    return [
+        (shard.tensor.detach(), tuple(shard.metadata.shard_offsets))
+        for shard in weight.local_shards()
+    ]
+
+
+def _fill_shard(
+    shard: Tensor, config: EmbeddingConfig, seed: int, offsets: tuple[int, int]
+) -> None:
+    low, bound = config.get_weight_init_min(), config.get_weight_init_max()
+    if low != -bound:
+        raise ValueError(
+            f"table {config.name}: weight_init_min = {low} must be -weight_init_max "
+            f"= {-bound}"
+        )
+    _fill(
+        shard,
+        seed=seed,
+        table_name=config.name,
+        first_row=offsets[0],
+        bound=bound,
+        dim=config.embedding_dim,
+        first_column=offsets[1],
+    )
+
+
+def _fill(
+    out: Tensor,
+    *,
+    seed: int,
+    table_name: str,
+    first_row: int,
+    bound: float,
+    dim: int | None = None,
+    first_column: int = 0,
+) -> None:
+    """Write the hash values of a rectangle of the table into ``out``, by chunks."""
+    num_rows, num_columns = out.shape
+    dim = num_columns if dim is None else dim
+    start = _table_key(seed, table_name)
+    columns = torch.arange(
+        first_column, first_column + num_columns, device=out.device, dtype=torch.int64
+    )
+    rows_per_chunk = max(1, CHUNK_ELEMENTS // max(1, num_columns))
+    for begin in range(0, num_rows, rows_per_chunk):
+        end = min(num_rows, begin + rows_per_chunk)
+        rows = torch.arange(
+            first_row + begin, first_row + end, device=out.device, dtype=torch.int64
+        )
+        state = rows[:, None] * dim + (columns + 1)[None, :]
+        bits = _splitmix64(state.mul_(GOLDEN_GAMMA).add_(start))
+        odd = _shift_right(bits, 40).mul_(2).add_(1 - (1 << 24))
+        out[begin:end] = odd.to(torch.float32).mul_(bound / (1 << 24))
+
+
+def _table_key(seed: int, table_name: str) -> int:
+    digest = hashlib.sha256(f"{seed}:{table_name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
+def _splitmix64(state: Tensor) -> Tensor:
+    """Output function of splitmix64 on int64 (products wrap), in place."""
+    state.bitwise_xor_(_shift_right(state, 30)).mul_(MIX_1)
+    state.bitwise_xor_(_shift_right(state, 27)).mul_(MIX_2)
+    return state.bitwise_xor_(_shift_right(state, 31))
+
+
+def _shift_right(value: Tensor, num_bits: int) -> Tensor:
+    """Logical shift: torch's own keeps the sign of an int64."""
+    return (value >> num_bits).bitwise_and_((1 << (64 - num_bits)) - 1)

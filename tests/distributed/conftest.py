@@ -1,0 +1,73 @@
+"""Starts a script once per rank, as torchrun would, and waits with a limit."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parent / "ranks"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How each rank ended."""
+
+    exit_codes: list[int]
+    outputs: list[str]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def run_ranks() -> Callable[..., Finished]:
+    """run_ranks(script, world_size, *arguments, limit_s=120) -> Finished.
+
+    Every rank is killed and the test fails when one is not done after ``limit_s``.
+    """
+
+    def run(
+        script: str, world_size: int, *arguments: object, limit_s: float = 120
+    ) -> Finished:
+        place = {
+            "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
+        files = [tempfile.TemporaryFile("w+") for _ in range(world_size)]
+        started = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+            for rank, file in enumerate(files)
+        ]
+        try:
+            exit_codes = [one.wait(timeout=limit_s) for one in started]
+        finally:
+            for one in started:
+                one.kill()
+                one.wait()
+        outputs = []
+        for file in files:
+            file.seek(0)
+            outputs.append(file.read())
+            file.close()
+        return Finished(exit_codes, outputs)
+
+    return run
