@@ -1,0 +1,72 @@
+"""Integers to pseudo-random numbers, by hash: the only source of randomness in logs.
+
+Nothing here keeps state, so a draw depends on what it is for and never on how many
+ranks, workers or earlier draws there were. A hash starts with the run's seed and the
+number of its stream, then what it belongs to; streams in use:
+
+    hash64(seed, BASKET, user, timestamp, item, copy)        order inside a basket
+    hash64(seed, ORDER, epoch, sample)                       order of an epoch
+    hash64(seed, POSITION, epoch, sample, position)          noise on a position
+    hash64(seed, TEACHER, epoch, sample, position, draw, i)  i = 0, 1: a teacher's draw
+
+``sample`` is a sample's number in the log, ``position`` counts from its begin marker.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+UInt64Array = npt.NDArray[np.uint64]
+HashPart = int | np.integer | npt.NDArray[np.integer]
+
+BASKET = 1
+ORDER = 2
+POSITION = 3
+TEACHER = 4
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def hash64(*parts: HashPart) -> UInt64Array:
+    """Hash integers, in order, to 64 bits: ``h = mix(h + golden + part)`` from h = 0.
+
+    ``mix`` is the finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014), so a
+    single part p gives what that generator yields first from state p. Arrays of any
+    integer type broadcast against each other; negative numbers count modulo 2^64.
+
+    Returns:
+        uint64 array of the broadcast shape (0-dimensional where all parts are ints).
+
+    Raises:
+        TypeError: for a part that is not integer.
+    """
+    state: UInt64Array = np.zeros((), dtype=np.uint64)
+    for part in parts:
+        state = _mix(np.add(state, _word(part)))
+    return state
+
+
+def uniform(hashed: UInt64Array) -> npt.NDArray[np.float64]:
+    """The top 53 bits of each hash as float64 in [0, 1), evenly spaced."""
+    return (hashed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _word(part: HashPart) -> UInt64Array:
+    """The part plus the golden constant, modulo 2^64, as an array."""
+    if isinstance(part, int):
+        return np.array((part + _GOLDEN) & _MASK, dtype=np.uint64)
+    array = np.asarray(part)
+    if array.dtype.kind == "i":
+        array = array.astype(np.int64).view(np.uint64)
+    elif array.dtype.kind != "u":
+        raise TypeError(f"hash64 takes integers, not {array.dtype}")
+    return np.asarray(array.astype(np.uint64) + np.uint64(_GOLDEN))
+
+
+def _mix(word: UInt64Array) -> UInt64Array:
+    # numpy warns of overflow between scalars, never between arrays.
+    words = np.atleast_1d(word)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    words ^= words >> np.uint64(31)
+    return words.reshape(np.shape(word))

@@ -1,0 +1,62 @@
+"""``log.source`` -> the importer of that name, and the canonical folder as a source."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from sgrec_torchrec.config import LogConfig
+from sgrec_torchrec.distributed.atomic import atomic_folder
+from sgrec_torchrec.logs.canonical import read_canonical
+from sgrec_torchrec.logs.canonical_write import (
+    ImportReport,
+    refuse_foreign_folder,
+    report_of,
+)
+from sgrec_torchrec.logs.importers.complete_journey import import_complete_journey
+from sgrec_torchrec.logs.importers.locate import resolve_path
+from sgrec_torchrec.logs.importers.minionerec import import_minionerec
+from sgrec_torchrec.logs.importers.movielens import import_movielens
+from sgrec_torchrec.logs.importers.sequences import import_sequences
+
+
+def import_log(config: LogConfig, out_dir: Path) -> ImportReport:
+    """Write the log that ``config`` names as a canonical folder under ``out_dir``.
+
+    Call it on one rank. The folder appears whole or not at all.
+
+    Raises:
+        ImportError: naming the extra of a data package that is not installed.
+        FileNotFoundError: for a path that is not there, and how to get the data.
+        ValueError: naming file, column, first offending row and mend.
+    """
+    return IMPORTERS[config.source](config.path, out_dir)
+
+
+def import_canonical(path: str | None, out_dir: Path) -> ImportReport:
+    """Verify a canonical folder and link (or, across disks, copy) it to ``out_dir``."""
+    source = resolve_path(path, "canonical")
+    log = read_canonical(source)
+    if source.resolve() != out_dir.resolve():
+        refuse_foreign_folder(out_dir)
+        with atomic_folder(out_dir) as folder:
+            (folder / "interactions").mkdir()
+            for name in [*log.manifest["files"], "manifest.json"]:
+                _link_or_copy(source / name, folder / name)
+    return report_of(log.manifest, out_dir)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+IMPORTERS: dict[str, Callable[[str | None, Path], ImportReport]] = {
+    "movielens": lambda _, out_dir: import_movielens(out_dir),
+    "complete-journey": lambda _, out_dir: import_complete_journey(out_dir),
+    "minionerec": import_minionerec,
+    "sequences": import_sequences,
+    "canonical": import_canonical,
+}

@@ -1,0 +1,319 @@
+"""The prepared split on disk: one folder, written whole and read back verified.
+
+sequences.parquet   a row per user: user_id, items, timestamps, events, values (lists
+                    of equal length), train_end, valid_end
+valid.parquet, test.parquet   a row per target: the fields of ``EvalRows``
+items.parquet       the catalogue; row n is item n
+manifest.json       settings, counts, sha256 and bytes of every file
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sgrec_torchrec.config import LogConfig
+from sgrec_torchrec.distributed.atomic import atomic_folder, sha256_file, write_json
+from sgrec_torchrec.logs.canonical import CanonicalLog, parquet_writer
+from sgrec_torchrec.schema import (
+    Catalogue,
+    EvalRows,
+    Int64Array,
+    Sequences,
+    SplitLog,
+)
+
+FORMAT_VERSION = 1
+EVENTS_PER_GROUP = 1 << 22
+EVAL_COLUMNS = {
+    "user": np.int64,
+    "history_start": np.int32,
+    "history_end": np.int32,
+    "target": np.int32,
+    "target_timestamp": np.int64,
+}
+LISTS = {
+    "items": pa.int32(),
+    "timestamps": pa.int64(),
+    "events": pa.int16(),
+    "values": pa.float32(),
+}
+SEQUENCE_SCHEMA = pa.schema(
+    [
+        ("user_id", pa.string()),
+        *((name, pa.list_(pa.field("element", kind))) for name, kind in LISTS.items()),
+        ("train_end", pa.int32()),
+        ("valid_end", pa.int32()),
+    ]
+)
+TEXT_COLUMNS = ("title", "brand", "category", "description")
+MEND = "prepare the split again"
+
+
+def write_split(
+    out_dir: Path,
+    *,
+    log: CanonicalLog,
+    config: LogConfig,
+    sequences: Sequences,
+    valid: EvalRows,
+    test: EvalRows,
+    user_ids: list[str],
+    event_types: list[str],
+    counts: dict[str, int],
+) -> None:
+    """Write the folder under a temporary name, then rename it over an older one."""
+    facts: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "protocol": config.protocol,
+        "max_history": config.max_history,
+        "seed": config.seed,
+        "has_clock": sequences.has_clock,
+        "has_value": sequences.has_value,
+        "event_types": event_types,
+        "canonical_files": {
+            name: entry["sha256"] for name, entry in log.manifest["files"].items()
+        },
+        "counts": {
+            "users": sequences.num_users,
+            "items": sequences.num_items,
+            "rows": len(sequences.items_R),
+            "train_rows": int(sequences.train_end_U.sum(dtype=np.int64)),
+            "valid_targets": len(valid),
+            "test_targets": len(test),
+            **counts,
+        },
+    }
+    with atomic_folder(out_dir) as folder:
+        write_sequences(folder / "sequences.parquet", sequences, user_ids)
+        for name, rows in (("valid", valid), ("test", test)):
+            columns = {key: getattr(rows, f"{key}_E") for key in EVAL_COLUMNS}
+            _write_table(folder / f"{name}.parquet", pa.table(columns))
+        _write_table(folder / "items.parquet", log.items())
+        facts["files"] = {
+            path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+            for path in sorted(folder.glob("*.parquet"))
+        }
+        write_json(folder / "manifest.json", facts)
+
+
+def load_split(out_dir: Path) -> SplitLog:
+    """Read a prepared split; sha256 and page checksums are verified.
+
+    Arrow's list offsets and values become numpy columns without a Python object per
+    event; memory is 18 bytes an event. Every rank may call it; none communicate.
+
+    Raises:
+        FileNotFoundError: where the folder or one of its files is absent.
+        ValueError: naming the file that was cut or changed, or the row out of range.
+    """
+    facts = _read_manifest(out_dir)
+    sequences, user_ids = read_sequences(
+        out_dir / "sequences.parquet",
+        num_items=int(facts["counts"]["items"]),
+        num_event_types=len(facts["event_types"]),
+        has_clock=bool(facts["has_clock"]),
+        has_value=bool(facts["has_value"]),
+    )
+    catalogue = read_catalogue(out_dir / "items.parquet")
+    if len(catalogue) != sequences.num_items:
+        raise ValueError(
+            f"{out_dir / 'items.parquet'}: has {len(catalogue)} rows, manifest.json "
+            f"says {sequences.num_items}; {MEND}"
+        )
+    return SplitLog(
+        sequences=sequences,
+        valid=_read_eval_rows(out_dir / "valid.parquet", sequences),
+        test=_read_eval_rows(out_dir / "test.parquet", sequences),
+        catalogue=catalogue,
+        user_ids=user_ids,
+        protocol=str(facts["protocol"]),
+    )
+
+
+def write_sequences(path: Path, sequences: Sequences, user_ids: list[str]) -> None:
+    """Write ``sequences.parquet``, in row groups of whole users, 4 M events or so."""
+    offsets_U1 = sequences.offsets_U1
+    group_U = offsets_U1[:-1] // EVENTS_PER_GROUP
+    starts = np.flatnonzero(np.diff(group_U, prepend=-1))
+    with parquet_writer(path, SEQUENCE_SCHEMA) as writer:
+        for start, end in zip(starts, [*starts[1:], len(group_U)], strict=True):
+            first, last = offsets_U1[start], offsets_U1[end]
+            lists = pa.array((offsets_U1[start : end + 1] - first).astype(np.int32))
+            columns = [pa.array(user_ids[start:end], pa.string())]
+            for name, field in zip(LISTS, list(SEQUENCE_SCHEMA)[1:], strict=False):
+                values = pa.array(getattr(sequences, f"{name}_R")[first:last])
+                columns.append(pa.ListArray.from_arrays(lists, values).cast(field.type))
+            columns.append(pa.array(sequences.train_end_U[start:end]))
+            columns.append(pa.array(sequences.valid_end_U[start:end]))
+            table = pa.Table.from_arrays(columns, schema=SEQUENCE_SCHEMA)
+            writer.write_table(table, row_group_size=max(1, end - start))
+
+
+def read_sequences(
+    path: Path,
+    *,
+    num_items: int,
+    num_event_types: int,
+    has_clock: bool,
+    has_value: bool,
+) -> tuple[Sequences, list[str]]:
+    """``sequences.parquet`` as CSR arrays, and the user ids.
+
+    Raises:
+        ValueError: naming the file if its bytes changed, or what is out of range.
+    """
+    table = _read_table(path)
+    columns: dict[str, npt.NDArray[Any]] = {}
+    offsets_U1: Int64Array | None = None
+    for name in LISTS:
+        list_offsets_U1, columns[name] = flatten_lists(table[name])
+        if offsets_U1 is not None and not np.array_equal(offsets_U1, list_offsets_U1):
+            raise ValueError(
+                f"{path}: column {name} differs from items in length; {MEND}"
+            )
+        offsets_U1 = list_offsets_U1
+    assert offsets_U1 is not None
+    sequences = Sequences(
+        offsets_U1=offsets_U1,
+        items_R=columns["items"],
+        timestamps_R=columns["timestamps"],
+        events_R=columns["events"],
+        values_R=columns["values"],
+        train_end_U=table["train_end"].to_numpy(),
+        valid_end_U=table["valid_end"].to_numpy(),
+        num_items=num_items,
+        num_event_types=num_event_types,
+        has_clock=has_clock,
+        has_value=has_value,
+    )
+    sequences.validate()
+    return sequences, table["user_id"].to_pylist()
+
+
+def flatten_lists(column: pa.ChunkedArray) -> tuple[Int64Array, npt.NDArray[Any]]:
+    """int64 [U + 1] offsets and the values of a list column, end to end.
+
+    One chunk is read in place; several are joined by one copy.
+    """
+    ends = [np.zeros(1, dtype=np.int64)]
+    values = []
+    total = 0
+    for lists in column.chunks:
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        values.append(lists.values.to_numpy()[offsets[0] : offsets[-1]])
+        ends.append(offsets[1:] - offsets[0] + total)
+        total = int(ends[-1][-1]) if len(offsets) > 1 else total
+    if len(values) == 1:
+        return np.concatenate(ends), values[0]
+    empty = column.type.value_type.to_pandas_dtype()
+    flat = np.concatenate(values) if values else np.zeros(0, dtype=empty)
+    return np.concatenate(ends), flat
+
+
+def read_catalogue(path: Path) -> Catalogue:
+    """``items.parquet`` as text lists and arrays. Grows with the catalogue.
+
+    Raises:
+        ValueError: naming the file if its bytes changed, or an embedding or sid whose
+            length differs from the first item's.
+    """
+    table = _read_table(path)
+    texts = {
+        name: pc.fill_null(table[name].cast(pa.string()), "")
+        if name in table.column_names
+        else pa.chunked_array([pa.array([""] * table.num_rows, pa.string())])
+        for name in TEXT_COLUMNS
+    }
+    blanks = [pc.if_else(pc.equal(text, ""), None, text) for text in texts.values()]
+    joined = pc.binary_join_element_wise(*blanks, " ", null_handling="skip")
+    return Catalogue(
+        item_ids=table["item_id"].cast(pa.string()).to_pylist(),
+        titles=texts["title"].to_pylist(),
+        brands=texts["brand"].to_pylist(),
+        categories=texts["category"].to_pylist(),
+        texts=joined.to_pylist(),
+        embedding_ND=_matrix(path, table, "embedding", np.float32),
+        sid_NL=_matrix(path, table, "sid", np.int32),
+    )
+
+
+def _matrix(
+    path: Path, table: pa.Table, name: str, dtype: type[np.generic]
+) -> npt.NDArray[Any] | None:
+    if name not in table.column_names or not table.num_rows:
+        return None
+    column = table[name]
+    kind = column.type
+    lists = column.cast(pa.list_(kind.value_type)) if kind != pa.null() else column
+    lengths = pc.list_value_length(lists).to_numpy()
+    bad = np.flatnonzero(lengths != lengths[0])
+    if lists.null_count or len(bad):
+        raise ValueError(
+            f"{path}: {name} is null or of another length than in row 0 (row "
+            f"{bad[0] if len(bad) else 0}); give every item one, or drop the column"
+        )
+    flat = flatten_lists(lists)[1]
+    return flat.reshape(table.num_rows, -1).astype(dtype, copy=False)
+
+
+def _read_eval_rows(path: Path, sequences: Sequences) -> EvalRows:
+    table = _read_table(path)
+    fields = {
+        f"{name}_E": table[name].to_numpy().astype(dtype, copy=False)
+        for name, dtype in EVAL_COLUMNS.items()
+    }
+    rows = EvalRows(**fields)
+    user_E, end_E = rows.user_E, rows.history_end_E
+    is_bad_E = (user_E < 0) | (user_E >= sequences.num_users)
+    is_bad_E |= (rows.target_E < 0) | (rows.target_E >= sequences.num_items)
+    lengths_U = np.diff(sequences.offsets_U1)
+    is_bad_E |= end_E > lengths_U[np.where(is_bad_E, 0, user_E)]
+    is_bad_E |= (rows.history_start_E < 0) | (rows.history_start_E > end_E)
+    if is_bad_E.any():
+        row = int(np.flatnonzero(is_bad_E)[0])
+        raise ValueError(f"{path}: row {row} is outside the sequences; {MEND}")
+    return rows
+
+
+def _read_manifest(out_dir: Path) -> dict[str, Any]:
+    path = out_dir / "manifest.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: not found, so {out_dir} is no prepared split; {MEND}"
+        )
+    try:
+        facts = dict(json.loads(path.read_text(encoding="utf-8")))
+        files = dict(facts["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is damaged ({error}); {MEND}") from error
+    if facts["format_version"] != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format_version is {facts['format_version']}, this release reads "
+            f"{FORMAT_VERSION}; {MEND}"
+        )
+    for name, entry in files.items():
+        if not (out_dir / name).is_file():
+            raise FileNotFoundError(
+                f"{out_dir / name}: is in manifest.json only; {MEND}"
+            )
+        if sha256_file(out_dir / name) != entry["sha256"]:
+            raise ValueError(f"{out_dir / name}: truncated or changed (sha256); {MEND}")
+    return facts
+
+
+def _read_table(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {MEND}") from error
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    with parquet_writer(path, table.schema) as writer:
+        writer.write_table(table)
