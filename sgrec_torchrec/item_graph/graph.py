@@ -1,0 +1,378 @@
+"""The item graph: sparse item-to-item weights, their file, and scores of histories.
+
+A[i, j] = C[i, j] / (1 + pop_i)^a / (1 + pop_j)^b + beta S[i, j]^2, the formula of
+ANCHORS.md, from co-visits C, popularity pop and text similarity S. A history h, newest
+first h_0, h_1, ..., scores item j by sum over d of decay^d A[h_d, j].
+
+Scale: N items hold at most N max_neighbours edges of 8 bytes each. At 1e8 items take
+max_neighbours 50 (40 GB); ``load`` maps the files into memory, and a batch of
+histories touches only the rows of the items that it holds.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from sgrec_torchrec.config import GraphConfig
+from sgrec_torchrec.distributed.atomic import atomic_folder, sha256_file, write_json
+from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.item_graph.covisitation import covisitation, fit_ends, popularity
+from sgrec_torchrec.item_graph.row_order import (
+    BoolArray,
+    first_k,
+    keep_heaviest,
+    rows_of,
+)
+from sgrec_torchrec.item_graph.text import item_texts, squared_similarity, tf_idf
+from sgrec_torchrec.schema import (
+    Catalogue,
+    EvalRows,
+    Float32Array,
+    Int32Array,
+    Int64Array,
+    Sequences,
+    SplitLog,
+)
+
+FORMAT_VERSION = 1
+BATCH_ROWS = 512
+ARRAYS = ("indptr_N1", "neighbours_E", "weights_E", "popularity_N")
+ARRAY_TYPES = ("int64", "int32", "float32", "int64")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemGraph:
+    """Edges of item i: entries ``indptr_N1[i] : indptr_N1[i + 1]``, by rising item.
+
+    Here E counts edges, and H events of histories laid end to end.
+    """
+
+    indptr_N1: Int64Array
+    neighbours_E: Int32Array
+    weights_E: Float32Array
+    """All > 0."""
+    popularity_N: Int64Array
+    """Events of each item in the period the graph was fitted on: breaks ties."""
+    decay: float
+    score_history: int
+
+    @property
+    def num_items(self) -> int:
+        return len(self.indptr_N1) - 1
+
+    @property
+    def num_edges(self) -> int:
+        return len(self.neighbours_E)
+
+    def validate(self) -> None:
+        """Check shapes, ranges and order once, where a graph enters the process.
+
+        Raises:
+            ValueError: naming the array and the first entry that breaks the contract.
+        """
+        for name, kind in zip(ARRAYS, ARRAY_TYPES, strict=True):
+            if getattr(self, name).dtype != kind:
+                raise ValueError(f"{name} is {getattr(self, name).dtype}, not {kind}")
+        if self.indptr_N1[0] != 0 or (np.diff(self.indptr_N1) < 0).any():
+            raise ValueError("indptr_N1: must start at 0 and never fall")
+        sizes = (len(self.neighbours_E), len(self.weights_E))
+        if sizes != (self.indptr_N1[-1],) * 2:
+            raise ValueError(
+                f"indptr_N1 ends at {self.indptr_N1[-1]}; neighbours_E and weights_E "
+                f"have {sizes} entries"
+            )
+        if len(self.popularity_N) != self.num_items:
+            raise ValueError(
+                f"popularity_N has {len(self.popularity_N)} items, "
+                f"indptr_N1 {self.num_items}"
+            )
+        bad = (self.neighbours_E < 0) | (self.neighbours_E >= self.num_items)
+        _refuse(bad, "neighbours_E", f"is outside [0, {self.num_items})")
+        _refuse(~(self.weights_E > 0), "weights_E", "is not > 0")
+        row = rows_of(self.indptr_N1)
+        same_row = row[1:] == row[:-1]
+        falls = same_row & (self.neighbours_E[1:] <= self.neighbours_E[:-1])
+        _refuse(falls, "neighbours_E", "is not smaller than the next one of its row")
+
+    def save(self, folder: Path) -> None:
+        """Write four .npy files and ``graph.json`` with their SHA-256, all or none."""
+        with atomic_folder(folder) as temporary:
+            for name in ARRAYS:
+                np.save(
+                    temporary / f"{name}.npy", getattr(self, name), allow_pickle=False
+                )
+            manifest = {
+                "format_version": FORMAT_VERSION,
+                "decay": self.decay,
+                "score_history": self.score_history,
+                "sha256": {
+                    name: sha256_file(temporary / f"{name}.npy") for name in ARRAYS
+                },
+            }
+            write_json(temporary / "graph.json", manifest)
+
+    @classmethod
+    def load(cls, folder: Path) -> "ItemGraph":
+        """Read what ``save`` wrote; the arrays are memory-mapped, read-only.
+
+        Raises:
+            FileNotFoundError: naming the file that is missing.
+            ValueError: naming the file that is damaged or of another format.
+        """
+        path = folder / "graph.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: build the item graph first")
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            version, digests = manifest["format_version"], manifest["sha256"]
+            decay, score_history = manifest["decay"], manifest["score_history"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: build the graph again") from error
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{path}: format_version {version}, this program reads "
+                f"{FORMAT_VERSION}: build the graph again"
+            )
+        arrays = {name: _load_array(folder, name, digests) for name in ARRAYS}
+        graph = cls(**arrays, decay=decay, score_history=score_history)
+        graph.validate()
+        return graph
+
+    def edges_from(self, items: Int32Array) -> sp.csr_matrix:
+        """Rows of A for the given items, float32 CSR [len(items), N]."""
+        low, high = self.indptr_N1[items], self.indptr_N1[items.astype(np.int64) + 1]
+        indptr = np.concatenate([[0], np.cumsum(high - low)])
+        edge = spans(low, high)
+        return sp.csr_matrix(
+            (self.weights_E[edge], self.neighbours_E[edge], indptr),
+            shape=(len(items), self.num_items),
+        )
+
+    def score(self, indptr: Int64Array, items_H: Int32Array) -> sp.csr_matrix:
+        """Scores of every item that a history reaches.
+
+        Args:
+            indptr: int64 [B + 1]; history b is ``items_H[indptr[b] : indptr[b + 1]]``,
+                oldest first. Its newest ``score_history`` events take part.
+
+        Returns:
+            float64 CSR [B, N], columns sorted; absent means 0.
+        """
+        known, code = np.unique(items_H, return_inverse=True)
+        weights = history_weights(
+            indptr,
+            code,
+            decay=self.decay,
+            score_history=self.score_history,
+            num_items=len(known),
+        )
+        scores = (weights @ self.edges_from(known)).tocsr()
+        scores.eliminate_zeros()
+        scores.sort_indices()
+        return scores
+
+    def top_items(
+        self, sequences: Sequences, rows: EvalRows, k: int, filter_seen: bool
+    ) -> Int32Array:
+        """The k best items of each row over the full catalogue.
+
+        Equal scores (the zero of an unreached item included) rank by falling
+        popularity, then rising item. Ranks do not communicate.
+
+        Args:
+            filter_seen: leave out the items of the row's own history.
+
+        Returns:
+            int32 [len(rows), k], best first; -1 where the catalogue has no more items.
+
+        Raises:
+            ValueError: if the log has another number of items than the graph.
+        """
+        if sequences.num_items != self.num_items:
+            raise ValueError(
+                f"the log has {sequences.num_items} items, the graph "
+                f"{self.num_items}: build the graph from this log"
+            )
+        by_popularity = np.argsort(-self.popularity_N, kind="stable")
+        top_EK = np.full((len(rows), k), -1, dtype=np.int32)
+        for start in progress(
+            range(0, len(rows), BATCH_ROWS), description="graph scores", unit="batch"
+        ):
+            batch = rows.take(np.arange(start, min(start + BATCH_ROWS, len(rows))))
+            indptr, items_H = histories(sequences, batch)
+            scores = self.score(indptr, items_H)
+            seen = (indptr, items_H) if filter_seen else None
+            top_EK[start : start + len(batch)] = _rank(scores, seen, by_popularity, k)
+        return top_EK
+
+
+def build_graph(
+    split: SplitLog, config: GraphConfig, fit_on: str, out_dir: Path | None = None
+) -> ItemGraph:
+    """Fit the graph on the train period, or on train and valid together.
+
+    Args:
+        fit_on: "train" or "train+valid".
+        out_dir: where to save it, if anywhere.
+
+    Raises:
+        ValueError: where ``config.text_weight`` is None or ``fit_on`` unknown.
+    """
+    if config.text_weight is None:
+        raise ValueError(
+            "graph.text_weight is None: set it, or let choose_graph choose it"
+        )
+    end_U = fit_ends(split.sequences, fit_on)
+    popularity_N = popularity(split.sequences, end_U)
+    edges = covisitation_edges(split.sequences, config, end_U, popularity_N)
+    if config.text_weight > 0:
+        edges = edges + config.text_weight * text_edges(split.catalogue, config)
+    graph = graph_of(edges, popularity_N, config)
+    if out_dir is not None:
+        graph.save(out_dir)
+    return graph
+
+
+def covisitation_edges(
+    sequences: Sequences,
+    config: GraphConfig,
+    end_U: Int32Array,
+    popularity_N: Int64Array,
+) -> sp.csr_matrix:
+    """The damped co-visits, cut to ``max_neighbours`` a row: float64 CSR [N, N]."""
+    damping_N = (1.0 + popularity_N) ** -config.row_exponent
+    column_N = (1.0 + popularity_N) ** -config.column_exponent
+    blocks = []
+    for low, high, counts in covisitation(sequences, config, end_U):
+        row = rows_of(counts.indptr)
+        counts.data = counts.data * damping_N[low:high][row]
+        counts.data = counts.data * column_N[counts.indices]
+        blocks.append(keep_heaviest(counts, config.max_neighbours))
+    return sp.vstack(blocks, format="csr")
+
+
+def text_edges(catalogue: Catalogue, config: GraphConfig) -> sp.csr_matrix:
+    """S^2, cut to ``max_neighbours`` a row: float64 CSR [N, N]."""
+    return squared_similarity(
+        tf_idf(item_texts(catalogue), binary=config.binary_text),
+        floor=config.text_floor,
+        max_neighbours=config.max_neighbours,
+    )
+
+
+def graph_of(
+    edges: sp.csr_matrix, popularity_N: Int64Array, config: GraphConfig
+) -> ItemGraph:
+    """Keep the heaviest ``max_neighbours`` a row and make the record of them."""
+    kept = keep_heaviest(edges.astype(np.float32).tocsr(), config.max_neighbours)
+    return ItemGraph(
+        indptr_N1=kept.indptr.astype(np.int64),
+        neighbours_E=kept.indices.astype(np.int32),
+        weights_E=kept.data.astype(np.float32),
+        popularity_N=popularity_N,
+        decay=config.decay,
+        score_history=config.score_history,
+    )
+
+
+def spans(low: Int64Array, high: Int64Array) -> Int64Array:
+    """All integers of [low_0, high_0), then of [low_1, high_1), and so on."""
+    length = high - low
+    end = np.cumsum(length)
+    return np.arange(length.sum()) + np.repeat(low - (end - length), length)
+
+
+def history_weights(
+    indptr: Int64Array,
+    items_H: npt.NDArray[np.integer],
+    *,
+    decay: float,
+    score_history: int,
+    num_items: int,
+) -> sp.csr_matrix:
+    """decay^d for the event at distance d from a history's end, d < score_history.
+
+    Args:
+        indptr, items_H: histories, oldest first, as ``histories`` returns them.
+
+    Returns:
+        float64 CSR [B, num_items]; an item that occurs twice has the sum.
+    """
+    row = rows_of(indptr)
+    distance = indptr[1:][row] - 1 - np.arange(len(items_H))
+    recent = np.flatnonzero(distance < score_history)
+    return sp.csr_matrix(
+        (np.power(float(decay), distance[recent]), (row[recent], items_H[recent])),
+        shape=(len(indptr) - 1, num_items),
+    )
+
+
+def histories(sequences: Sequences, rows: EvalRows) -> tuple[Int64Array, Int32Array]:
+    """Histories of the rows in CSR form: indptr int64 [E + 1], items int32, oldest first."""
+    first = sequences.offsets_U1[rows.user_E]
+    low, high = first + rows.history_start_E, first + rows.history_end_E
+    indptr = np.concatenate([[0], np.cumsum(high - low)]).astype(np.int64)
+    return indptr, sequences.items_R[spans(low, high)]
+
+
+def _rank(
+    scores: sp.csr_matrix,
+    seen: tuple[Int64Array, Int32Array] | None,
+    by_popularity: Int64Array,
+    k: int,
+) -> Int32Array:
+    """Order each row's scored items, then unreached ones by popularity: [B, k]."""
+    num_rows, num_items = scores.shape
+    no_key = np.empty(0, dtype=np.int64)
+    seen_key = no_key
+    if seen is not None:
+        seen_key = np.unique(rows_of(seen[0]) * num_items + seen[1])
+    key = rows_of(scores.indptr) * num_items + scores.indices
+    kept = ~_contains(seen_key, key)
+    key, score = key[kept], scores.data[kept]
+    count = np.bincount(key // num_items, minlength=num_rows)
+    short = np.flatnonzero(count < k)
+    if len(short):
+        # So many popular items always hold k that are neither scored nor seen.
+        seen_count = np.bincount(seen_key // num_items, minlength=num_rows)
+        num_popular = k + int((count + seen_count)[short].max())
+        more = (short[:, None] * num_items + by_popularity[:num_popular]).ravel()
+        more = more[~_contains(key, more) & ~_contains(seen_key, more)]
+        key = np.concatenate([key, more])
+        score = np.concatenate([score, np.zeros(len(more))])
+    tie_rank = np.empty(num_items, dtype=np.int64)
+    tie_rank[by_popularity] = np.arange(num_items)
+    row, column = np.divmod(key, num_items)
+    return first_k(row, column, score, tie_rank, num_rows, k)
+
+
+def _contains(ordered: Int64Array, values: Int64Array) -> BoolArray:
+    """Which of ``values`` stand in the rising array ``ordered``."""
+    if not len(ordered):
+        return np.zeros(len(values), dtype=bool)
+    place = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    found: BoolArray = ordered[place] == values
+    return found
+
+
+def _load_array(folder: Path, name: str, digests: dict[str, str]) -> np.ndarray:  # type: ignore[type-arg]
+    path = folder / f"{name}.npy"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: build the item graph again")
+    if sha256_file(path) != digests.get(name):
+        raise ValueError(
+            f"{path} is damaged (its SHA-256 is not that of graph.json): build the "
+            "item graph again"
+        )
+    loaded: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[type-arg]
+    return loaded
+
+
+def _refuse(bad: BoolArray, name: str, complaint: str) -> None:
+    first = np.flatnonzero(bad)
+    if len(first):
+        raise ValueError(f"{name}[{first[0]}] {complaint}")

@@ -1,0 +1,99 @@
+"""The largest entries of each row of a sparse matrix, without a loop over rows.
+
+Two steps keep it exact and fast: one SIMD sort of packed (row, value) keys finds each
+row's threshold in float32, which lets through a few more than asked; only those are
+then ordered in full precision. Memory: 8 bytes an entry beside the matrix.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from sgrec_torchrec.schema import Int32Array, Int64Array
+
+Float64Array = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+def rows_of(indptr: npt.NDArray[np.integer]) -> Int64Array:
+    """Row number of each entry of a CSR matrix, int64 [nnz]."""
+    return np.repeat(np.arange(len(indptr) - 1, dtype=np.int64), np.diff(indptr))
+
+
+def place_in_row(row: Int64Array, num_rows: int) -> Int64Array:
+    """Place 0, 1, ... of each entry within its row, where ``row`` never falls."""
+    starts = np.searchsorted(row, np.arange(num_rows))
+    return np.arange(len(row), dtype=np.int64) - starts[row]
+
+
+def near_top(row: Int64Array, value: Float64Array, num_rows: int, k: int) -> BoolArray:
+    """True for every entry that may be among the k largest of its row.
+
+    Args:
+        row: int64 [nnz], never falling.
+        value: float64 [nnz], not negative. Rounded to float32 here: entries that tie
+            with the k-th after rounding all pass, so the exact top k is a subset.
+    """
+    bits = np.ascontiguousarray(value, dtype=np.float32).view(np.uint32)
+    # Floats >= 0 order as their bits do; the complement puts large values first.
+    key = (row.astype(np.uint64) << np.uint64(32)) | (~bits).astype(np.uint64)
+    ordered = np.sort(key)
+    count = np.bincount(row, minlength=num_rows)
+    start = np.cumsum(count) - count
+    last = start + np.minimum(count, k) - 1
+    threshold = np.zeros(num_rows, dtype=np.uint64)
+    threshold[count > 0] = ordered[last[count > 0]]
+    return key <= threshold[row]
+
+
+def keep_heaviest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
+    """The k largest entries of each row; of equal ones, those of smaller columns.
+
+    Columns come back sorted within each row, explicit zeros gone.
+
+    Args:
+        matrix: CSR with values >= 0.
+    """
+    matrix = matrix.tocsr()
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    if matrix.nnz == 0 or int(np.diff(matrix.indptr).max()) <= k:
+        return matrix
+    row = rows_of(matrix.indptr)
+    num_rows = matrix.shape[0]
+    near = np.flatnonzero(near_top(row, matrix.data, num_rows, k))
+    order = near[np.lexsort((matrix.indices[near], -matrix.data[near], row[near]))]
+    kept = np.sort(order[place_in_row(row[order], num_rows) < k])
+    indptr = np.searchsorted(row[kept], np.arange(num_rows + 1))
+    return sp.csr_matrix(
+        (matrix.data[kept], matrix.indices[kept], indptr), shape=matrix.shape
+    )
+
+
+def first_k(
+    row: Int64Array,
+    column: Int64Array,
+    score: Float64Array,
+    tie_rank: npt.NDArray[np.integer],
+    num_rows: int,
+    k: int,
+) -> Int32Array:
+    """Columns of each row by falling score, then rising ``tie_rank``.
+
+    Args:
+        row: int64 [nnz] in any order; no (row, column) twice.
+        tie_rank: [num_columns], a permutation.
+
+    Returns:
+        int32 [num_rows, k], -1 beyond a row's entries.
+    """
+    by_row = np.argsort(row, kind="stable")
+    row, column, score = row[by_row], column[by_row], score[by_row]
+    near = np.flatnonzero(near_top(row, score, num_rows, k))
+    row, column, score = row[near], column[near], score[near]
+    order = np.lexsort((tie_rank[column], -score, row))
+    place = place_in_row(row[order], num_rows)
+    kept = place < k
+    top = np.full((num_rows, k), -1, dtype=np.int32)
+    top[row[order][kept], place[kept]] = column[order][kept]
+    return top
