@@ -1,0 +1,145 @@
+"""The legal semantic IDs as a prefix trie of tensors: which code may follow a prefix.
+
+A node is a prefix; nodes of a level are numbered in the order of their codes, so the
+children of a node are contiguous, and leaf n is the n-th item in the order of SIDs.
+Per node a level keeps one bit per code and the number of its first child. A step costs
+the same at 1e4 and at 1e8 items; memory is min(N, K^(L-1)) * K / 8 bytes for the bits
+(134 MB at N = 1e8, K = 1024, L = 3) and 8 bytes an item for the leaves.
+
+Letters: N items, L levels, K codes, X any leading shape.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgrec_torchrec.schema import Int32Array, Int64Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixTrie:
+    """Build with ``PrefixTrie.build``. All tensors lie on one device."""
+
+    legal_bits: tuple[Tensor, ...]
+    """Per level, uint8 [num_nodes, ceil(K / 8)]: bit c of a row tells if c may follow."""
+    first_child: tuple[Tensor, ...]
+    """Per level, int64 [num_nodes]: number of the node's first child."""
+    item_of_leaf_N: Tensor
+    """int32: the item of each leaf."""
+    codes_NL: Tensor
+    """int32: the codes of each item."""
+    log_mask_table: Tensor
+    """float32 [256, 8]: for each byte of ``legal_bits``, 0 where a bit is set, else
+    -inf."""
+    popcount_table: Tensor
+    """int64 [256]: bits set in a byte."""
+    num_codes: int
+
+    @property
+    def num_items(self) -> int:
+        return self.item_of_leaf_N.shape[0]
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.legal_bits)
+
+    @staticmethod
+    def build(codes_NL: Int32Array, num_codes: int) -> "PrefixTrie":
+        """The trie of a catalogue without collisions. O(N log N) time, on the CPU.
+
+        Raises:
+            ValueError: if the catalogue is empty or two items share all codes.
+        """
+        num_items, num_levels = codes_NL.shape
+        if num_items == 0:
+            raise ValueError("codes_NL has no rows: a trie needs at least one item")
+        order_N = np.lexsort(codes_NL.T[::-1])
+        sorted_NL = codes_NL[order_N].astype(np.int64)
+        node_N = np.zeros(num_items, dtype=np.int64)
+        bits, first_child = [], []
+        for level in range(num_levels):
+            is_new_N = np.ones(num_items, dtype=bool)
+            is_new_N[1:] = (np.diff(node_N) != 0) | (np.diff(sorted_NL[:, level]) != 0)
+            parents, codes = node_N[is_new_N], sorted_NL[is_new_N, level]
+            bits.append(_pack(parents, codes, int(node_N[-1]) + 1, num_codes))
+            first_child.append(np.flatnonzero(np.diff(parents, prepend=-1)))
+            node_N = np.cumsum(is_new_N) - 1
+        if node_N[-1] + 1 != num_items:
+            clash = int(np.flatnonzero(np.diff(node_N) == 0)[0])
+            raise ValueError(
+                f"items {order_N[clash]} and {order_N[clash + 1]} share the codes "
+                f"{codes_NL[order_N[clash]].tolist()}: resolve collisions first"
+            )
+        return PrefixTrie(
+            legal_bits=tuple(torch.from_numpy(rows) for rows in bits),
+            first_child=tuple(torch.from_numpy(starts) for starts in first_child),
+            item_of_leaf_N=torch.from_numpy(order_N.astype(np.int32)),
+            codes_NL=torch.from_numpy(codes_NL.astype(np.int32)),
+            log_mask_table=_byte_log_masks(),
+            popcount_table=torch.arange(256).bitwise_and_(255).apply_(_popcount),
+            num_codes=num_codes,
+        )
+
+    def to(self, device: torch.device) -> "PrefixTrie":
+        """A copy on ``device``."""
+        return PrefixTrie(
+            legal_bits=tuple(rows.to(device) for rows in self.legal_bits),
+            first_child=tuple(starts.to(device) for starts in self.first_child),
+            item_of_leaf_N=self.item_of_leaf_N.to(device),
+            codes_NL=self.codes_NL.to(device),
+            log_mask_table=self.log_mask_table.to(device),
+            popcount_table=self.popcount_table.to(device),
+            num_codes=self.num_codes,
+        )
+
+    def log_mask(self, level: int, node_X: Tensor) -> Tensor:
+        """float32 [X, K]: 0 where code k may follow node x of ``level``, else -inf."""
+        rows = self.legal_bits[level][node_X]
+        mask = self.log_mask_table[rows.int()].flatten(-2)
+        return mask[..., : self.num_codes]
+
+    def child(self, level: int, node_X: Tensor, code_X: Tensor) -> Tensor:
+        """int64 [X]: the node reached by ``code_X``; any valid node if it is illegal."""
+        rows = self.legal_bits[level][node_X].long()
+        byte_X, bit_X = code_X // 8, code_X % 8
+        is_before = torch.arange(rows.shape[-1], device=rows.device) < byte_X[..., None]
+        rank_X = (self.popcount_table[rows] * is_before).sum(-1)
+        last_X = rows.gather(-1, byte_X[..., None]).squeeze(-1)
+        rank_X = rank_X + self.popcount_table[last_X & ((1 << bit_X) - 1)]
+        child_X = self.first_child[level][node_X] + rank_X
+        num_children = (
+            self.first_child[level + 1].shape[0]
+            if level + 1 < self.num_levels
+            else self.num_items
+        )
+        return child_X.clamp_(max=num_children - 1)
+
+    def prefix_nodes(self, codes_XL: Tensor) -> Tensor:
+        """int64 [X, L]: the node from which each code of a legal SID is chosen."""
+        node_X = torch.zeros_like(codes_XL[..., 0], dtype=torch.int64)
+        nodes = [node_X]
+        for level in range(self.num_levels - 1):
+            node_X = self.child(level, node_X, codes_XL[..., level].long())
+            nodes.append(node_X)
+        return torch.stack(nodes, dim=-1)
+
+
+def _pack(
+    parents: Int64Array, codes: Int64Array, num_nodes: int, num_codes: int
+) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+    num_bytes = -(-num_codes // 8)
+    bits = np.zeros(num_nodes * num_bytes, dtype=np.uint8)
+    place = parents * num_bytes + codes // 8
+    np.add.at(bits, place, (1 << (codes % 8)).astype(np.uint8))
+    return bits.reshape(num_nodes, num_bytes)
+
+
+def _byte_log_masks() -> Tensor:
+    is_set = (torch.arange(256)[:, None] >> torch.arange(8)) & 1
+    return torch.where(is_set.bool(), 0.0, float("-inf"))
+
+
+def _popcount(byte: int) -> int:
+    return byte.bit_count()
