@@ -1,0 +1,110 @@
+"""Causal pre-norm transformer over jagged histories.
+
+Letters: T positions of all sequences end to end, B sequences, H heads, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sgrec_torchrec.generator.attention import (
+    AttentionGroups,
+    jagged_causal_attention,
+)
+from sgrec_torchrec.generator.noise import hash_dropout
+
+ROTARY_BASE = 10_000.0
+
+
+class Backbone(nn.Module):
+    """Runs once over a history; its cost does not depend on the catalogue."""
+
+    def __init__(
+        self, *, dim: int, num_layers: int, num_heads: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.input_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.layers = nn.ModuleList(
+            Layer(dim=dim, num_heads=num_heads, dropout=dropout, salt=16 * (1 + index))
+            for index in range(num_layers)
+        )
+        self.output_norm = nn.RMSNorm(dim, eps=1e-6)
+
+    def forward(
+        self, input_TD: Tensor, offsets_B1: Tensor, position_key_T: Tensor | None
+    ) -> Tensor:
+        """float [T, D]: what is known after each position.
+
+        Args:
+            input_TD: float [T, D], sequences end to end.
+            offsets_B1: int64 [B + 1], where each sequence starts.
+            position_key_T: int64 [T], keys of the dropout noise; None: no dropout.
+        """
+        groups = AttentionGroups(offsets_B1)
+        place_T = torch.arange(len(input_TD), device=input_TD.device)
+        start_T = offsets_B1[:-1].repeat_interleave(
+            offsets_B1.diff(), output_size=len(input_TD)
+        )
+        rotation = rotary_angles(place_T - start_T, self.layers[0].head_dim)
+        state_TD = self.input_norm(input_TD)
+        if position_key_T is not None:
+            state_TD = hash_dropout(state_TD, position_key_T, 0, self.dropout)
+        for layer in self.layers:
+            state_TD = layer(state_TD, rotation, groups, position_key_T)
+        return self.output_norm(state_TD)
+
+
+class Layer(nn.Module):
+    """Attention and a gated feed-forward, each a residual branch."""
+
+    def __init__(self, *, dim: int, num_heads: int, dropout: float, salt: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.dropout, self.salt = dropout, salt
+        self.attention_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
+        self.attention_out = nn.Linear(dim, dim, bias=False)
+        self.feed_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.feed_in = nn.Linear(dim, 4 * dim, bias=False)
+        self.feed_out = nn.Linear(2 * dim, dim, bias=False)
+
+    def forward(
+        self,
+        state_TD: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        groups: AttentionGroups,
+        position_key_T: Tensor | None,
+    ) -> Tensor:
+        """float [T, D] -> float [T, D]."""
+        mixed = self.query_key_value(self.attention_norm(state_TD))
+        query, key, value = mixed.unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+        attended = jagged_causal_attention(
+            rotate(query, rotation), rotate(key, rotation), value, groups
+        )
+        branch = self.attention_out(attended.flatten(1))
+        state_TD = state_TD + self._drop(branch, position_key_T, self.salt)
+        gate, up = self.feed_in(self.feed_norm(state_TD)).chunk(2, dim=-1)
+        branch = self.feed_out(F.silu(gate) * up)
+        return state_TD + self._drop(branch, position_key_T, self.salt + 1)
+
+    def _drop(self, branch: Tensor, key_T: Tensor | None, salt: int) -> Tensor:
+        if key_T is None:
+            return branch
+        return hash_dropout(branch, key_T, salt, self.dropout)
+
+
+def rotary_angles(place_T: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """cos and sin, float [T, 1, head_dim / 2] (rotary embedding, arXiv 2104.09864)."""
+    half = head_dim // 2
+    power = torch.arange(half, device=place_T.device) / half
+    angle = place_T[:, None] * ROTARY_BASE**-power
+    return angle.cos()[:, None], angle.sin()[:, None]
+
+
+def rotate(heads_THD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair of channels by its position's angle: float [T, H, D]."""
+    cos, sin = rotation
+    first, second = heads_THD.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

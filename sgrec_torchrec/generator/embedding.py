@@ -1,0 +1,60 @@
+"""Sharded tables -> the input vector of every history position."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.sparse.jagged_tensor import JaggedTensor
+
+from sgrec_torchrec.schema import feature_names
+
+
+def build_tables(
+    *,
+    num_items: int,
+    num_levels: int,
+    num_codes: int,
+    num_gap_buckets: int,
+    num_event_types: int,
+    num_value_buckets: int,
+    dim: int,
+) -> EmbeddingCollection:
+    """The TorchRec tables of ``TokenBatch.features``, unsharded, float32 [rows, dim].
+
+    Row 0 of every table is the begin marker (or: nothing known). The item table grows
+    with the catalogue, the code table with L * K; the others are constant.
+    """
+    rows = {
+        "item": (num_items + 1, ["item"]),
+        "code": (num_levels * num_codes + 1, feature_names(num_levels)[1:-3]),
+        "gap": (num_gap_buckets, ["gap"]),
+        "event": (num_event_types + 1, ["event"]),
+        "value": (num_value_buckets, ["value"]),
+    }
+    return EmbeddingCollection(
+        tables=[
+            EmbeddingConfig(
+                name=name,
+                num_embeddings=num_rows,
+                embedding_dim=dim,
+                feature_names=features,
+            )
+            for name, (num_rows, features) in rows.items()
+        ]
+    )
+
+
+class InputSum(nn.Module):
+    """Adds up what is known of a position: item, codes, gap, event, value."""
+
+    def __init__(self, num_levels: int) -> None:
+        super().__init__()
+        self.names = feature_names(num_levels)
+
+    def forward(self, looked_up: Mapping[str, JaggedTensor]) -> Tensor:
+        """float [T, D] from one JaggedTensor [T, D] per feature, all equally long."""
+        total_TD = looked_up[self.names[0]].values()
+        for name in self.names[1:]:
+            total_TD = total_TD + looked_up[name].values()
+        return total_TD

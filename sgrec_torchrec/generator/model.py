@@ -1,0 +1,117 @@
+"""The generator: tables, backbone and code decoder, with its pretraining loss.
+
+Letters: T positions, B sequences, S targets, L levels, D width.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+
+from sgrec_torchrec.config import GeneratorConfig
+from sgrec_torchrec.generator.backbone import Backbone
+from sgrec_torchrec.generator.decoder import CodeDecoder, item_logprob
+from sgrec_torchrec.generator.embedding import InputSum, build_tables
+from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
+from sgrec_torchrec.schema import TokenBatch
+
+
+class StepOutput(NamedTuple):
+    """Detached figures of one training forward, per rank."""
+
+    loss: Tensor
+    """float scalar: this rank's share; its mean over ranks is the global loss."""
+    level_loss_L: Tensor
+    """float [L]: the same, by code level."""
+
+
+class Tower(nn.Module):
+    """All that is dense: backbone and code decoder.
+
+    A module of its own, so that the train pipeline's tracer takes it as a leaf and
+    looks only at the tables before it.
+    """
+
+    def __init__(self, *, config: GeneratorConfig, trie: PrefixTrie) -> None:
+        super().__init__()
+        self.trie = trie
+        self.input_sum = InputSum(trie.num_levels)
+        self.backbone = Backbone(
+            dim=config.dim,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            dropout=config.dropout,
+        )
+        self.decoder = CodeDecoder(
+            dim=config.dim,
+            width=config.decoder_width,
+            num_levels=trie.num_levels,
+            num_codes=trie.num_codes,
+        )
+
+    def encode(
+        self, looked_up: Mapping[str, JaggedTensor], position_key_T: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What is known after each position, float [T, D], and int64 [B + 1] offsets.
+
+        ``position_key_T`` (int64) seeds the dropout; None switches it off.
+        """
+        offsets_B1 = looked_up["item"].offsets().long()
+        input_TD = self.input_sum(looked_up)
+        return self.backbone(input_TD, offsets_B1, position_key_T), offsets_B1
+
+    def forward(
+        self, looked_up: Mapping[str, JaggedTensor], batch: TokenBatch
+    ) -> StepOutput:
+        """Weighted next-item cross-entropy over the levels, at every target.
+
+        loss = -loss_scale * sum_s weight_s sum_l log p(code_sl | codes_s<l, context_s),
+        with p over the codes that the trie allows; in nats.
+        """
+        key_T = batch.position_key_T if self.training else None
+        hidden_TD, _ = self.encode(looked_up, key_T)
+        logprob_SL = item_logprob(
+            self.decoder,
+            self.trie,
+            hidden_TD,
+            batch.target_context_S,
+            batch.target_item_S,
+        )
+        level_loss_L = -batch.loss_scale * (batch.target_weight_S @ logprob_SL)
+        return StepOutput(level_loss_L.sum(), level_loss_L.detach())
+
+
+class Generator(nn.Module):
+    """Decoder-only model over a KeyedJaggedTensor. Knows nothing of sharding."""
+
+    def __init__(
+        self, *, config: GeneratorConfig, trie: PrefixTrie, num_event_types: int
+    ) -> None:
+        super().__init__()
+        self.tables = build_tables(
+            num_items=trie.num_items,
+            num_levels=trie.num_levels,
+            num_codes=trie.num_codes,
+            num_gap_buckets=config.num_gap_buckets,
+            num_event_types=num_event_types,
+            num_value_buckets=config.num_value_buckets,
+            dim=config.dim,
+        )
+        self.tower = Tower(config=config, trie=trie)
+
+    def forward(self, batch: TokenBatch) -> tuple[Tensor, StepOutput]:
+        """The loss to differentiate and its detached parts. See ``Tower.forward``.
+
+        Where the tables are sharded, the look-up is an all-to-all of all ranks.
+        """
+        output = self.tower(self.tables(batch.features), batch)
+        return output.loss, output._replace(loss=output.loss.detach())
+
+    def encode_last(self, features: KeyedJaggedTensor) -> Tensor:
+        """float [B, D]: what is known of each user after the whole history.
+
+        Without dropout. The same communication as ``forward``.
+        """
+        hidden_TD, offsets_B1 = self.tower.encode(self.tables(features), None)
+        return hidden_TD[offsets_B1[1:] - 1]

@@ -1,0 +1,36 @@
+"""Noise as a pure function of keys: the same on any number of ranks, in any order."""
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed 64-bit integer
+_MIX_A = -4658895280553007687
+_MIX_B = -7723592293110705685
+
+
+def hash_uniform(key_X: Tensor, salt: int, size: int) -> Tensor:
+    """float32 [X, size] in (0, 1): noise for each key (int64 [X]), salt and column.
+
+    The finaliser of splitmix64 (Steele, Lea, Flood 2014) over wrapping int64
+    arithmetic; 23 bits of it, offset by half a step so that no value is 0 or 1 (with
+    24, the largest would round up to 1 in float32).
+    """
+    column = torch.arange(size, device=key_X.device) + (salt << 32)
+    state = key_X[..., None] + column * _GOLDEN
+    state = (state ^ (state >> 30)) * _MIX_A
+    state = (state ^ (state >> 27)) * _MIX_B
+    bits = (state ^ (state >> 31)) & 0x7FFFFF
+    return (bits.float() + 0.5) * 2.0**-23
+
+
+def hash_gumbel(key_X: Tensor, salt: int, size: int) -> Tensor:
+    """float32 [X, size]: standard Gumbel noise for each key, salt and column."""
+    return -torch.log(-torch.log(hash_uniform(key_X, salt, size)))
+
+
+def hash_dropout(values_TD: Tensor, key_T: Tensor, salt: int, rate: float) -> Tensor:
+    """``values_TD`` with a share ``rate`` of elements zeroed, the rest scaled up."""
+    if rate == 0.0:
+        return values_TD
+    is_kept = hash_uniform(key_T, salt, values_TD.shape[-1]) >= rate
+    return values_TD * (is_kept * (1.0 / (1.0 - rate)))
