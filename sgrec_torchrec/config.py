@@ -9,6 +9,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class LogConfig:
     """Which log, and how it is cut."""
 
     source: str = "movielens"
-    """Importer: movielens, complete-journey, minionerec, sequences, or canonical."""
+    """Importer: one of ``SOURCES``."""
     path: str | None = None
     """Folder or file that the importer reads; None where a package holds the data."""
     protocol: str = "leave-last-out"
@@ -54,7 +55,7 @@ class GraphConfig:
     max_distance: int = 5
     """Pairs farther apart than this in a user's sequence are not counted."""
     backward_weight: float = 0.3
-    """Weight of a pair against the order of time; forward pairs weigh 1 (/ distance)."""
+    """Weight of a pair against the order of time, / distance; forward pairs weigh 1."""
     row_exponent: float = 0.5
     """a: how much a popular source item is damped."""
     column_exponent: float = 0.0
@@ -137,6 +138,9 @@ class PretrainConfig:
     """Next-item cross-entropy, with the item graph as a teacher."""
 
     num_epochs: int = 20
+    stop_after_epochs: int | None = None
+    """Stop early on the schedule of ``num_epochs``: what a refit takes from the run on
+    the train period alone."""
     global_batch_size: int = 64
     """Sequences a step over all ranks: the same run on any number of ranks."""
     dense_lr: float = 2e-3
@@ -169,6 +173,10 @@ class EvaluationConfig:
     beam_width: int = 50
     max_rows: int = 20_000
     """Beyond, a seeded sample stratified by user."""
+    max_valid_rows: int = 3_000
+    """The same for the validations during training."""
+    prior_weight: float | None = None
+    """The item graph's share of the mixture that ranks. None: chosen on valid rows."""
     batch_size: int = 256
     """Rows a step and rank."""
     seed: int = 0
@@ -176,6 +184,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         check_range("evaluation.beam_width", self.beam_width, 1, 4096)
         check_range("evaluation.batch_size", self.batch_size, 1, 1 << 20)
+        if self.prior_weight is not None:
+            check_range("evaluation.prior_weight", self.prior_weight, 0.0, 0.99)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +211,27 @@ class RunConfig:
         """The resolved settings, as written beside checkpoints and results."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
 
+    @classmethod
+    def read(cls, path: Path) -> "RunConfig":
+        """The settings that a run wrote.
+
+        Raises:
+            FileNotFoundError: naming the file that is not there.
+            ValueError: where it is not such a file, or of another version.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: is this the folder of a run?")
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+            for name, stage in STAGES.items():
+                plain[name] = stage(**plain[name])
+            return cls(**plain)
+        except (TypeError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} does not hold the settings of this version ({error}): "
+                "train the run again"
+            ) from error
+
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
@@ -214,6 +245,15 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{name} = {value} is outside [{low}, {high}]")
 
 
+STAGES: dict[str, Callable[..., object]] = {
+    "log": LogConfig,
+    "graph": GraphConfig,
+    "tokens": TokenConfig,
+    "generator": GeneratorConfig,
+    "pretrain": PretrainConfig,
+    "evaluation": EvaluationConfig,
+}
+
 RUNS: dict[str, RunConfig] = {
     "movielens": RunConfig(name="movielens"),
     "smoke": RunConfig(
@@ -225,7 +265,9 @@ RUNS: dict[str, RunConfig] = {
     ),
     "office": RunConfig(
         name="office",
-        log=LogConfig(source="minionerec", path="office", protocol="given"),
+        log=LogConfig(
+            source="minionerec", path="office", protocol="given", max_history=10
+        ),
     ),
     "beauty": RunConfig(
         name="beauty", log=LogConfig(source="sequences", path="beauty")
@@ -283,7 +325,7 @@ def _parse(text: str, kind: typing.Any, whole: str) -> typing.Any:
 
 
 def parse_run(argv: list[str] | None = None) -> tuple[RunConfig, argparse.Namespace]:
-    """The command line of ``train.py``: --run NAME, --set stage.field=value, --resume."""
+    """The command line of ``train.py``: --run NAME --set stage.field=value --resume."""
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Train and evaluate the generator on an interaction log.",

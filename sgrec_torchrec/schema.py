@@ -46,6 +46,7 @@ class Sequences:
 
     @property
     def num_users(self) -> int:
+        """U."""
         return len(self.offsets_U1) - 1
 
     def validate(self) -> None:
@@ -111,7 +112,7 @@ class Catalogue:
     """The items in dense order: row n describes item index n.
 
     ``texts`` is title, brand, category and description joined for an encoder;
-    ``embedding_ND`` and ``sid_NL`` are the user's own, where ``items.parquet`` has them.
+    ``embedding_ND`` and ``sid_NL`` are the user's own, if ``items.parquet`` has them.
     """
 
     item_ids: list[str]
@@ -147,11 +148,13 @@ class ItemTokens:
 
     @property
     def num_items(self) -> int:
-        return self.codes_NL.shape[0]
+        """N."""
+        return len(self.codes_NL)
 
     @property
     def num_levels(self) -> int:
-        return self.codes_NL.shape[1]
+        """L."""
+        return int(self.codes_NL.shape[1])
 
     def validate(self) -> None:
         """Check that codes are in range and that no two items share all codes.
@@ -179,7 +182,7 @@ class ItemTokens:
 
 
 @dataclass(slots=True, kw_only=True)
-class TokenBatch(Pipelineable):
+class TokenBatch(Pipelineable):  # type: ignore[misc]
     """One rank's share of a global batch, ready for the device.
 
     ``features`` has keys ``FEATURES(L)``, all with the same lengths [B]: position 0 of

@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def save_checkpoint(
         else:
             plain[name] = value
     try:
-        save(tensors, storage_writer=FileSystemWriter(temporary))
+        with _without_known_advice():
+            save(tensors, storage_writer=FileSystemWriter(temporary))
     except CheckpointException as error:
         raise OSError(f"cannot write checkpoint {final}: {_cause(error)}") from error
     if is_main_rank():
@@ -200,7 +202,7 @@ def _training_tensors(
     for parameter, parts in optimizer.state_dict()["state"].items():
         for part, value in parts.items():
             tensors[f"optimizer.{parameter}.{part}"] = value
-    odd = [key for key, value in tensors.items() if not hasattr(value, "size")]
+    odd = [key for key, value in tensors.items() if not torch.is_tensor(value)]
     assert not odd, f"not tensors: {odd}"
     return tensors
 
@@ -214,13 +216,24 @@ def _open_verified(path: Path, *, together: bool) -> SafeReader:
 def _read_tensors(
     path: Path, tensors: dict[str, Any], reader: SafeReader, *, alone: bool
 ) -> None:
-    with warnings.catch_warnings():
-        # No process group is what a server has; torch need not say so.
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        try:
+    try:
+        with _without_known_advice():
             load(tensors, storage_reader=reader, no_dist=alone)
-        except CheckpointException as error:
-            raise ValueError(f"{path} cannot be read: {_cause(error)}") from error
+    except CheckpointException as error:
+        raise ValueError(f"{path} cannot be read: {_cause(error)}") from error
+
+
+@contextmanager
+def _without_known_advice() -> Iterator[None]:
+    """Silence what torch says of its own parts and no user could change.
+
+    That ShardedTensor, which torchrec uses, will give way to DTensor; and that there
+    is no process group, which is as it should be in a server.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Please use DTensor instead")
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _cause(error: CheckpointException) -> str:
@@ -239,10 +252,11 @@ def _check_fit(
             raise ValueError(
                 f"{path} has no {key}: it is a checkpoint of another model"
             )
-        if tuple(saved[key].size) != tuple(value.size()):
+        was, now = tuple(saved[key].size), _shape(value)
+        if was != now:
             raise ValueError(
-                f"{path}: {key} has shape {tuple(saved[key].size)} in the checkpoint "
-                f"and {tuple(value.size())} in this model"
+                f"{path}: {key} has shape {was} in the checkpoint and {now} in this "
+                "model"
             )
     unread = sorted(
         key for key in set(saved) - set(tensors) if whole or key.startswith("model.")
@@ -252,6 +266,13 @@ def _check_fit(
             f"{path} holds {unread[0]}, which this model lacks: it is a checkpoint of "
             "another model"
         )
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Of the whole tensor, where ``value`` is a ShardedTensor."""
+    if hasattr(value, "local_shards"):
+        return tuple(value.metadata().size)
+    return tuple(value.shape)
 
 
 def _check_config(path: Path, config_json: str, free_fields: Collection[str]) -> None:

@@ -5,14 +5,10 @@ that cannot run code from the folder.
 """
 
 import json
-import os
 import pathlib
 import pickle
-import platform
 import re
-import subprocess
 from dataclasses import dataclass
-from importlib import metadata as installed
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +19,7 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 
 from sgrec_torchrec.distributed.atomic import sha256_file, write_json
 from sgrec_torchrec.distributed.launch import all_gather_rows
+from sgrec_torchrec.distributed.origin import origin
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -172,17 +169,6 @@ def write_manifest(folder: Path, step: int, sha256: dict[str, str]) -> None:
     )
 
 
-def origin() -> dict[str, Any]:
-    """Git commit (null outside a checkout) and versions of what a result hangs on."""
-    versions: dict[str, str] = {"python": platform.python_version()}
-    for name in ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "numpy"):
-        try:
-            versions[name] = installed.version(name)
-        except installed.PackageNotFoundError:
-            continue
-    return {"commit": _git("rev-parse", "HEAD"), "versions": versions}
-
-
 def hash_folder(folder: Path) -> dict[str, str]:
     """sha256 of every file of a folder that all ranks have just written.
 
@@ -286,22 +272,3 @@ def _place() -> tuple[int, int]:
     if not dist.is_initialized():
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
-
-
-def _git(*arguments: str) -> str | None:
-    folder = Path(__file__).parent
-    if not any((parent / ".git").exists() for parent in folder.parents):
-        return None
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

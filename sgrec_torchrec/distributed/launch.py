@@ -31,6 +31,7 @@ T = TypeVar("T")
 COLLECTIVE_TIMEOUT_S = 300.0
 HEARTBEAT_S = 2.0
 SILENCE_LIMIT_S = 120.0
+READ_WAIT_S = 5.0
 SHARED_FOLDER_WAIT_S = 30.0
 
 
@@ -238,11 +239,37 @@ def _publish(
         store.set(key, f"ok {socket.gethostname()}")
     else:
         store.set(key, f"error {type(error).__name__}: {error}")
+        _await_readers(store, key)
     return False
+
+
+def _await_readers(store: Store, key: str) -> None:
+    # The store may live in this process: it must not end before all have read.
+    deadline = time.monotonic() + READ_WAIT_S
+    while store.add(f"{key}/readers", 0) < dist.get_world_size() - 1:
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
 
 
 def _follow(store: Store, key: str) -> str:
     """Wait for the main rank's verdict; return its host."""
+    try:
+        _await_verdict(store, key)
+        text: str
+        verdict, _, text = store.get(key).decode().partition(" ")
+        store.add(f"{key}/readers", 1)
+    except dist.DistNetworkError as error:
+        raise RuntimeError(
+            "the store that the ranks meet at is gone: the main rank or its host died; "
+            "see its output for the cause"
+        ) from error
+    if verdict != "ok":
+        raise RuntimeError(f"the main rank failed: {text}")
+    return text
+
+
+def _await_verdict(store: Store, key: str) -> None:
     last_beat, heard_at = 0, time.monotonic()
     pause_s = 0.02
     while not store.check([key]):
@@ -256,11 +283,6 @@ def _follow(store: Store, key: str) -> str:
             )
         time.sleep(pause_s)
         pause_s = min(1.0, pause_s * 1.5)
-    text: str
-    verdict, _, text = store.get(key).decode().partition(" ")
-    if verdict != "ok":
-        raise RuntimeError(f"the main rank failed: {text}")
-    return text
 
 
 def _await_path(path: Path, host: str) -> None:

@@ -22,7 +22,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 DENSE = "dense"
 
 
-class ClippedOptimizer(OptimizerWrapper):
+class ClippedOptimizer(OptimizerWrapper):  # type: ignore[misc]
     """Scales gradients to a total L2 norm of at most ``max_gradient_norm``, then steps.
 
     Dense gradients are equal on all ranks after DDP, so no communication is needed.

@@ -43,11 +43,11 @@ def _nested_attention(
     query_THD: Tensor, key_THD: Tensor, value_THD: Tensor, offsets_B1: Tensor
 ) -> Tensor:
     """The same by the fused variable-length kernels of a GPU."""
-    nested = [
+    query, key, value = (
         torch.nested.nested_tensor_from_jagged(tensor, offsets_B1).transpose(1, 2)
         for tensor in (query_THD, key_THD, value_THD)
-    ]
-    mixed = F.scaled_dot_product_attention(*nested, is_causal=True)
+    )
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     return mixed.transpose(1, 2).contiguous().values()
 
 

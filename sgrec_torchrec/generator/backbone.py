@@ -24,6 +24,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.dropout = dropout
+        self.head_dim = dim // num_heads
         self.input_norm = nn.RMSNorm(dim, eps=1e-6)
         self.layers = nn.ModuleList(
             Layer(dim=dim, num_heads=num_heads, dropout=dropout, salt=16 * (1 + index))
@@ -46,13 +47,14 @@ class Backbone(nn.Module):
         start_T = offsets_B1[:-1].repeat_interleave(
             offsets_B1.diff(), output_size=len(input_TD)
         )
-        rotation = rotary_angles(place_T - start_T, self.layers[0].head_dim)
-        state_TD = self.input_norm(input_TD)
+        rotation = rotary_angles(place_T - start_T, self.head_dim)
+        state_TD: Tensor = self.input_norm(input_TD)
         if position_key_T is not None:
             state_TD = hash_dropout(state_TD, position_key_T, 0, self.dropout)
         for layer in self.layers:
             state_TD = layer(state_TD, rotation, groups, position_key_T)
-        return self.output_norm(state_TD)
+        state_TD = self.output_norm(state_TD)
+        return state_TD
 
 
 class Layer(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sgrec_torchrec.generator.decoder import CodeDecoder, constrained_log_softmax
 from sgrec_torchrec.generator.noise import hash_gumbel
+from sgrec_torchrec.generator.prior import Prior, PriorWalk
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
 from sgrec_torchrec.schema import Rollout
 
@@ -25,6 +26,7 @@ def beam_search(
     hidden_BD: Tensor,
     width: int,
     seen_item_BH: Tensor | None = None,
+    prior: Prior | None = None,
 ) -> Rollout:
     """The ``width`` best items by log-probability, distinct and legal by construction.
 
@@ -36,21 +38,31 @@ def beam_search(
         hidden_BD: float, from ``Generator.encode_last``.
         width: W, beams kept per level and items returned.
         seen_item_BH: int64, items that must not be returned, padded with -1.
+        prior: mixed with the network's distribution; ranks, but leaves ``logprob_BG``.
 
     Returns:
-        A Rollout with G = width; ``key_BG`` is ``logprob_BG``.
+        A Rollout with G = width; ``key_BG`` is the (mixed) log-probability that
+        ordered it, ``logprob_BG`` the network's own.
     """
-    beams = _Beams.start(hidden_BD, trie)
+    beams = _Beams.start(hidden_BD)
+    walk = PriorWalk(prior, trie) if prior else None
+    key_BW = beams.score_BW
     for level in range(trie.num_levels):
-        total_BWK = beams.score_BW[..., None] + _step_logprob(
+        logprob_BWK = beams.score_BW[..., None] + _step_logprob(
             decoder, trie, hidden_BD, beams, level, 1.0
         )
+        total_BWK = walk.mix(level, logprob_BWK) if walk else logprob_BWK
         if seen_item_BH is not None and level == trie.num_levels - 1:
             total_BWK = _without_seen(total_BWK, beams.node_BW, trie, seen_item_BH)
         count = min(width, total_BWK[0].numel())
-        score_BW, place_BW = total_BWK.flatten(1).topk(count)
+        key_BW, place_BW = total_BWK.flatten(1).topk(count)
+        if walk:
+            walk.advance(level, place_BW, total_BWK[0].numel())
+        # A slot that the filter ruled out is dead for the network's score too.
+        score_BW = logprob_BWK.flatten(1).gather(1, place_BW)
+        score_BW = score_BW.masked_fill(key_BW == NEVER, NEVER)
         beams = beams.grow(trie, level, score_BW, place_BW)
-    return beams.to_rollout(trie, width, beams.score_BW, beams.score_BW)
+    return beams.to_rollout(trie, width, beams.score_BW, key_BW)
 
 
 @torch.no_grad()
@@ -80,7 +92,7 @@ def sample_distinct(
     Returns:
         A Rollout, by falling perturbed key.
     """
-    beams = _Beams.start(hidden_BD, trie)
+    beams = _Beams.start(hidden_BD)
     key_BW = logprob_BW = beams.score_BW
     for level in range(trie.num_levels):
         sampling_BWK = _step_logprob(
@@ -111,11 +123,9 @@ class _Beams:
         self.codes_BWl, self.node_BW, self.score_BW = codes_BWl, node_BW, score_BW
 
     @staticmethod
-    def start(hidden_BD: Tensor, trie: PrefixTrie) -> "_Beams":
+    def start(hidden_BD: Tensor) -> "_Beams":
         root_B1 = hidden_BD.new_zeros((len(hidden_BD), 1), dtype=torch.int64)
-        return _Beams(
-            root_B1[..., None][..., :0], root_B1, root_B1.to(torch.float32)
-        )
+        return _Beams(root_B1[..., None][..., :0], root_B1, root_B1.to(torch.float32))
 
     def grow(
         self, trie: PrefixTrie, level: int, score_BW: Tensor, place_BW: Tensor
@@ -194,9 +204,7 @@ def _conditional_gumbel(
     gap_BWK = perturbed_BWK - largest_BW1
     shift_BWK = parent_BW1 - perturbed_BWK + torch.log1p(-torch.exp(gap_BWK))
     key_BWK = (
-        parent_BW1
-        - shift_BWK.clamp(min=0)
-        - torch.log1p(torch.exp(-shift_BWK.abs()))
+        parent_BW1 - shift_BWK.clamp(min=0) - torch.log1p(torch.exp(-shift_BWK.abs()))
     )
     is_dead = (logprob_BWK == NEVER) | (parent_BW1 == NEVER)
     return key_BWK.masked_fill(is_dead, NEVER)

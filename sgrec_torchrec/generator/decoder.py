@@ -33,7 +33,8 @@ class CodeDecoder(nn.Module):
 
     def user_part(self, level: int, hidden_XD: Tensor) -> Tensor:
         """float [X, M]: the part of level's input that all beams of a user share."""
-        return self.project[level](hidden_XD)
+        part_XM: Tensor = self.project[level](hidden_XD)
+        return part_XM
 
     def logits(self, level: int, user_part_XM: Tensor, codes_Xl: Tensor) -> Tensor:
         """float [X, K]: unnormalised scores of the level-th code.
@@ -48,7 +49,8 @@ class CodeDecoder(nn.Module):
             table = self.prefix_codes[level - 1]
             shift = torch.arange(level, device=codes_Xl.device) * self.num_codes
             state_XM = state_XM + table(codes_Xl + shift).sum(-2)
-        return self.heads[level](self.blocks[level](state_XM))
+        logits_XK: Tensor = self.heads[level](self.blocks[level](state_XM))
+        return logits_XK
 
 
 class ResidualBlock(nn.Module):
@@ -62,8 +64,10 @@ class ResidualBlock(nn.Module):
         self.output_norm = nn.RMSNorm(width, eps=1e-6)
 
     def forward(self, state_XM: Tensor) -> Tensor:
+        """See the class."""
         branch = self.contract(F.gelu(self.expand(self.input_norm(state_XM))))
-        return self.output_norm(state_XM + branch)
+        normed_XM: Tensor = self.output_norm(state_XM + branch)
+        return normed_XM
 
 
 def constrained_log_softmax(logits_XK: Tensor, log_mask_XK: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
@@ -19,11 +20,13 @@ def build_tables(
     num_event_types: int,
     num_value_buckets: int,
     dim: int,
+    device: torch.device | None = None,
 ) -> EmbeddingCollection:
     """The TorchRec tables of ``TokenBatch.features``, unsharded, float32 [rows, dim].
 
     Row 0 of every table is the begin marker (or: nothing known). The item table grows
-    with the catalogue, the code table with L * K; the others are constant.
+    with the catalogue, the code table with L * K; the others are constant. On the
+    ``meta`` device nothing is allocated: a table larger than one host needs that.
     """
     rows = {
         "item": (num_items + 1, ["item"]),
@@ -41,7 +44,8 @@ def build_tables(
                 feature_names=features,
             )
             for name, (num_rows, features) in rows.items()
-        ]
+        ],
+        device=device,
     )
 
 
@@ -54,7 +58,7 @@ class InputSum(nn.Module):
 
     def forward(self, looked_up: Mapping[str, JaggedTensor]) -> Tensor:
         """float [T, D] from one JaggedTensor [T, D] per feature, all equally long."""
-        total_TD = looked_up[self.names[0]].values()
+        total_TD: Tensor = looked_up[self.names[0]].values()
         for name in self.names[1:]:
             total_TD = total_TD + looked_up[name].values()
         return total_TD

@@ -6,6 +6,7 @@ Letters: T positions, B sequences, S targets, L levels, D width.
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
@@ -24,6 +25,8 @@ class StepOutput(NamedTuple):
     """float scalar: this rank's share; its mean over ranks is the global loss."""
     level_loss_L: Tensor
     """float [L]: the same, by code level."""
+    num_positions: Tensor
+    """float scalar: history positions of this rank's batch."""
 
 
 class Tower(nn.Module):
@@ -79,14 +82,20 @@ class Tower(nn.Module):
             batch.target_item_S,
         )
         level_loss_L = -batch.loss_scale * (batch.target_weight_S @ logprob_SL)
-        return StepOutput(level_loss_L.sum(), level_loss_L.detach())
+        num_positions = level_loss_L.new_tensor(len(hidden_TD))
+        return StepOutput(level_loss_L.sum(), level_loss_L.detach(), num_positions)
 
 
 class Generator(nn.Module):
     """Decoder-only model over a KeyedJaggedTensor. Knows nothing of sharding."""
 
     def __init__(
-        self, *, config: GeneratorConfig, trie: PrefixTrie, num_event_types: int
+        self,
+        *,
+        config: GeneratorConfig,
+        trie: PrefixTrie,
+        num_event_types: int,
+        table_device: torch.device | None = None,
     ) -> None:
         super().__init__()
         self.tables = build_tables(
@@ -97,6 +106,7 @@ class Generator(nn.Module):
             num_event_types=num_event_types,
             num_value_buckets=config.num_value_buckets,
             dim=config.dim,
+            device=table_device,
         )
         self.tower = Tower(config=config, trie=trie)
 

@@ -29,6 +29,7 @@ from sgrec_torchrec.distributed.optimizer import (
 )
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.distributed.tracking import Tracker
+from sgrec_torchrec.generator.model import StepOutput
 from sgrec_torchrec.logs.stream import TrainStream
 from sgrec_torchrec.schema import TokenBatch
 
@@ -62,10 +63,12 @@ class Trainee:
 
     @property
     def checkpoints(self) -> Path:
+        """The newest states, to go on from."""
         return self.config.run_dir / "checkpoints"
 
     @property
     def best(self) -> Path:
+        """The state that ships."""
         return self.config.run_dir / "best"
 
 
@@ -93,22 +96,33 @@ def pretrain(
     for end in _segment_ends(state.step, total_steps, trainee):
         _run_segment(trainee, pipeline, state.step, end, total_steps)
         state = replace(state, step=end)
-        if validate and _is_validation(end, total_steps, trainee):
+        if validate and (end % _validation_steps(trainee) == 0 or end == total_steps):
             state = _note_validation(trainee, state, validate())
         if end % settings.checkpoint_every_steps == 0:
             _save(trainee, trainee.checkpoints, state, settings.keep_checkpoints)
         if state.stale_validations >= settings.patience:
             break
     if validate:
-        _load(trainee, trainee.best)
+        restore_best(trainee)
     else:
         _save(trainee, trainee.best, state, keep=1)
     return state
 
 
+def restore_best(trainee: Trainee) -> PretrainState:
+    """Read the shipped weights into the model. All ranks call together.
+
+    Raises:
+        FileNotFoundError: where the run has not been trained yet.
+    """
+    if latest_checkpoint(trainee.best) is None:
+        raise FileNotFoundError(f"{trainee.best} holds no checkpoint: train the run")
+    return _load(trainee, trainee.best)
+
+
 def _run_segment(
     trainee: Trainee,
-    pipeline: "TrainPipelineSparseDist[TokenBatch, object]",
+    pipeline: "TrainPipelineSparseDist[TokenBatch, StepOutput]",
     start: int,
     end: int,
     total_steps: int,
@@ -117,8 +131,7 @@ def _run_segment(
     settings = trainee.config.pretrain
     batches = _batches(trainee.stream, start, end)
     trainee.dmp.train()
-    pending: list[Tensor] = []
-    began_s = time.perf_counter()
+    window = _Window(trainee, start)
     steps = progress(
         range(start, end),
         description=f"pretrain to {end}/{total_steps}",
@@ -129,12 +142,9 @@ def _run_segment(
         factor = warmup_cosine(step, settings.warmup_steps, total_steps)
         dense_lr, table_lr = settings.dense_lr * factor, settings.table_lr * factor
         set_learning_rates(trainee.optimizer, dense_lr, table_lr)
-        output = pipeline.progress(batches)
-        pending.append(torch.cat((output.loss[None], output.level_loss_L)))
-        if len(pending) == FLUSH_EVERY_STEPS or step + 1 == end:
-            elapsed_s = (time.perf_counter() - began_s) / len(pending)
-            _log_losses(trainee, pending, step + 1, dense_lr, elapsed_s)
-            pending, began_s = [], time.perf_counter()
+        window.add(pipeline.progress(batches), dense_lr)
+        if len(window) == FLUSH_EVERY_STEPS or step + 1 == end:
+            window.flush()
     # The pipeline rewires the tables' forward; evaluation needs the plain one.
     pipeline.detach()
     pipeline.attach(trainee.dmp)
@@ -152,24 +162,45 @@ def _batches(stream: TrainStream, start: int, end: int) -> Iterator[TokenBatch]:
             step += 1
 
 
-def _log_losses(
-    trainee: Trainee,
-    pending: list[Tensor],
-    next_step: int,
-    dense_lr: float,
-    step_s: float,
-) -> None:
-    """Average the pending losses over ranks (one all-reduce) and write them."""
-    losses = torch.stack(pending)
-    dist.all_reduce(losses)
-    losses /= dist.get_world_size()
-    first = next_step - len(pending)
-    for offset, (loss, *levels) in enumerate(losses.tolist()):
-        values = {"loss": loss, "learning_rate": dense_lr, "step_s": step_s}
-        values |= {f"loss_level_{level}": part for level, part in enumerate(levels)}
-        if first + offset + 1 == next_step:
-            values["gradient_norm"] = gradient_norm(trainee.optimizer)
-        trainee.tracker.log(first + offset, values, "pretrain")
+class _Window:
+    """Figures of the last few steps, kept on the device until they are written."""
+
+    def __init__(self, trainee: Trainee, first_step: int) -> None:
+        self.trainee, self.first_step = trainee, first_step
+        self.figures: list[Tensor] = []
+        self.learning_rates: list[float] = []
+        self.began_s = time.perf_counter()
+
+    def __len__(self) -> int:
+        return len(self.figures)
+
+    def add(self, output: StepOutput, learning_rate: float) -> None:
+        positions = output.num_positions[None]
+        self.figures.append(
+            torch.cat((positions, output.loss[None], output.level_loss_L))
+        )
+        self.learning_rates.append(learning_rate)
+
+    def flush(self) -> None:
+        """Combine over ranks (one all-reduce), write one line a step, start anew."""
+        figures = torch.stack(self.figures)
+        dist.all_reduce(figures)
+        figures[:, 1:] /= dist.get_world_size()
+        elapsed_s = time.perf_counter() - self.began_s
+        shared = {
+            "step_s": elapsed_s / len(self),
+            "tokens_per_s": float(figures[:, 0].sum()) / elapsed_s,
+            "gradient_norm": gradient_norm(self.trainee.optimizer),
+        }
+        for offset, (_, loss, *levels) in enumerate(figures.tolist()):
+            values = {"loss": loss, "learning_rate": self.learning_rates[offset]}
+            values |= {f"loss_level_{level}": part for level, part in enumerate(levels)}
+            if offset + 1 == len(self):
+                values |= shared
+            self.trainee.tracker.log(self.first_step + offset, values, "pretrain")
+        self.first_step += len(self)
+        self.figures, self.learning_rates = [], []
+        self.began_s = time.perf_counter()
 
 
 def _segment_ends(start: int, total_steps: int, trainee: Trainee) -> list[int]:
@@ -177,28 +208,23 @@ def _segment_ends(start: int, total_steps: int, trainee: Trainee) -> list[int]:
     settings = trainee.config.pretrain
     every = (settings.checkpoint_every_steps, _validation_steps(trainee))
     ends = {end for gap in every for end in range(gap, total_steps, gap)}
-    return sorted(end for end in ends | {total_steps} if end > start)
+    last = total_steps
+    if settings.stop_after_epochs is not None:
+        last = min(last, settings.stop_after_epochs * trainee.stream.steps_per_epoch)
+    return sorted(end for end in ends | {last} if start < end <= last)
 
 
 def _validation_steps(trainee: Trainee) -> int:
-    return (
-        trainee.config.pretrain.valid_every_epochs * trainee.stream.steps_per_epoch
-    )
-
-
-def _is_validation(step: int, total_steps: int, trainee: Trainee) -> bool:
-    return step % _validation_steps(trainee) == 0 or step == total_steps
+    return trainee.config.pretrain.valid_every_epochs * trainee.stream.steps_per_epoch
 
 
 def _note_validation(
     trainee: Trainee, state: PretrainState, ndcg: float
 ) -> PretrainState:
-    trainee.tracker.log(state.step, {"NDCG@10": ndcg}, "valid")
+    trainee.tracker.log(state.step - 1, {"NDCG@10": ndcg}, "valid")
     if ndcg <= state.best_ndcg:
         return replace(state, stale_validations=state.stale_validations + 1)
-    state = replace(
-        state, best_step=state.step, best_ndcg=ndcg, stale_validations=0
-    )
+    state = replace(state, best_step=state.step, best_ndcg=ndcg, stale_validations=0)
     _save(trainee, trainee.best, state, keep=1)
     return state
 

@@ -9,7 +9,8 @@ had too.
 Scores are linear in the graph, so a candidate costs one sparse sum over at most
 ``MAX_ROWS`` rows: visits and text are scored once per form and decay. The log is
 counted once for each column exponent and backward weight tried, and the text
-multiplied once for each form. On 1e9 events choose on a sample of users and set the result by hand.
+multiplied once for each form. On 1e9 events choose on a sample of users and set the
+result by hand.
 """
 
 import dataclasses
@@ -18,14 +19,14 @@ import numpy as np
 import scipy.sparse as sp
 
 from sgrec_torchrec.config import GraphConfig
-from sgrec_torchrec.item_graph.covisitation import fit_ends, popularity
-from sgrec_torchrec.item_graph.graph import (
+from sgrec_torchrec.item_graph.covisitation import (
     covisitation_edges,
-    histories,
-    history_weights,
-    text_edges,
+    fit_ends,
+    popularity,
 )
+from sgrec_torchrec.item_graph.graph import histories, history_weights
 from sgrec_torchrec.item_graph.row_order import rows_of
+from sgrec_torchrec.item_graph.text import text_edges
 from sgrec_torchrec.schema import EvalRows, Int32Array, Int64Array, SplitLog
 
 TEXT_WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0)
@@ -38,7 +39,7 @@ GRID: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("text_floor", (0.0, 0.2)),
     ("text_weight", TEXT_WEIGHTS),
 )
-MAX_ROWS = 3_000
+MAX_ROWS = 5_000
 REPEAT_SHARE = 0.01
 
 
@@ -168,7 +169,7 @@ class _Trial:
         return self.edges[form]
 
     def _unseen(self, scores: sp.csr_matrix) -> sp.csr_matrix:
-        """The scores without the items of each row's history, where these are left out."""
+        """The scores, without the items to be left out."""
         scores = scores.tocsr()
         key = rows_of(scores.indptr) * scores.shape[1] + scores.indices
         scores.data[np.isin(key, self.seen_key)] = 0.0

@@ -23,7 +23,7 @@ import scipy.sparse as sp
 
 from sgrec_torchrec.config import GraphConfig, check_choice
 from sgrec_torchrec.distributed.progress import progress
-from sgrec_torchrec.item_graph.row_order import Float64Array
+from sgrec_torchrec.item_graph.row_order import Float64Array, keep_heaviest, rows_of
 from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences
 
 MAX_PAIRS = 20_000_000
@@ -103,6 +103,25 @@ def covisitation(
             for part in _pairs(sequences, chunk, config, low, high)
         ]
         yield low, high, _count(parts, low, high, sequences.num_items)
+
+
+def covisitation_edges(
+    sequences: Sequences,
+    config: GraphConfig,
+    end_U: Int32Array,
+    popularity_N: Int64Array,
+) -> sp.csr_matrix:
+    """The damped co-visits, cut to ``max_neighbours`` a row: float64 CSR [N, N]."""
+    damping_N = (1.0 + popularity_N) ** -config.row_exponent
+    column_N = (1.0 + popularity_N) ** -config.column_exponent
+    blocks = []
+    for low, high, counts in covisitation(sequences, config, end_U):
+        row = rows_of(counts.indptr)
+        counts.data = counts.data * damping_N[low:high][row]
+        counts.data = counts.data * column_N[counts.indices]
+        blocks.append(keep_heaviest(counts, config.max_neighbours))
+    edges: sp.csr_matrix = sp.vstack(blocks, format="csr")
+    return edges
 
 
 def _pairs(

@@ -9,9 +9,12 @@ max_neighbours 50 (40 GB); ``load`` maps the files into memory, and a batch of
 histories touches only the rows of the items that it holds.
 """
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +23,19 @@ import scipy.sparse as sp
 from sgrec_torchrec.config import GraphConfig
 from sgrec_torchrec.distributed.atomic import atomic_folder, sha256_file, write_json
 from sgrec_torchrec.distributed.progress import progress
-from sgrec_torchrec.item_graph.covisitation import covisitation, fit_ends, popularity
+from sgrec_torchrec.item_graph.covisitation import (
+    covisitation_edges,
+    fit_ends,
+    popularity,
+)
 from sgrec_torchrec.item_graph.row_order import (
     BoolArray,
     first_k,
     keep_heaviest,
     rows_of,
 )
-from sgrec_torchrec.item_graph.text import item_texts, squared_similarity, tf_idf
+from sgrec_torchrec.item_graph.text import text_edges
 from sgrec_torchrec.schema import (
-    Catalogue,
     EvalRows,
     Float32Array,
     Int32Array,
@@ -62,10 +68,12 @@ class ItemGraph:
 
     @property
     def num_items(self) -> int:
+        """N."""
         return len(self.indptr_N1) - 1
 
     @property
     def num_edges(self) -> int:
+        """E."""
         return len(self.neighbours_E)
 
     def validate(self) -> None:
@@ -98,8 +106,12 @@ class ItemGraph:
         falls = same_row & (self.neighbours_E[1:] <= self.neighbours_E[:-1])
         _refuse(falls, "neighbours_E", "is not smaller than the next one of its row")
 
-    def save(self, folder: Path) -> None:
-        """Write four .npy files and ``graph.json`` with their SHA-256, all or none."""
+    def save(self, folder: Path, made_from: Mapping[str, object] | None = None) -> None:
+        """Write four .npy files and ``graph.json`` with their SHA-256, all or none.
+
+        Args:
+            made_from: settings to keep beside them, for the reader's eyes.
+        """
         with atomic_folder(folder) as temporary:
             for name in ARRAYS:
                 np.save(
@@ -109,6 +121,7 @@ class ItemGraph:
                 "format_version": FORMAT_VERSION,
                 "decay": self.decay,
                 "score_history": self.score_history,
+                "made_from": dict(made_from or {}),
                 "sha256": {
                     name: sha256_file(temporary / f"{name}.npy") for name in ARRAYS
                 },
@@ -170,7 +183,7 @@ class ItemGraph:
             score_history=self.score_history,
             num_items=len(known),
         )
-        scores = (weights @ self.edges_from(known)).tocsr()
+        scores: sp.csr_matrix = (weights @ self.edges_from(known)).tocsr()
         scores.eliminate_zeros()
         scores.sort_indices()
         return scores
@@ -233,35 +246,9 @@ def build_graph(
         edges = edges + config.text_weight * text_edges(split.catalogue, config)
     graph = graph_of(edges, popularity_N, config)
     if out_dir is not None:
-        graph.save(out_dir)
+        made_from = {"fit_on": fit_on, **dataclasses.asdict(config)}
+        graph.save(out_dir, made_from)
     return graph
-
-
-def covisitation_edges(
-    sequences: Sequences,
-    config: GraphConfig,
-    end_U: Int32Array,
-    popularity_N: Int64Array,
-) -> sp.csr_matrix:
-    """The damped co-visits, cut to ``max_neighbours`` a row: float64 CSR [N, N]."""
-    damping_N = (1.0 + popularity_N) ** -config.row_exponent
-    column_N = (1.0 + popularity_N) ** -config.column_exponent
-    blocks = []
-    for low, high, counts in covisitation(sequences, config, end_U):
-        row = rows_of(counts.indptr)
-        counts.data = counts.data * damping_N[low:high][row]
-        counts.data = counts.data * column_N[counts.indices]
-        blocks.append(keep_heaviest(counts, config.max_neighbours))
-    return sp.vstack(blocks, format="csr")
-
-
-def text_edges(catalogue: Catalogue, config: GraphConfig) -> sp.csr_matrix:
-    """S^2, cut to ``max_neighbours`` a row: float64 CSR [N, N]."""
-    return squared_similarity(
-        tf_idf(item_texts(catalogue), binary=config.binary_text),
-        floor=config.text_floor,
-        max_neighbours=config.max_neighbours,
-    )
 
 
 def graph_of(
@@ -283,7 +270,8 @@ def spans(low: Int64Array, high: Int64Array) -> Int64Array:
     """All integers of [low_0, high_0), then of [low_1, high_1), and so on."""
     length = high - low
     end = np.cumsum(length)
-    return np.arange(length.sum()) + np.repeat(low - (end - length), length)
+    flat: Int64Array = np.arange(length.sum()) + np.repeat(low - (end - length), length)
+    return flat
 
 
 def history_weights(
@@ -312,7 +300,7 @@ def history_weights(
 
 
 def histories(sequences: Sequences, rows: EvalRows) -> tuple[Int64Array, Int32Array]:
-    """Histories of the rows in CSR form: indptr int64 [E + 1], items int32, oldest first."""
+    """Histories, oldest first, as CSR: indptr int64 [E + 1], items int32 [H]."""
     first = sequences.offsets_U1[rows.user_E]
     low, high = first + rows.history_start_E, first + rows.history_end_E
     indptr = np.concatenate([[0], np.cumsum(high - low)]).astype(np.int64)
@@ -359,7 +347,7 @@ def _contains(ordered: Int64Array, values: Int64Array) -> BoolArray:
     return found
 
 
-def _load_array(folder: Path, name: str, digests: dict[str, str]) -> np.ndarray:  # type: ignore[type-arg]
+def _load_array(folder: Path, name: str, digests: dict[str, str]) -> npt.NDArray[Any]:
     path = folder / f"{name}.npy"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: build the item graph again")
@@ -368,7 +356,7 @@ def _load_array(folder: Path, name: str, digests: dict[str, str]) -> np.ndarray:
             f"{path} is damaged (its SHA-256 is not that of graph.json): build the "
             "item graph again"
         )
-    loaded: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[type-arg]
+    loaded: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return loaded
 
 

@@ -13,12 +13,14 @@ and take text neighbours from an approximate index over text embeddings instead.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
 
+from sgrec_torchrec.config import GraphConfig
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.item_graph.row_order import keep_heaviest
 from sgrec_torchrec.schema import Catalogue
@@ -45,11 +47,11 @@ def tf_idf(texts: list[str], *, binary: bool = False) -> sp.csr_matrix:
     """
     text = pa.array(texts, type=pa.large_string())
     plain = pc.replace_substring_regex(pc.utf8_lower(text), "[^a-z0-9]+", " ")
-    words = pc.ascii_split_whitespace(pc.ascii_trim_whitespace(plain))
+    words: Any = pc.ascii_split_whitespace(pc.ascii_trim_whitespace(plain))
     item = pc.list_parent_indices(words).to_numpy(zero_copy_only=False)
     word = pc.list_flatten(words)
     # Splitting an empty text leaves one empty word.
-    real = pc.not_equal(word, "").to_numpy(zero_copy_only=False)
+    real = pc.not_equal(word, pa.scalar("", word.type)).to_numpy(zero_copy_only=False)
     coded = word.dictionary_encode()
     term = coded.indices.to_numpy(zero_copy_only=False)[real]
     shape = (len(texts), len(coded.dictionary))
@@ -91,7 +93,17 @@ def squared_similarity(
             shape=block.shape,
         )
         blocks.append(keep_heaviest(squared, max_neighbours))
-    return sp.vstack(blocks, format="csr")
+    similar: sp.csr_matrix = sp.vstack(blocks, format="csr")
+    return similar
+
+
+def text_edges(catalogue: Catalogue, config: GraphConfig) -> sp.csr_matrix:
+    """S^2, cut to ``max_neighbours`` a row: float64 CSR [N, N]."""
+    return squared_similarity(
+        tf_idf(item_texts(catalogue), binary=config.binary_text),
+        floor=config.text_floor,
+        max_neighbours=config.max_neighbours,
+    )
 
 
 def _drop_frequent(terms_NV: sp.csr_matrix) -> sp.csr_matrix:

@@ -238,7 +238,9 @@ def tokens_from_sid(
 
     def cost_of(level: int, items: Int64Array, _: Int32Array) -> Float32Array:
         wanted_n1 = sid_NL[items, level][:, None]
-        cost_nK: Float32Array = np.abs(np.arange(num_codes) - wanted_n1, dtype=np.float32)
+        cost_nK: Float32Array = np.abs(
+            np.arange(num_codes) - wanted_n1, dtype=np.float32
+        )
         return cost_nK
 
     return resolve_collisions(sid_NL.astype(np.int32), num_codes, cost_of)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sgrec_torchrec.schema import Int32Array, Int64Array
@@ -23,7 +24,8 @@ class PrefixTrie:
     """Build with ``PrefixTrie.build``. All tensors lie on one device."""
 
     legal_bits: tuple[Tensor, ...]
-    """Per level, uint8 [num_nodes, ceil(K / 8)]: bit c of a row tells if c may follow."""
+    """Per level, uint8 [num_nodes, 8 * ceil(K / 64)]: bit c of a row (bit c % 8 of
+    byte c // 8) tells if c may follow."""
     first_child: tuple[Tensor, ...]
     """Per level, int64 [num_nodes]: number of the node's first child."""
     item_of_leaf_N: Tensor
@@ -33,16 +35,16 @@ class PrefixTrie:
     log_mask_table: Tensor
     """float32 [256, 8]: for each byte of ``legal_bits``, 0 where a bit is set, else
     -inf."""
-    popcount_table: Tensor
-    """int64 [256]: bits set in a byte."""
     num_codes: int
 
     @property
     def num_items(self) -> int:
+        """N."""
         return self.item_of_leaf_N.shape[0]
 
     @property
     def num_levels(self) -> int:
+        """L."""
         return len(self.legal_bits)
 
     @staticmethod
@@ -78,7 +80,6 @@ class PrefixTrie:
             item_of_leaf_N=torch.from_numpy(order_N.astype(np.int32)),
             codes_NL=torch.from_numpy(codes_NL.astype(np.int32)),
             log_mask_table=_byte_log_masks(),
-            popcount_table=torch.arange(256).bitwise_and_(255).apply_(_popcount),
             num_codes=num_codes,
         )
 
@@ -90,24 +91,23 @@ class PrefixTrie:
             item_of_leaf_N=self.item_of_leaf_N.to(device),
             codes_NL=self.codes_NL.to(device),
             log_mask_table=self.log_mask_table.to(device),
-            popcount_table=self.popcount_table.to(device),
             num_codes=self.num_codes,
         )
 
     def log_mask(self, level: int, node_X: Tensor) -> Tensor:
         """float32 [X, K]: 0 where code k may follow node x of ``level``, else -inf."""
-        rows = self.legal_bits[level][node_X]
-        mask = self.log_mask_table[rows.int()].flatten(-2)
+        # Of torch's ways to gather rows, embedding copies each in one piece.
+        rows = F.embedding(node_X, self.legal_bits[level])
+        mask = F.embedding(rows.int(), self.log_mask_table).flatten(-2)
         return mask[..., : self.num_codes]
 
     def child(self, level: int, node_X: Tensor, code_X: Tensor) -> Tensor:
-        """int64 [X]: the node reached by ``code_X``; any valid node if it is illegal."""
-        rows = self.legal_bits[level][node_X].long()
-        byte_X, bit_X = code_X // 8, code_X % 8
-        is_before = torch.arange(rows.shape[-1], device=rows.device) < byte_X[..., None]
-        rank_X = (self.popcount_table[rows] * is_before).sum(-1)
-        last_X = rows.gather(-1, byte_X[..., None]).squeeze(-1)
-        rank_X = rank_X + self.popcount_table[last_X & ((1 << bit_X) - 1)]
+        """int64 [X]: where ``code_X`` leads to; any valid node if it is illegal."""
+        words = F.embedding(node_X, self.legal_bits[level]).view(torch.int64)
+        first_code = 64 * torch.arange(words.shape[-1], device=words.device)
+        num_before = (code_X[..., None] - first_code).clamp_(0, 64)
+        before = torch.where(num_before == 64, -1, (1 << (num_before & 63)) - 1)
+        rank_X = _popcount(words & before).sum(-1)
         child_X = self.first_child[level][node_X] + rank_X
         num_children = (
             self.first_child[level + 1].shape[0]
@@ -129,7 +129,7 @@ class PrefixTrie:
 def _pack(
     parents: Int64Array, codes: Int64Array, num_nodes: int, num_codes: int
 ) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
-    num_bytes = -(-num_codes // 8)
+    num_bytes = _row_bytes(num_codes)
     bits = np.zeros(num_nodes * num_bytes, dtype=np.uint8)
     place = parents * num_bytes + codes // 8
     np.add.at(bits, place, (1 << (codes % 8)).astype(np.uint8))
@@ -141,5 +141,14 @@ def _byte_log_masks() -> Tensor:
     return torch.where(is_set.bool(), 0.0, float("-inf"))
 
 
-def _popcount(byte: int) -> int:
-    return byte.bit_count()
+def _row_bytes(num_codes: int) -> int:
+    """Whole 64-bit words, so that bits can be counted word by word."""
+    return 8 * -(-num_codes // 64)
+
+
+def _popcount(word_X: Tensor) -> Tensor:
+    """int64 -> int64: bits set, by sums in ever wider fields (Hacker's Delight 5-1)."""
+    word_X = word_X - ((word_X >> 1) & 0x5555555555555555)
+    word_X = (word_X & 0x3333333333333333) + ((word_X >> 2) & 0x3333333333333333)
+    word_X = (word_X + (word_X >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return (word_X * 0x0101010101010101) >> 56

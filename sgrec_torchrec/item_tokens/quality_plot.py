@@ -89,7 +89,7 @@ def _draw_sharing(axes: Axes, quality: TokenQuality) -> None:
     axes.set_xticks(place, words)
     axes.set_xlim(-0.6, max(lengths, 1) - 0.4)
     axes.set_ylim(
-        0, max(0.01, *quality.neighbours_sharing, *quality.random_sharing) * 1.2
+        0, max([0.01, *quality.neighbours_sharing, *quality.random_sharing]) * 1.2
     )
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.set_title(

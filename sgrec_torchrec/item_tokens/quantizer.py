@@ -128,20 +128,25 @@ def _draw_sample(
 def _fit_level(
     residual_SD: Float32Array, k: int, num_iterations: int, seed: int
 ) -> Float32Array:
-    """Plain k-means, then rounds under the cap: [k, D] float32."""
+    """Plain k-means, then rounds under the cap: [k, D] float32.
+
+    Plain k-means sees equal rows once, or many centroids would start at one point;
+    with fewer distinct rows than k, centroids repeat and the cap shares out the items.
+    """
     residual_SD = np.ascontiguousarray(residual_SD, dtype=np.float32)
     num_sampled, dim = residual_SD.shape
+    distinct_sD = np.unique(residual_SD, axis=0)
     kmeans = faiss.Kmeans(
         dim,
-        k,
+        min(k, len(distinct_sD)),
         niter=num_iterations,
         seed=seed,
-        # One sampled item may stand alone: no warning for a small catalogue.
+        # One item may stand alone: no warning for a small catalogue.
         min_points_per_centroid=1,
         max_points_per_centroid=max(SAMPLE_PER_CENTROID, num_sampled),
     )
-    kmeans.train(residual_SD)
-    centroid_kD = np.array(kmeans.centroids, dtype=np.float32)
+    kmeans.train(distinct_sD)
+    centroid_kD = np.resize(np.asarray(kmeans.centroids, dtype=np.float32), (k, dim))
     for _ in range(BALANCED_ITERATIONS):
         cost_Sm, choice_Sm = _nearest(residual_SD, centroid_kD)
         code_S = seat_by_choice(choice_Sm, cost_Sm, _cap(num_sampled, k), k)

@@ -44,9 +44,8 @@ def text_embedding(
 
     Returns:
         [N, D] float32, a read-only memory map of the cache file. Time grows with the
-        number of distinct tokens (about 150 texts of 100 tokens a second on 2 CPU
-        cores), the file with 4 N D bytes. For 1e8 items compute embeddings as a
-        sharded job and hand them over as the ``embedding`` column.
+        number of distinct tokens, the file with 4 N D bytes. For 1e8 items compute
+        embeddings as a sharded job and hand them over as the ``embedding`` column.
 
     Raises:
         ModuleNotFoundError: naming the extra that is missing.
@@ -94,11 +93,13 @@ def default_cache_dir() -> Path:
 def _cache_key(folder: str, is_default: bool, texts: Sequence[str]) -> str:
     """Hash of the model, the settings and all texts. 0.2 s per 1e6 short texts."""
     digest = hashlib.sha256(CACHE_FORMAT)
-    # The default's folder depends on where the environment lives, its content not.
+    # The default's folder depends on where the environment lives, its content not;
+    # weights in a folder of the user's may change.
     name = DEFAULT_PACKAGE if is_default else folder
-    config = Path(folder) / "config.json"
-    stamp = config.read_bytes() if config.is_file() else b""
-    for part in (name.encode(), stamp, str(MAX_TOKENS).encode()):
+    files = [] if is_default else sorted(Path(folder).glob("*"))
+    states = [(path.name, path.stat()) for path in files]
+    stamp = [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+    for part in (name.encode(), repr(stamp).encode(), str(MAX_TOKENS).encode()):
         digest.update(len(part).to_bytes(8, "little") + part)
     for text in texts:
         part = text.encode("utf-8", "surrogatepass")

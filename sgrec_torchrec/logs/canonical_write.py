@@ -141,7 +141,7 @@ def write_canonical(
             rows_per_part,
         )
         num_items = _write_items(connection, staged_log, staged_items, folder)
-        counts = dict(origin.counts) | _untitled(connection, staged_items)
+        used = scalar(connection, "SELECT count(DISTINCT item_id) FROM staged_log")
         report = ImportReport(
             importer=origin.importer,
             folder=out_dir,
@@ -149,18 +149,15 @@ def write_canonical(
             rows=num_rows,
             users=sorted_rows.num_users,
             items=num_items,
-            items_in_log=int(
-                scalar(connection, "SELECT count(DISTINCT item_id) FROM staged_log")
-            ),
+            items_in_log=int(used),
             out_of_order_rows=sorted_rows.num_out_of_order,
             duplicate_rows=sorted_rows.num_duplicates,
             duplicates=rule,
             has_clock=origin.has_clock,
-            counts=counts,
+            counts=dict(origin.counts) | _untitled(connection, staged_items),
             note=origin.note,
         )
-        ignored = [*staged_log.ignored, *staged_items.ignored]
-        _write_manifest(folder, report, sorted(set(ignored)))
+        _write_manifest(folder, report, [*staged_log.ignored, *staged_items.ignored])
     return report
 
 
@@ -170,12 +167,11 @@ def refuse_foreign_folder(out_dir: Path) -> None:
     Raises:
         ValueError: naming the path.
     """
-    if out_dir.is_dir():
-        is_foreign = (
-            any(out_dir.iterdir()) and not (out_dir / "manifest.json").is_file()
-        )
-    else:
-        is_foreign = out_dir.exists()
+    is_empty = out_dir.is_dir() and not any(out_dir.iterdir())
+    is_canonical = (out_dir / "manifest.json").is_file() and (
+        out_dir / "interactions"
+    ).is_dir()
+    is_foreign = out_dir.exists() and not is_empty and not is_canonical
     if is_foreign:
         raise ValueError(
             f"{out_dir}: exists and is no canonical log; choose another output folder"
@@ -316,7 +312,7 @@ def _write_manifest(folder: Path, report: ImportReport, ignored: list[str]) -> N
     facts = {name: getattr(report, name) for name in _REPORTED}
     facts["counts"] = dict(report.counts)
     facts["format_version"] = FORMAT_VERSION
-    facts["ignored_columns"] = ignored
+    facts["ignored_columns"] = sorted(set(ignored))
     facts["files"] = file_facts(folder)
     write_json(folder / "manifest.json", facts)
 

@@ -66,7 +66,8 @@ def stage(
             names), a type that cannot hold the column, or no rows at all.
     """
     try:
-        arrived = _describe(connection, incoming)
+        view = f"arrived_{table}"
+        arrived = _describe(connection, incoming, view)
         named = _named(incoming, columns, list(arrived))
         for column in columns:
             if column.name in named:
@@ -76,7 +77,7 @@ def stage(
         )
         connection.execute(
             f"CREATE TABLE {table} AS SELECT {names}, "
-            "row_number() OVER () - 1 AS file_row FROM incoming"
+            f"row_number() OVER () - 1 AS file_row FROM {view}"
         )
     except (duckdb.Error, pa.ArrowException) as error:
         raise ValueError(
@@ -96,14 +97,14 @@ def stage(
 
 
 def _describe(
-    connection: duckdb.DuckDBPyConnection, incoming: Incoming
+    connection: duckdb.DuckDBPyConnection, incoming: Incoming, view: str
 ) -> dict[str, str]:
-    """Make the view ``incoming``; its columns and DuckDB types."""
+    """Make the view; its columns and DuckDB types."""
     if isinstance(incoming.source, str):
-        connection.execute(f"CREATE OR REPLACE VIEW incoming AS {incoming.source}")
+        connection.execute(f"CREATE TEMP VIEW {view} AS {incoming.source}")
     else:
-        connection.register("incoming", incoming.source)
-    rows = connection.execute("DESCRIBE incoming").fetchall()
+        connection.register(view, incoming.source)
+    rows = connection.execute(f"DESCRIBE {view}").fetchall()
     return {str(row[0]): str(row[1]) for row in rows}
 
 

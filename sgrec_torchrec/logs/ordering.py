@@ -7,11 +7,12 @@ Dense ids: user u is the u-th of the log's sorted user ids, item n is row n of
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from sgrec_torchrec.logs.canonical import CanonicalLog
 from sgrec_torchrec.logs.hashing import BASKET, hash64
@@ -21,6 +22,9 @@ from sgrec_torchrec.schema import (
     Int32Array,
     Int64Array,
 )
+
+# Any: Arrow's types are generic in some stub packages and absent in others.
+pc: Any = pyarrow.compute
 
 BLOCK_ROWS = 16_000_000
 SPLITS = ("train", "valid", "test")
@@ -45,6 +49,7 @@ class OrderedRows:
     splits_R: npt.NDArray[np.int8] | None
     basket_start_R: Int64Array
     event_types: list[str]
+    num_items: int
 
 
 def read_ordered(log: CanonicalLog, *, seed: int) -> OrderedRows:
@@ -78,6 +83,7 @@ def read_ordered(log: CanonicalLog, *, seed: int) -> OrderedRows:
         splits_R=None if rows.splits_R is None else rows.splits_R[order_R],
         basket_start_R=rows.basket_start_R,
         event_types=rows.event_types,
+        num_items=rows.num_items,
     )
 
 
@@ -98,18 +104,18 @@ def _blocks(log: CanonicalLog) -> Iterator[pa.Table]:
 class _Columns:
     """Collects blocks of the log as numpy columns."""
 
-    def __init__(self, folder: Path, item_ids: pa.Array) -> None:
+    def __init__(self, folder: Path, item_ids: Any) -> None:
         self.folder = folder
         self.item_ids = item_ids
         self.event_types: list[str] = []
-        self.run_users: list[pa.Array] = []
+        self.run_users: list[Any] = []
         self.run_starts: list[Int64Array] = []
-        self.parts: dict[str, list[npt.NDArray[np.generic]]] = {
+        self.parts: dict[str, list[npt.NDArray[Any]]] = {
             name: [] for name in ("item", "timestamp", "event", "value", "split")
         }
         self.num_rows = 0
 
-    def add(self, block: pa.Table) -> None:
+    def add(self, block: Any) -> None:
         """Append a block that follows the earlier ones."""
         self._add_users(_single(block["user_id"]))
         items = self._lookup("item_id", block, self.item_ids, "is not in items.parquet")
@@ -127,7 +133,7 @@ class _Columns:
             self.parts["split"].append(splits.astype(np.int8))
         self.num_rows += block.num_rows
 
-    def _add_users(self, user_ids: pa.Array) -> None:
+    def _add_users(self, user_ids: Any) -> None:
         runs = pc.run_end_encode(user_ids)
         ends = runs.run_ends.to_numpy().astype(np.int64)
         starts = np.concatenate([[0], ends[:-1]]) + self.num_rows
@@ -139,7 +145,7 @@ class _Columns:
             self.run_users.append(users)
 
     def _lookup(
-        self, column: str, block: pa.Table, choices: pa.Array, complaint: str
+        self, column: str, block: Any, choices: Any, complaint: str
     ) -> npt.NDArray[np.int32]:
         values = _single(block[column])
         if values.type != choices.type:
@@ -153,7 +159,7 @@ class _Columns:
             )
         return np.asarray(found.to_numpy())
 
-    def _events(self, events: pa.Array) -> Int16Array:
+    def _events(self, events: Any) -> Int16Array:
         known = set(self.event_types)
         seen = pc.unique(events).drop_null().cast(pa.string()).to_pylist()
         self.event_types += [name for name in seen if name not in known]
@@ -166,7 +172,7 @@ class _Columns:
         found = pc.index_in(events.cast(pa.string()), value_set=choices)
         if events.null_count:
             found = pc.if_else(events.is_valid(), found, -1)
-        return found.to_numpy(zero_copy_only=False).astype(np.int16)
+        return np.asarray(found.to_numpy(zero_copy_only=False), dtype=np.int16)
 
     def finish(self) -> OrderedRows:
         """The columns in the log's own order; frees what was collected."""
@@ -174,7 +180,7 @@ class _Columns:
             raise ValueError(
                 f"{self.folder}/interactions: the log is empty; import one with rows"
             )
-        users = pa.chunked_array(self.run_users)
+        users: Any = pa.chunked_array(self.run_users)
         if len(pc.unique(users)) < len(users):
             raise ValueError(
                 f"{self.folder}/interactions: rows of one user are not together; "
@@ -194,9 +200,10 @@ class _Columns:
             splits_R=self._take("split", np.int8, 0) if self.parts["split"] else None,
             basket_start_R=self._basket_starts(offsets_U1, timestamps_R),
             event_types=event_types,
+            num_items=len(self.item_ids),
         )
 
-    def _take(self, name: str, dtype: type, absent: float) -> npt.NDArray[np.generic]:
+    def _take(self, name: str, dtype: type, absent: float) -> npt.NDArray[Any]:
         parts = self.parts.pop(name)
         if not parts:
             return np.full(self.num_rows, absent, dtype=dtype)
@@ -224,7 +231,7 @@ class _Columns:
         return np.maximum.accumulate(np.where(is_first_R, rows_R, 0))
 
 
-def _single(column: pa.ChunkedArray) -> pa.Array:
+def _single(column: Any) -> Any:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 

@@ -81,7 +81,7 @@ def prepare_split(canonical_dir: Path, config: LogConfig, out_dir: Path) -> Spli
         values_R=rows.values_R,
         train_end_U=cut.train_end_U,
         valid_end_U=cut.valid_end_U,
-        num_items=int(log.manifest["items"]),
+        num_items=rows.num_items,
         num_event_types=len(rows.event_types),
         has_clock=log.has_clock,
         has_value=bool(np.isfinite(rows.values_R).any()),

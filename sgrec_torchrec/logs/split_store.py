@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from sgrec_torchrec.config import LogConfig
@@ -28,6 +28,9 @@ from sgrec_torchrec.schema import (
     SplitLog,
 )
 
+# Any: Arrow's types are generic in some stub packages and absent in others.
+pc: Any = pyarrow.compute
+
 FORMAT_VERSION = 1
 EVENTS_PER_GROUP = 1 << 22
 EVAL_COLUMNS = {
@@ -37,7 +40,7 @@ EVAL_COLUMNS = {
     "target": np.int32,
     "target_timestamp": np.int64,
 }
-LISTS = {
+LISTS: dict[str, Any] = {
     "items": pa.int32(),
     "timestamps": pa.int64(),
     "events": pa.int16(),
@@ -145,7 +148,7 @@ def write_sequences(path: Path, sequences: Sequences, user_ids: list[str]) -> No
         for start, end in zip(starts, [*starts[1:], len(group_U)], strict=True):
             first, last = offsets_U1[start], offsets_U1[end]
             lists = pa.array((offsets_U1[start : end + 1] - first).astype(np.int32))
-            columns = [pa.array(user_ids[start:end], pa.string())]
+            columns: list[Any] = [pa.array(user_ids[start:end], pa.string())]
             for name, field in zip(LISTS, list(SEQUENCE_SCHEMA)[1:], strict=False):
                 values = pa.array(getattr(sequences, f"{name}_R")[first:last])
                 columns.append(pa.ListArray.from_arrays(lists, values).cast(field.type))
@@ -196,7 +199,7 @@ def read_sequences(
     return sequences, table["user_id"].to_pylist()
 
 
-def flatten_lists(column: pa.ChunkedArray) -> tuple[Int64Array, npt.NDArray[Any]]:
+def flatten_lists(column: Any) -> tuple[Int64Array, npt.NDArray[Any]]:
     """int64 [U + 1] offsets and the values of a list column, end to end.
 
     One chunk is read in place; several are joined by one copy.
@@ -224,7 +227,7 @@ def read_catalogue(path: Path) -> Catalogue:
             length differs from the first item's.
     """
     table = _read_table(path)
-    texts = {
+    texts: dict[str, Any] = {
         name: pc.fill_null(table[name].cast(pa.string()), "")
         if name in table.column_names
         else pa.chunked_array([pa.array([""] * table.num_rows, pa.string())])
@@ -244,7 +247,7 @@ def read_catalogue(path: Path) -> Catalogue:
 
 
 def _matrix(
-    path: Path, table: pa.Table, name: str, dtype: type[np.generic]
+    path: Path, table: Any, name: str, dtype: type[np.generic]
 ) -> npt.NDArray[Any] | None:
     if name not in table.column_names or not table.num_rows:
         return None
@@ -307,13 +310,13 @@ def _read_manifest(out_dir: Path) -> dict[str, Any]:
     return facts
 
 
-def _read_table(path: Path) -> pa.Table:
+def _read_table(path: Path) -> Any:
     try:
         return pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); {MEND}") from error
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def _write_table(path: Path, table: Any) -> None:
     with parquet_writer(path, table.schema) as writer:
         writer.write_table(table)

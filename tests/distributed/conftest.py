@@ -47,27 +47,26 @@ def run_ranks() -> Callable[..., Finished]:
             "CUDA_VISIBLE_DEVICES": "",
         }
         command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
-        files = [tempfile.TemporaryFile("w+") for _ in range(world_size)]
-        started = [
-            subprocess.Popen(
-                command,
-                env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
-            for rank, file in enumerate(files)
-        ]
-        try:
-            exit_codes = [one.wait(timeout=limit_s) for one in started]
-        finally:
-            for one in started:
-                one.kill()
-                one.wait()
-        outputs = []
-        for file in files:
-            file.seek(0)
-            outputs.append(file.read())
-            file.close()
-        return Finished(exit_codes, outputs)
+        with tempfile.TemporaryDirectory() as folder:
+            # Files, not pipes: a full pipe would block a rank that nobody reads.
+            outputs = [Path(folder) / f"{rank}.txt" for rank in range(world_size)]
+            started = []
+            for rank, output in enumerate(outputs):
+                env = {**os.environ, **place, "RANK": str(rank)}
+                with output.open("w") as file:
+                    one = subprocess.Popen(
+                        command,
+                        env={**env, "LOCAL_RANK": str(rank)},
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                    )
+                started.append(one)
+            try:
+                exit_codes = [one.wait(timeout=limit_s) for one in started]
+            finally:
+                for one in started:
+                    one.kill()
+                    one.wait()
+            return Finished(exit_codes, [one.read_text() for one in outputs])
 
     return run

@@ -32,6 +32,12 @@ def test_failed_preparation_stops_all_ranks_with_its_message(run_ranks):
     assert f"[rank 1] RuntimeError: {message}" in done.outputs[1]
 
 
+def test_killed_main_rank_stops_those_that_wait_for_its_preparation(run_ranks):
+    done = run_ranks(SCRIPT, 2, "be_killed_while_preparing", 300, limit_s=60)
+    assert done.exit_codes == [-9, 1], "\n".join(done.outputs)
+    assert "the main rank or its host died" in done.outputs[1]
+
+
 def test_folder_that_a_host_cannot_see_is_named(run_ranks):
     done = run_ranks(SCRIPT, 2, "miss_the_shared_folder", 300, limit_s=60)
     assert done.exit_codes == [1, 1], "\n".join(done.outputs)

@@ -47,8 +47,8 @@ def _read_sequences(path: Path) -> pa.Table:
     short = np.flatnonzero(lengths < 2)
     if len(short):
         raise ValueError(
-            f"{path}, line {short[0] + 1}: {fields[int(short[0])].as_py()} has no "
-            "item; write a user, then item ids, separated by single spaces"
+            f"{path}, line {short[0] + 1}: has no item; write "
+            "a user, then item ids, separated by single spaces"
         )
     users: Any = pc.list_element(fields, 0)
     _check_unique(path, users)

@@ -1,5 +1,8 @@
 """Any Parquet, CSV or JSON-lines file with a column mapping -> a canonical log."""
 
+import csv
+import gzip
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -68,15 +71,11 @@ def _open(path: Path, mapping: Mapping[str, str]) -> Incoming:
     kind = ".parquet" if path.is_dir() else (suffixes[-1] if suffixes else "")
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path}: is empty; give a file with data")
-    text = "'" + str(path).replace("'", "''") + "'"
+    text = _literal(str(path))
     if kind == ".parquet":
         source: str | pa.RecordBatchReader = _open_parquet(path)
     elif kind in (".csv", ".tsv"):
-        delimiter = "," if kind == ".csv" else "\\t"
-        source = (
-            f"SELECT * FROM read_csv({text}, delim = E'{delimiter}', header = true, "
-            "all_varchar = true)"
-        )
+        source = _select_csv(path, text, "," if kind == ".csv" else "\t")
     elif kind in (".jsonl", ".ndjson"):
         source = (
             f"SELECT * FROM read_json({text}, format = 'newline_delimited', "
@@ -85,6 +84,37 @@ def _open(path: Path, mapping: Mapping[str, str]) -> Incoming:
     else:
         raise ValueError(f"{path}: unknown kind of file; give one of {_SUFFIXES}")
     return Incoming(name=str(path), source=source, mapping=mapping)
+
+
+def _select_csv(path: Path, text: str, delimiter: str) -> str:
+    """A SELECT of all columns as text.
+
+    The header is read here and nothing is left to guess: DuckDB's sniffer would skip
+    lines above a line with another number of fields.
+    """
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(
+            path, "rt", encoding="utf-8-sig", newline=""
+        ) as file:
+            header = next(csv.reader(file, delimiter=delimiter), [])
+    except (UnicodeDecodeError, OSError, EOFError) as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error}); write it again as UTF-8 text"
+        ) from error
+    again = [name for name, count in Counter(header).items() if count > 1]
+    if again:
+        raise ValueError(f"{path}: column {again[0]!r} appears twice; rename one")
+    columns = ", ".join(f"{_literal(name)}: 'VARCHAR'" for name in header)
+    return (
+        f"SELECT * FROM read_csv({text}, auto_detect = false, header = true, "
+        f"delim = {_literal(delimiter)}, quote = '\"', escape = '\"', "
+        f"columns = {{{columns}}})"
+    )
+
+
+def _literal(text: str) -> str:
+    """A string for SQL."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _open_parquet(path: Path) -> pa.RecordBatchReader:

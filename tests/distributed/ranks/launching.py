@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 
 import torch
@@ -49,6 +50,15 @@ def fail_while_preparing(ranks: Ranks) -> None:
     main_rank_first(prepare)
 
 
+def be_killed_while_preparing(ranks: Ranks) -> None:
+    def prepare() -> None:
+        if ranks.rank == 0:
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    main_rank_first(prepare)
+
+
 def miss_the_shared_folder(ranks: Ranks) -> None:
     from pathlib import Path
 
@@ -60,6 +70,8 @@ def miss_the_shared_folder(ranks: Ranks) -> None:
 
 def raise_on_one_rank(ranks: Ranks) -> None:
     if ranks.rank == 1:
+        # A loader's thread that still runs must not hold the process back.
+        threading.Thread(target=time.sleep, args=(600,)).start()
         raise ValueError("bad row 7")
     dist.all_reduce(torch.ones(1))
 

@@ -116,5 +116,5 @@ def whole(value) -> Tensor:
     if not hasattr(value, "local_shards"):
         return value.detach().clone()
     mine = [shard for shard, _ in local_shards(value)]
-    empty = torch.empty(0, *value.size()[1:])
+    empty = torch.empty(0, *value.metadata().size[1:])
     return all_gather_rows(torch.cat([empty, *mine]))

@@ -153,8 +153,7 @@ def test_folder_without_manifest_is_no_checkpoint(trainee, tmp_path):
         ("not json", "is damaged"),
         ('{"format_version": 9, "step": 1, "sha256": {".metadata": ""}}', "version is"),
         (
-            '{"format_version": 1, "step": 1, '
-            '"sha256": {".metadata": "", "../escape": ""}}',
+            '{"format_version": 1, "step": 1, "sha256": {".metadata": "", "../x": ""}}',
             "plain files",
         ),
     ],
@@ -279,11 +278,11 @@ def test_model_with_another_number_of_rows_is_refused(world, saved, small_model)
 def test_model_with_other_layers_is_refused(saved, small_model):
     larger = small_model.SmallModel("cpu")
     larger.extra_layer = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="has no model.extra_layer.weight"):
+    with pytest.raises(ValueError, match=r"has no model\.extra_layer\.weight"):
         load_unsharded(saved, larger)
     smaller = small_model.SmallModel("cpu")
     del smaller.norm
-    with pytest.raises(ValueError, match="holds model.norm.bias, which this model"):
+    with pytest.raises(ValueError, match=r"holds model\.norm\.bias, which this model"):
         load_unsharded(saved, smaller)
 
 
@@ -297,7 +296,7 @@ def test_failed_write_is_an_os_error(trainee, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.FileSystemWriter, "write_data", full_disk)
-    with pytest.raises(OSError, match="cannot write checkpoint .*No space left"):
+    with pytest.raises(OSError, match=r"cannot write checkpoint .*No space left"):
         save(trainee, tmp_path, 1)
     assert latest_checkpoint(tmp_path) is None
 
@@ -310,9 +309,3 @@ def test_truncated_tensor_with_fitting_sums_is_a_value_error(trainee, saved):
     sign_again(saved)
     with pytest.raises(ValueError, match="cannot be read: rank 0"):
         load_checkpoint(saved, *trainee)
-
-
-def test_commit_is_null_outside_a_checkout(monkeypatch, tmp_path):
-    shutil.copy(checkpoint_files.__file__, tmp_path / "copy.py")
-    monkeypatch.setattr(checkpoint_files, "__file__", str(tmp_path / "copy.py"))
-    assert checkpoint_files.origin()["commit"] is None

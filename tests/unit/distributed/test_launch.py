@@ -1,3 +1,6 @@
+import itertools
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -90,23 +93,26 @@ def test_silent_main_rank_is_given_up(monkeypatch):
 
 def test_beating_main_rank_is_waited_for(monkeypatch):
     store = launch.HashStore()
-    beats = iter(range(1, 40))
+    looks = itertools.count(1)
 
     class Beating:
-        """Lives for 39 looks, then reports success."""
+        """Beats at every third look, and reports success at the fortieth."""
 
         def check(self, keys):
             return store.check(keys)
 
         def add(self, key, amount):
-            beat = next(beats, None)
-            if beat is None:
+            look = next(looks)
+            if look == 40:
                 store.set("preparation", "ok somewhere")
-            return beat or 0
+            return look // 3
 
         def get(self, key):
             return store.get(key)
 
-    monkeypatch.setattr(launch, "SILENCE_LIMIT_S", 0.05)
-    monkeypatch.setattr(launch.time, "sleep", lambda _: None)
+    # A look a second: 40 s in all, never more than 3 s without a beat.
+    clock = SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda _: None)
+    seconds = itertools.count()
+    monkeypatch.setattr(launch, "time", clock)
+    monkeypatch.setattr(launch, "SILENCE_LIMIT_S", 10.0)
     assert launch._follow(Beating(), "preparation") == "somewhere"

@@ -27,6 +27,7 @@ TRIES: dict[str, tuple[list[Sid], int]] = {
     ),
     "full": (list(itertools.product(range(4), repeat=3)), 4),
     "two levels": ([(a, b) for a in range(10) for b in range(a + 1)], 10),
+    "two by two": ([(0, 0), (0, 1), (1, 0), (1, 1)], 2),
     "branches": ([(0, 0), (0, 1), (1, 1), (2, 0)], 3),
     "one level": ([(k,) for k in (0, 3, 4, 8)], 9),
 }
@@ -213,9 +214,11 @@ def test_samples_are_sound_and_scored_at_both_temperatures(
 
 @pytest.mark.parametrize(
     ("name", "temperature", "spread"),
-    # In "branches" the draw of a branch must fit the draws inside it.
+    # In "branches" the draw of a branch must fit the draws inside it; in "two by two"
+    # the draws of two branches must be independent.
     [
         ("branches", 1.0, 1.5),
+        ("two by two", 1.0, 1.0),
         ("single child", 1.0, 1.0),
         ("one level", 1.0, 2.0),
         ("one level", 2.0, 4.0),

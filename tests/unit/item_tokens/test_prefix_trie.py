@@ -75,6 +75,8 @@ def test_trie_equals_a_dict_of_prefixes(catalogue: tuple[list[Sid], int]) -> Non
             id="full tree",
         ),
         pytest.param([(k,) for k in (0, 7, 8, 15, 16)], 17, id="byte edges"),
+        pytest.param([(k, 1) for k in range(130)], 130, id="word edges"),
+        pytest.param([(k, k) for k in (0, 63, 64, 127)], 128, id="words of one bit"),
     ],
 )
 def test_adversarial_trie_equals_a_dict_of_prefixes(

@@ -1,0 +1,160 @@
+"""The ``sgrec`` command: one short function per verb.
+
+Stages are imported inside the verbs, so that ``sgrec --help`` answers at once. What a
+user can get wrong ends with one line and exit code 2, not with a traceback.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Generative recommendation on TorchRec: from an interaction log to a model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Override one setting."),
+]
+Mapping = Annotated[
+    list[str] | None,
+    typer.Option(metavar="OURS=THEIRS", help="Column mapping, as user_id=uid."),
+]
+RunDir = Annotated[Path, typer.Argument(help="Folder of a run, as runs/movielens.")]
+
+
+@app.callback()
+def _root() -> None:
+    """Keeps verbs verbs, even where there is only one."""
+
+
+@app.command()
+def doctor() -> None:
+    """Show what is installed, and how to mend what is broken."""
+    from sgrec_torchrec.doctor import run
+
+    raise typer.Exit(run())
+
+
+@app.command("import")
+def import_log(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="movielens, complete-journey, minionerec, sequences, canonical, table"
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the canonical log.")],
+    path: Annotated[
+        Path | None, typer.Option(help="What to read: a folder, or the table's log.")
+    ] = None,
+    items: Annotated[Path | None, typer.Option(help="table: the catalogue.")] = None,
+    column: Mapping = None,
+    item_column: Mapping = None,
+    ordinal: Annotated[
+        bool, typer.Option(help="table: timestamps are ordinals, not seconds.")
+    ] = False,
+) -> None:
+    """Read a log in one of the known formats and write it as canonical Parquet."""
+    from sgrec_torchrec.config import LogConfig
+    from sgrec_torchrec.logs import importers
+
+    if source == "table":
+        if path is None:
+            raise ValueError("import table: name the log with --path")
+        report = importers.import_table(
+            path,
+            out,
+            columns=_pairs(column),
+            items_path=items,
+            item_columns=_pairs(item_column),
+            has_clock=not ordinal,
+        )
+    else:
+        config = LogConfig(source=source, path=str(path) if path else None)
+        report = importers.import_log(config, out)
+    typer.echo("\n".join(report.lines()))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def train(context: typer.Context) -> None:
+    """Train and evaluate; the same options as train.py (sgrec train --help)."""
+    from sgrec_torchrec.train import main as run_pipeline
+
+    run_pipeline(context.args)
+
+
+@app.command()
+def evaluate(run_dir: RunDir) -> None:
+    """Rank the test rows again with a run's best checkpoint, and write its report."""
+    from sgrec_torchrec.config import RunConfig
+    from sgrec_torchrec.distributed.launch import process_group
+    from sgrec_torchrec.train import run
+
+    config = RunConfig.read(run_dir / "config.json")
+    with process_group() as ranks:
+        run(config, ranks, evaluate_only=True)
+
+
+@app.command()
+def report(run_dir: RunDir) -> None:
+    """Write report.html from the files of a run."""
+    from sgrec_torchrec.evaluation.report import write_report
+
+    typer.echo(write_report(run_dir))
+
+
+@app.command()
+def compare(
+    run_a: RunDir,
+    run_b: RunDir,
+    system: Annotated[str, typer.Option(help="Whose lists to compare.")] = "generator",
+) -> None:
+    """Test two runs against each other on the same rows, users as the unit."""
+    from sgrec_torchrec.evaluation.compare import compare as compare_hits
+    from sgrec_torchrec.evaluation.compare import hits_path, render
+
+    paths = [hits_path(run / "evaluation", system) for run in (run_a, run_b)]
+    render(compare_hits(*paths))
+
+
+@app.command()
+def benchmark(
+    data: Annotated[
+        str, typer.Argument(help="office, beauty, movielens or complete-journey")
+    ],
+    seeds: Annotated[int, typer.Option(help="Runs with seeds 0, 1, ...", min=1)] = 3,
+    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
+    assignments: Assignments = None,
+) -> None:
+    """Train and evaluate over several seeds, beside the baselines, in one table."""
+    from sgrec_torchrec.benchmark import benchmark as run_benchmark
+
+    run_benchmark(data, num_seeds=seeds, json_path=json, assignments=assignments or [])
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"sgrec: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _pairs(assignments: list[str] | None) -> dict[str, str]:
+    pairs = {}
+    for assignment in assignments or []:
+        ours, equals, theirs = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"{assignment!r}: write OURS=THEIRS, as user_id=uid")
+        pairs[ours] = theirs
+    return pairs

@@ -1,0 +1,77 @@
+"""Where a result comes from: commit, versions, hardware, date."""
+
+import datetime
+import os
+import platform
+import subprocess
+from importlib import metadata as installed
+from pathlib import Path
+
+import torch
+
+PACKAGES = (
+    "sgrec_torchrec",
+    "torch",
+    "torchrec",
+    "fbgemm-gpu",
+    "fbgemm-gpu-cpu",
+    "numpy",
+    "pyarrow",
+    "transformers",
+)
+GIT_TIMEOUT_S = 10
+
+
+def origin() -> dict[str, object]:
+    """Git commit (None outside a checkout) and versions of what a result hangs on."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = installed.version(name)
+        except installed.PackageNotFoundError:
+            continue
+    return {"commit": commit(), "versions": versions}
+
+
+def describe_run() -> dict[str, object]:
+    """``origin`` with this machine's hardware and the date (ISO 8601, UTC)."""
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    hardware = {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(pages / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch_threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {**origin(), "hardware": hardware, "date": date}
+
+
+def commit() -> str | None:
+    """The checked-out commit, marked ``-dirty`` where the work tree differs from it."""
+    folder = Path(__file__).parent
+    if not any((parent / ".git").exists() for parent in folder.parents):
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=folder,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            capture_output=True,
+            text=True,
+            timeout=GIT_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.machine()

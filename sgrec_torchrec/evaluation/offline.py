@@ -1,0 +1,283 @@
+"""A trained run -> its figures, beside baselines on the same rows.
+
+Reads the validation and test rows of a split; writes ``evaluation/results.json``,
+``examples.json`` and one ``hits-<system>.parquet`` per system, so that runs can be
+compared row by row.
+"""
+
+import html
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sgrec_torchrec.distributed.atomic import write_json
+from sgrec_torchrec.distributed.launch import is_main_rank, main_rank_first
+from sgrec_torchrec.evaluation.baselines import BASELINES, Fitted
+from sgrec_torchrec.evaluation.beyond import (
+    Vectors,
+    beyond_accuracy,
+    cold_rows,
+    short_history_rows,
+    slice_metrics,
+)
+from sgrec_torchrec.evaluation.compare import compare, hits_path, write_hits
+from sgrec_torchrec.evaluation.generate import Ranker
+from sgrec_torchrec.evaluation.ranking import (
+    KS,
+    metric_values,
+    ranking_table,
+    target_ranks,
+)
+from sgrec_torchrec.item_graph.text import item_texts, tf_idf
+from sgrec_torchrec.logs.hashing import hash64
+from sgrec_torchrec.schema import (
+    EvalRows,
+    Float32Array,
+    Int32Array,
+    Int64Array,
+    SplitLog,
+)
+
+PRIOR_WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9)
+NUM_EXAMPLES = 8
+SHOWN_HISTORY = 12
+SHOWN_ITEMS = 10
+GENERATOR = "generator"
+NETWORK_ALONE = "generator without graph prior"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One system's lists over the evaluated rows."""
+
+    system: str
+    items_EK: Int32Array
+    rank_E: Int32Array
+
+
+def validation_ndcg(ranker: Ranker) -> Callable[[], float] | None:
+    """NDCG@10 of the network alone on the valid rows; None where it must not look.
+
+    A refit on train and valid has no rows left to choose by. All ranks call the result
+    together and get the same figure.
+    """
+    config = ranker.config
+    if config.log.fit_on != "train" or not len(ranker.split.valid):
+        return None
+    rows = ranker.split.valid
+    rows = rows.take(sample_rows(rows, config.evaluation.max_valid_rows, config.seed))
+    return lambda: _ndcg_at_10(ranker, rows, prior_weight=0.0)
+
+
+def choose_prior_weight(ranker: Ranker) -> float:
+    """The mixture weight that ranks the valid rows best; all ranks call together.
+
+    Raises:
+        ValueError: for a refit, whose valid rows are learned from: take the weight of
+            the run on the train period alone.
+    """
+    config = ranker.config
+    if config.evaluation.prior_weight is not None:
+        return config.evaluation.prior_weight
+    if config.log.fit_on != "train" or not len(ranker.split.valid):
+        raise ValueError(
+            "evaluation.prior_weight is None but there are no valid rows to choose it "
+            "by (log.fit_on is train+valid, or the log is too short): set it to what "
+            "the run on the train period alone chose"
+        )
+    rows = ranker.split.valid
+    rows = rows.take(sample_rows(rows, config.evaluation.max_valid_rows, config.seed))
+    scores = [_ndcg_at_10(ranker, rows, weight) for weight in PRIOR_WEIGHTS]
+    return PRIOR_WEIGHTS[int(np.argmax(scores))]
+
+
+def evaluate(ranker: Ranker, seconds: dict[str, float]) -> float:
+    """Rank the test rows, beside the baselines, and write all figures.
+
+    All ranks call together; the main rank writes.
+
+    Args:
+        ranker: the trained generator.
+        seconds: wall time of each stage so far, for the report.
+
+    Returns:
+        The weight of the graph prior that was used.
+    """
+    config = ranker.config
+    chosen = sample_rows(
+        ranker.split.test, config.evaluation.max_rows, config.evaluation.seed
+    )
+    rows = ranker.split.test.take(chosen)
+    weight = choose_prior_weight(ranker)
+    items_EK, score_EK = ranker.top_items(rows, weight)
+    found = [_found(GENERATOR, items_EK, rows)]
+    if weight:
+        alone_EK, _ = ranker.top_items(rows, 0.0)
+        found.append(_found(NETWORK_ALONE, alone_EK, rows))
+
+    def write() -> None:
+        if is_main_rank():
+            systems = [*found, *_baselines(ranker, rows)]
+            _write(ranker, rows, chosen, systems, weight, seconds)
+            _write_examples(ranker, rows, items_EK, score_EK)
+
+    main_rank_first(write)
+    return weight
+
+
+def sample_rows(rows: EvalRows, max_rows: int, seed: int) -> Int64Array:
+    """Row numbers, ascending: all, or a seeded sample stratified by user.
+
+    Each user keeps the same share of rows: rows are ordered by user, then by hash, and
+    taken at equal steps.
+    """
+    if len(rows) <= max_rows:
+        return np.arange(len(rows))
+    noise_E = hash64(seed, np.arange(len(rows)))
+    order_E = np.lexsort((noise_E, rows.user_E))
+    steps = np.linspace(0, len(rows) - 1, max_rows).astype(np.int64)
+    return np.sort(order_E[steps])
+
+
+def _ndcg_at_10(ranker: Ranker, rows: EvalRows, prior_weight: float) -> float:
+    items_EK, _ = ranker.top_items(rows, prior_weight)
+    rank_E = target_ranks(items_EK, rows.target_E)
+    return float(metric_values(rank_E, (10,))[:, 1].mean())
+
+
+def _found(system: str, items_EK: Int32Array, rows: EvalRows) -> Found:
+    return Found(
+        system=system,
+        items_EK=items_EK,
+        rank_E=target_ranks(items_EK, rows.target_E),
+    )
+
+
+def _baselines(ranker: Ranker, rows: EvalRows) -> list[Found]:
+    config = ranker.config
+    fitted = Fitted(
+        split=ranker.split,
+        graph=ranker.graph,
+        config=config.graph,
+        fit_on=config.log.fit_on,
+        filter_seen=bool(config.log.filter_seen),
+    )
+    return [
+        _found(system, recommend(fitted, rows, max(KS)), rows)
+        for system, recommend in BASELINES.items()
+    ]
+
+
+def _write(
+    ranker: Ranker,
+    rows: EvalRows,
+    chosen: Int64Array,
+    found: list[Found],
+    weight: float,
+    seconds: dict[str, float],
+) -> None:
+    folder = ranker.config.run_dir / "evaluation"
+    paths = {one.system: hits_path(folder, one.system) for one in found}
+    for one in found:
+        write_hits(paths[one.system], ranker.split, rows, chosen, one.rank_E)
+    vectors = tf_idf(item_texts(ranker.split.catalogue))
+    systems = []
+    for one in found:
+        figures = _figures(one, rows, ranker, vectors)
+        if one.system != GENERATOR:
+            comparison = compare(paths[GENERATOR], paths[one.system])
+            figures["p_vs_generator"] = {
+                part.metric: part.p_value for part in comparison.differences
+            }
+        systems.append(figures)
+    results = {
+        "protocol": ranker.split.protocol,
+        "split": "test",
+        "fit_on": ranker.config.log.fit_on,
+        "rows": len(rows),
+        "users": len(np.unique(rows.user_E)),
+        "filter_seen": bool(ranker.config.log.filter_seen),
+        "seed": ranker.config.seed,
+        "prior_weight": weight,
+        "systems": systems,
+        "seconds": seconds,
+    }
+    write_json(folder / "results.json", _without_nan(results))
+
+
+def _figures(
+    one: Found, rows: EvalRows, ranker: Ranker, vectors: Vectors
+) -> dict[str, object]:
+    popularity_N = ranker.graph.popularity_N
+    table = ranking_table(one.rank_E, rows.user_E, seed=ranker.config.evaluation.seed)
+    beyond = beyond_accuracy(one.items_EK, popularity_N, vectors)
+    slices = {
+        "cold": cold_rows(rows, popularity_N),
+        "short": short_history_rows(rows),
+    }
+    figures: dict[str, object] = {
+        "system": one.system,
+        "metrics": table.metrics,
+        "intervals": {name: list(pair) for name, pair in table.intervals.items()},
+        "coverage": beyond.coverage,
+        "novelty": beyond.novelty,
+        "diversity": beyond.diversity,
+    }
+    for name, chosen_E in slices.items():
+        part = slice_metrics(one.rank_E, chosen_E)
+        figures[name] = {"rows": part.num_rows, **part.metrics}
+    return figures
+
+
+def _write_examples(
+    ranker: Ranker, rows: EvalRows, items_EK: Int32Array, score_EK: Float32Array
+) -> None:
+    picked = sample_rows(rows, NUM_EXAMPLES, ranker.config.evaluation.seed)
+    examples = [
+        _example(ranker, rows, int(row), items_EK[row], score_EK[row]) for row in picked
+    ]
+    write_json(ranker.config.run_dir / "evaluation" / "examples.json", examples)
+
+
+def _example(
+    ranker: Ranker, rows: EvalRows, row: int, items_K: Int32Array, score_K: Float32Array
+) -> dict[str, object]:
+    split = ranker.split
+    titles = split.catalogue.titles
+    target = int(rows.target_E[row])
+    shown = [int(item) for item in items_K[:SHOWN_ITEMS] if item >= 0]
+    return {
+        "user_id": split.user_ids[rows.user_E[row]],
+        "history": [html.unescape(titles[item]) for item in _history(split, rows, row)],
+        "target": html.unescape(titles[target]),
+        "recommended": [
+            {
+                "title": html.unescape(titles[item]),
+                "score": float(score),
+                "sid": ranker.tokens.codes_NL[item].tolist(),
+                "hit": item == target,
+            }
+            for item, score in zip(shown, score_K, strict=False)
+        ],
+    }
+
+
+def _history(split: SplitLog, rows: EvalRows, row: int) -> Int32Array:
+    """The newest items that the row's history shows, oldest first."""
+    first = split.sequences.offsets_U1[rows.user_E[row]]
+    end = rows.history_end_E[row]
+    start = max(rows.history_start_E[row], end - SHOWN_HISTORY)
+    return split.sequences.items_R[first + start : first + end]
+
+
+def _without_nan(value: object) -> object:
+    """JSON has no NaN: an average over nothing becomes null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(part) for part in value]
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value

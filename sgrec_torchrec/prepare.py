@@ -1,0 +1,142 @@
+"""Log, graph and tokens of a run, each made once and reused while its inputs stay.
+
+Turns settings into the folders ``canonical/ split/ graph/ tokens/`` of a run. They are
+links into ``<out_dir>/prepared``, where a folder's name holds the hash of the settings
+that made it and of the stages before. So a second call does no work again, and runs
+that differ only in later settings share what they can.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sgrec_torchrec.config import GraphConfig, LogConfig, RunConfig, TokenConfig
+from sgrec_torchrec.distributed.atomic import atomic_file, atomic_folder, write_json
+from sgrec_torchrec.distributed.launch import is_main_rank
+from sgrec_torchrec.item_graph.choose import choose_graph
+from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph
+from sgrec_torchrec.item_tokens.build import build_tokens, load_tokens
+from sgrec_torchrec.logs.importers import import_log
+from sgrec_torchrec.logs.importers.locate import resolve_path
+from sgrec_torchrec.logs.measure import measure_log, resolve
+from sgrec_torchrec.logs.split import load_split, prepare_split
+from sgrec_torchrec.schema import ItemTokens, SplitLog
+
+FORMAT = 1
+"""Raise it when a stage's output changes meaning: older folders are made again."""
+
+
+def prepare_log(config: RunConfig) -> tuple[SplitLog, RunConfig]:
+    """Import and split the log; fill every open setting from what is measured on it.
+
+    Raises:
+        ValueError, FileNotFoundError: from the importer or the split, naming file,
+            column, row and the mend.
+    """
+    log = dataclasses.replace(config.log, fit_on="train", filter_seen=None)
+    source = [log.source, log.path, _fingerprint(log.path)]
+    canonical = _once(
+        config, "canonical", source, lambda folder: import_log(log, folder)
+    )
+    split_dir = _once(
+        config,
+        "split",
+        [canonical.name, log],
+        lambda folder: prepare_split(canonical, log, folder),
+    )
+    split = load_split(split_dir)
+    return split, resolve(config, measure_log(split))
+
+
+def prepare_graph(split: SplitLog, config: RunConfig) -> tuple[ItemGraph, RunConfig]:
+    """The item graph of the period to learn from; its form chosen by the valid rows."""
+    form = [_stage_name(config, "split"), config.graph, config.log.filter_seen]
+
+    def choose(folder: Path) -> None:
+        chosen = choose_graph(split, config.graph, filter_seen=config.log.filter_seen)
+        with atomic_folder(folder) as temporary:
+            write_json(temporary / "settings.json", dataclasses.asdict(chosen))
+
+    form_dir = _once(config, "graph-form", form, choose)
+    settings = GraphConfig(**json.loads((form_dir / "settings.json").read_text()))
+    fit_on = config.log.fit_on
+    folder = _once(
+        config,
+        "graph",
+        [*form, fit_on],
+        lambda folder: build_graph(split, settings, fit_on, folder),
+    )
+    return ItemGraph.load(folder), dataclasses.replace(config, graph=settings)
+
+
+def prepare_tokens(split: SplitLog, graph: ItemGraph, config: RunConfig) -> ItemTokens:
+    """The semantic IDs, from text and from the graph."""
+    folder = _once(
+        config,
+        "tokens",
+        [_stage_name(config, "graph"), config.tokens],
+        lambda folder: build_tokens(split, graph, config.tokens, folder),
+    )
+    return load_tokens(folder)
+
+
+def _once(
+    config: RunConfig,
+    stage: str,
+    inputs: Sequence[object],
+    build: Callable[[Path], object],
+) -> Path:
+    """Build the stage's folder unless it is there; link it into the run's folder.
+
+    ``build`` writes through a temporary name, so a folder that is there is whole.
+    """
+    folder = Path(config.out_dir) / "prepared" / f"{stage}-{_key(stage, *inputs)}"
+    if not folder.exists():
+        build(folder)
+    if is_main_rank():
+        _link(config.run_dir / stage, folder)
+    return folder
+
+
+def _link(link: Path, folder: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    target = os.path.relpath(folder, link.parent)
+    if link.is_symlink() and str(link.readlink()) == target:
+        return
+    with atomic_file(link) as temporary:
+        temporary.symlink_to(target)
+
+
+def _fingerprint(path: str | None) -> list[tuple[str, int, int]]:
+    """Name, size and time of the files that an importer reads: new ones import anew."""
+    if path is None:
+        return []
+    root = resolve_path(path, "log")
+    files = sorted(root.rglob("*")) if root.is_dir() else [root]
+    return [
+        (
+            str(file.relative_to(root.parent)),
+            file.stat().st_size,
+            file.stat().st_mtime_ns,
+        )
+        for file in files
+        if file.is_file()
+    ]
+
+
+def _stage_name(config: RunConfig, stage: str) -> str:
+    return (config.run_dir / stage).readlink().name
+
+
+def _key(*parts: object) -> str:
+    plain = [
+        dataclasses.asdict(part)
+        if isinstance(part, LogConfig | GraphConfig | TokenConfig)
+        else part
+        for part in parts
+    ]
+    text = json.dumps([FORMAT, *plain], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,71 @@
+"""The graph's form is chosen by the valid rows, on a graph of the train period."""
+
+import numpy as np
+import pytest
+
+from sgrec_torchrec.config import GraphConfig
+from sgrec_torchrec.item_graph.choose import choose_graph, repeat_share, target_ranks
+from sgrec_torchrec.item_graph.graph import build_graph, histories
+
+
+def textual_log(make_split, *, text_tells: bool):
+    """Valid targets are text twins of the last item, or what followed it in train."""
+    generator = np.random.default_rng(0)
+    users, num_pairs = [], 15
+    for _ in range(60):
+        start = int(generator.integers(num_pairs))
+        noise = int(generator.integers(num_pairs))
+        follower = start + num_pairs if text_tells else (start + 1) % num_pairs
+        before = [noise, (noise + 1) % num_pairs, start]
+        users.append([*before, follower, noise])
+    words = [f"word{n}" for n in range(num_pairs)]
+    return make_split(
+        users, 2 * num_pairs, titles=words * 2, train_end=[len(u) - 2 for u in users]
+    )
+
+
+def test_text_gets_weight_only_where_it_tells_the_next_item(make_split) -> None:
+    with_text = choose_graph(textual_log(make_split, text_tells=True), GraphConfig())
+    without = choose_graph(textual_log(make_split, text_tells=False), GraphConfig())
+    assert with_text.text_weight is not None
+    assert with_text.text_weight > 0
+    assert without.text_weight == 0
+
+
+def test_a_given_text_weight_ends_the_choice(random_split) -> None:
+    config = GraphConfig(text_weight=0.123, decay=0.33)
+    assert choose_graph(random_split, config) is config
+
+
+def test_the_choice_is_deterministic_and_never_reads_test(random_split) -> None:
+    first = choose_graph(random_split, GraphConfig())
+    assert choose_graph(random_split, GraphConfig()) == first
+    sequences = random_split.sequences
+    last = sequences.offsets_U1[1:] - 1
+    sequences.items_R[last[np.diff(sequences.offsets_U1) > 0]] = 0
+    random_split.test.target_E[:] = 0
+    assert choose_graph(random_split, GraphConfig()) == first
+
+
+def test_target_ranks_equal_places_in_the_graphs_own_lists(random_split) -> None:
+    graph = build_graph(random_split, GraphConfig(text_weight=0.4), "train")
+    rows = random_split.valid
+    scores = graph.score(*histories(random_split.sequences, rows))
+    rank_E = target_ranks(scores, rows.target_E, graph.popularity_N)
+    lists = graph.top_items(random_split.sequences, rows, 23, filter_seen=False)
+    place_E = (lists == rows.target_E[:, None]).argmax(axis=1) + 1
+    reached = rank_E > 0
+    assert reached.sum() > 20
+    np.testing.assert_array_equal(rank_E[reached], place_E[reached])
+
+
+def test_repeat_share_counts_targets_of_their_own_history(make_split) -> None:
+    # Valid targets: 1 (history [0]) and 3 (history [3]); the test items follow.
+    split = make_split([[0, 1, 2], [3, 3, 4]], 5)
+    assert repeat_share(split, split.valid) == 0.5
+
+
+def test_a_log_without_valid_rows_needs_a_text_weight(make_split) -> None:
+    split = make_split([[0, 1]], 2)
+    with pytest.raises(ValueError, match="no valid rows to choose it by: set graph"):
+        choose_graph(split, GraphConfig())

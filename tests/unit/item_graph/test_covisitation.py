@@ -1,0 +1,127 @@
+"""Co-visitation counts are the plain formula, however they are passed over."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from sgrec_torchrec.config import GraphConfig
+from sgrec_torchrec.item_graph import covisitation as module
+from sgrec_torchrec.item_graph.covisitation import (
+    covisitation,
+    covisitation_edges,
+    fit_ends,
+    item_ranges,
+    popularity,
+)
+from sgrec_torchrec.schema import Int32Array, Sequences
+
+
+def counts(
+    sequences: Sequences, config: GraphConfig, end_U: Int32Array, max_pairs: int = 10**9
+) -> np.ndarray:
+    blocks = covisitation(sequences, config, end_U, max_pairs)
+    return sp.vstack([block for _, _, block in blocks]).toarray()
+
+
+def reference(
+    sequences: Sequences, config: GraphConfig, end_U: Int32Array
+) -> np.ndarray:
+    """The formula, one pair at a time."""
+    total = np.zeros((sequences.num_items, sequences.num_items))
+    for user in range(sequences.num_users):
+        start = sequences.offsets_U1[user]
+        items = sequences.items_R[start : start + end_U[user]]
+        times = sequences.timestamps_R[start : start + end_U[user]]
+        for p in range(len(items)):
+            for q in range(p + 1, min(p + config.max_distance, len(items) - 1) + 1):
+                forward, backward = 1.0, config.backward_weight
+                if times[p] == times[q]:
+                    forward = backward = (1.0 + config.backward_weight) / 2
+                total[items[p], items[q]] += forward / (q - p)
+                total[items[q], items[p]] += backward / (q - p)
+    return total
+
+
+def test_pairs_weigh_one_over_distance_forward_and_less_backward(make_split) -> None:
+    sequences = make_split([[0, 1, 2]], 4).sequences
+    config = GraphConfig(max_distance=2, backward_weight=0.3)
+    expected = np.zeros((4, 4))
+    expected[0, 1] = expected[1, 2] = 1.0
+    expected[0, 2] = 1 / 2
+    expected[1, 0] = expected[2, 1] = 0.3
+    expected[2, 0] = 0.3 / 2
+    found = counts(sequences, config, sequences.train_end_U)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_pairs_of_one_basket_weigh_the_same_both_ways(make_split) -> None:
+    # Items 0 and 1 share a timestamp: (1 + .3) / 2 = .65 each way; 2 comes later.
+    sequences = make_split([[0, 1, 2]], 3, timestamps=[[5, 5, 9]]).sequences
+    found = counts(sequences, GraphConfig(max_distance=1), sequences.train_end_U)
+    expected = [[0, 0.65, 0], [0.65, 0, 1.0], [0, 0.3, 0]]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_events_after_the_cut_and_other_users_never_pair(make_split) -> None:
+    split = make_split([[0, 1, 2], [3, 4]], 5, train_end=[2, 1])
+    sequences = split.sequences
+    found = counts(sequences, GraphConfig(), sequences.train_end_U)
+    assert set(zip(*np.nonzero(found), strict=True)) == {(0, 1), (1, 0)}
+
+
+@pytest.mark.parametrize("max_pairs", [1, 50, 700, 10**9])
+@pytest.mark.parametrize("chunk_events", [1, 37, 10**6])
+def test_passes_and_chunks_change_nothing(
+    random_split, monkeypatch, max_pairs, chunk_events
+) -> None:
+    monkeypatch.setattr(module, "CHUNK_EVENTS", chunk_events)
+    sequences = random_split.sequences
+    config = GraphConfig(max_distance=4, backward_weight=0.5)
+    end_U = fit_ends(sequences, "train")
+    found = counts(sequences, config, end_U, max_pairs)
+    np.testing.assert_allclose(found, reference(sequences, config, end_U), rtol=1e-12)
+
+
+def test_baskets_agree_with_the_formula_on_a_random_log(make_split) -> None:
+    generator = np.random.default_rng(3)
+    users = [generator.integers(0, 9, size=20).tolist() for _ in range(12)]
+    times = [np.sort(generator.integers(0, 7, size=20)).tolist() for _ in range(12)]
+    sequences = make_split(users, 9, timestamps=times).sequences
+    config = GraphConfig(backward_weight=0.2)
+    end_U = sequences.valid_end_U
+    found = counts(sequences, config, end_U)
+    np.testing.assert_allclose(found, reference(sequences, config, end_U), rtol=1e-12)
+
+
+def test_popularity_counts_learned_events_only(make_split) -> None:
+    sequences = make_split([[0, 1, 1], [1, 2]], 4, train_end=[2, 2]).sequences
+    assert popularity(sequences, sequences.train_end_U).tolist() == [1, 2, 1, 0]
+    assert popularity(sequences, sequences.valid_end_U).tolist() == [1, 3, 1, 0]
+
+
+def test_edges_are_damped_by_row_and_column(make_split) -> None:
+    sequences = make_split([[0, 1]], 2).sequences
+    config = GraphConfig(row_exponent=0.5, column_exponent=1.0)
+    popularity_N = np.array([3, 8])
+    edges = covisitation_edges(sequences, config, sequences.train_end_U, popularity_N)
+    # C[0, 1] = 1, / sqrt(1 + 3) / (1 + 8); C[1, 0] = .3, / sqrt(1 + 8) / (1 + 3)
+    expected = [[0, 1 / 2 / 9], [0.3 / 3 / 4, 0]]
+    np.testing.assert_allclose(edges.toarray(), expected, rtol=1e-12)
+
+
+def test_item_ranges_hold_the_bound_or_a_single_item() -> None:
+    # 4 + 4 fit in 9; 20 alone; 1 + 8 fit; the empty item goes with its neighbours.
+    pairs_N = np.array([4, 4, 20, 1, 0, 8])
+    assert item_ranges(pairs_N, 9) == [(0, 2), (2, 3), (3, 6)]
+
+
+def test_an_empty_log_has_no_edges(make_split) -> None:
+    sequences = make_split([[], []], 3).sequences
+    found = counts(sequences, GraphConfig(), sequences.train_end_U)
+    assert found.shape == (3, 3)
+    assert not found.any()
+
+
+def test_unknown_period_is_refused(random_split) -> None:
+    with pytest.raises(ValueError, match="fit_on = 'test': choose one of train"):
+        fit_ends(random_split.sequences, "test")

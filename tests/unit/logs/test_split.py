@@ -1,0 +1,404 @@
+"""Splits against a slow reference written with dictionaries, and their errors."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sgrec_torchrec.config import LogConfig
+from sgrec_torchrec.distributed.atomic import write_json
+from sgrec_torchrec.logs.canonical import file_facts, parquet_writer, write_parts
+from sgrec_torchrec.logs.split import load_split, prepare_split
+
+SEEDS = range(6)
+
+
+def in_order(row):
+    user, item, time, *_ = row
+    return user, time, item
+
+
+def write_log(folder, rows, *, num_items=12, has_clock=True, items=None):
+    """rows: (user, item, timestamp[, split]) tuples, in any order."""
+    rows = sorted(rows, key=in_order)
+    names = ("user_id", "item_id", "timestamp", "split")[: len(rows[0]) if rows else 3]
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+    table = (
+        pa.table(columns)
+        if rows
+        else pa.table({name: pa.array([], pa.int64()) for name in names})
+    )
+    items = items or {
+        "item_id": list(range(100, 100 + num_items)),
+        "title": [f"item {n}" for n in range(num_items)],
+        "brand": [None, *["acme"] * (num_items - 1)],
+    }
+    folder.mkdir(parents=True)
+    write_parts(
+        folder / "interactions",
+        table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)],
+    )
+    catalogue = pa.table(items)
+    with parquet_writer(folder / "items.parquet", catalogue.schema) as writer:
+        writer.write_table(catalogue)
+    facts = {
+        "format_version": 1,
+        "has_clock": has_clock,
+        "items": num_items,
+        "files": file_facts(folder),
+    }
+    write_json(folder / "manifest.json", facts)
+    return folder
+
+
+def random_rows(seed, *, with_split=False, num_users=12):
+    """Small random log with many ties in time."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for user in range(num_users):
+        for time in generator.integers(0, 24, generator.integers(1, 25)):
+            item = 100 + int(generator.integers(0, 12))
+            row = (10 * user + 1, item, int(time))
+            if with_split:
+                row = (*row, "train" if time < 15 else "valid" if time < 19 else "test")
+            rows.append(row)
+    return rows
+
+
+def baskets_of(rows):
+    """user -> [(timestamp, sorted items)], by time."""
+    users = {}
+    for user, item, time, *_ in rows:
+        users.setdefault(user, {}).setdefault(time, []).append(item - 100)
+    return {
+        user: [(time, sorted(items)) for time, items in sorted(baskets.items())]
+        for user, baskets in sorted(users.items())
+    }
+
+
+def prepare(tmp_path, rows, *, has_clock=True, **config):
+    canonical = write_log(tmp_path / "canonical", rows, has_clock=has_clock)
+    return prepare_split(canonical, LogConfig(**config), tmp_path / "split")
+
+
+def user_events(split, user):
+    sequences = split.sequences
+    first, last = sequences.offsets_U1[user : user + 2]
+    return sequences.items_R[first:last], sequences.timestamps_R[first:last]
+
+
+def check_rows(split, rows, max_history):
+    """No history may reach its target's timestamp; it must hold all that is older."""
+    for e in range(len(rows)):
+        items, times = user_events(split, rows.user_E[e])
+        start, end = rows.history_start_E[e], rows.history_end_E[e]
+        older = int((times < rows.target_timestamp_E[e]).sum())
+        assert end == older
+        assert start == max(0, end - max_history)
+        at_target = items[times == rows.target_timestamp_E[e]]
+        assert rows.target_E[e] in at_target
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_sequences_hold_every_basket_whole_and_in_time_order(tmp_path, seed):
+    rows = random_rows(seed)
+    split = prepare(tmp_path, rows, protocol="chronological")
+    expected = baskets_of(rows)
+    assert split.user_ids == [str(user) for user in expected]
+    for user, baskets in enumerate(expected.values()):
+        items, times = user_events(split, user)
+        assert times.tolist() == [t for t, basket in baskets for _ in basket]
+        for time, basket in baskets:
+            assert sorted(items[times == time].tolist()) == basket
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_leave_last_out_equals_the_reference(tmp_path, seed):
+    rows = random_rows(seed)
+    split = prepare(tmp_path, rows, max_history=3)
+    expected = [], []
+    for user, baskets in enumerate(baskets_of(rows).values()):
+        items, _ = user_events(split, user)
+        sizes = [len(basket) for _, basket in baskets]
+        ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
+        if len(baskets) < 3:
+            assert split.sequences.train_end_U[user] == ends[-1]
+            assert split.sequences.valid_end_U[user] == ends[-1]
+            continue
+        assert split.sequences.train_end_U[user] == ends[-3]
+        assert split.sequences.valid_end_U[user] == ends[-2]
+        expected[0].append((user, ends[-3], items[ends[-2] - 1], baskets[-2][0]))
+        expected[1].append((user, ends[-2], items[ends[-1] - 1], baskets[-1][0]))
+    for asked, wanted in zip((split.valid, split.test), expected, strict=True):
+        found = zip(
+            asked.user_E,
+            asked.history_end_E,
+            asked.target_E,
+            asked.target_timestamp_E,
+            strict=True,
+        )
+        assert [tuple(map(int, row)) for row in found] == [
+            tuple(map(int, row)) for row in wanted
+        ]
+        check_rows(split, asked, max_history=3)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_chronological_equals_the_reference(tmp_path, seed):
+    rows = random_rows(seed)
+    split = prepare(tmp_path, rows, protocol="chronological")
+    times = sorted(row[2] for row in rows)
+    cuts = times[int(len(times) * 0.8)], times[int(len(times) * 0.9)]
+    asked = {"valid": [], "test": []}
+    dropped = 0
+    for user, baskets in enumerate(baskets_of(rows).values()):
+        count = [sum(len(b) for t, b in baskets if t < cut) for cut in cuts]
+        assert split.sequences.train_end_U[user] == count[0]
+        assert split.sequences.valid_end_U[user] == count[1]
+        for nth, (time, basket) in enumerate(baskets):
+            if time < cuts[0]:
+                continue
+            name = "valid" if time < cuts[1] else "test"
+            if nth:
+                asked[name] += [(user, time, item) for item in basket]
+            else:
+                dropped += len(basket)
+    for name, found in (("valid", split.valid), ("test", split.test)):
+        triples = zip(
+            found.user_E, found.target_timestamp_E, found.target_E, strict=True
+        )
+        assert sorted(tuple(map(int, row)) for row in triples) == sorted(asked[name])
+        check_rows(split, found, max_history=200)
+    manifest = json.loads((tmp_path / "split" / "manifest.json").read_text())
+    assert manifest["counts"]["targets_dropped_no_history"] == dropped
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_given_asks_every_valid_and_test_row(tmp_path, seed):
+    rows = random_rows(seed, with_split=True)
+    split = prepare(tmp_path, rows, protocol="given", max_history=4, has_clock=False)
+    for name, found in (("valid", split.valid), ("test", split.test)):
+        wanted = sorted(row[:3] for row in rows if row[3] == name)
+        triples = [
+            (int(split.user_ids[u]), 100 + int(item), int(time))
+            for u, item, time in zip(
+                found.user_E, found.target_E, found.target_timestamp_E, strict=True
+            )
+        ]
+        assert sorted(triples) == wanted
+        check_rows(split, found, max_history=4)
+    train_rows = sum(row[3] == "train" for row in rows)
+    assert split.sequences.train_end_U.sum() == train_rows
+
+
+def test_basket_order_is_a_seeded_shuffle_free_of_item_order(tmp_path):
+    rows = [(1, 100 + item, time) for time in range(300) for item in range(4)]
+    first = [
+        user_events(prepare(tmp_path / name, rows, seed=seed), 0)[0].reshape(-1, 4)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert np.array_equal(first[0], first[1])
+    assert not np.array_equal(first[0], first[2])
+    # Each item comes last in about a quarter of 300 baskets: s.d. 7.5.
+    counts = np.bincount(first[0][:, -1], minlength=4)
+    assert abs(counts - 75).max() < 35
+
+
+def test_equal_rows_stay_apart_and_are_all_kept(tmp_path):
+    rows = [(1, 100, 5)] * 3 + [(1, 101, 5), (1, 102, 1), (1, 103, 2)]
+    split = prepare(tmp_path, rows)
+    items, _ = user_events(split, 0)
+    assert sorted(items[2:].tolist()) == [0, 0, 0, 1]
+
+
+def test_string_ids_events_and_values_survive(tmp_path):
+    folder = tmp_path / "canonical"
+    folder.mkdir()
+    table = pa.table(
+        {
+            "user_id": ["a", "a", "a", "b"],
+            "item_id": ["y", "x", "y", "x"],
+            "timestamp": [1, 2, 3, 1],
+            "event": ["view", "buy", None, "view"],
+            "value": pa.array([1.5, None, 2.0, 3.0], pa.float32()),
+        }
+    )
+    write_parts(folder / "interactions", table.to_batches())
+    items = pa.table(
+        {
+            "item_id": ["y", "x"],
+            "title": ["Why", None],
+            "sid": pa.array([[1, 2], [3, 4]], pa.list_(pa.int16())),
+            "embedding": pa.array([[0.5, 1], [2, 3]], pa.list_(pa.float32(), 2)),
+        }
+    )
+    with parquet_writer(folder / "items.parquet", items.schema) as writer:
+        writer.write_table(items)
+    facts = {"format_version": 1, "has_clock": True, "files": file_facts(folder)}
+    write_json(folder / "manifest.json", facts)
+    split = prepare_split(folder, LogConfig(), tmp_path / "split")
+    sequences = split.sequences
+    assert split.user_ids == ["a", "b"]
+    assert sequences.items_R.tolist() == [0, 1, 0, 1]
+    # types are numbered by name: buy 0, view 1; a null is -1
+    assert sequences.events_R.tolist() == [1, 0, -1, 1]
+    np.testing.assert_array_equal(sequences.values_R, np.float32([1.5, np.nan, 2, 3]))
+    assert sequences.has_value
+    assert sequences.num_event_types == 2
+    assert split.catalogue.titles == ["Why", ""]
+    assert split.catalogue.sid_NL.tolist() == [[1, 2], [3, 4]]
+    assert split.catalogue.embedding_ND.tolist() == [[0.5, 1], [2, 3]]
+
+
+def test_blank_text_fields_leave_no_gap_in_the_joined_text(tmp_path):
+    split = prepare(tmp_path, random_rows(0))
+    assert split.catalogue.texts[:2] == ["item 0", "item 1 acme"]
+
+
+def test_large_logs_are_read_in_blocks_with_the_same_result(tmp_path, monkeypatch):
+    rows = random_rows(3)
+    whole = prepare(tmp_path / "a", rows)
+    monkeypatch.setattr("sgrec_torchrec.logs.ordering.BLOCK_ROWS", 1)
+    monkeypatch.setattr("sgrec_torchrec.logs.canonical.ROWS_PER_GROUP", 5)
+    monkeypatch.setattr("sgrec_torchrec.logs.split_store.EVENTS_PER_GROUP", 8)
+    folder = tmp_path / "b" / "canonical"
+    write_many_batches(folder, rows)
+    blocks = prepare_split(folder, LogConfig(), tmp_path / "b" / "split")
+    for field in dataclasses.fields(whole.sequences):
+        np.testing.assert_array_equal(
+            getattr(whole.sequences, field.name), getattr(blocks.sequences, field.name)
+        )
+    assert whole.user_ids == blocks.user_ids
+
+
+def write_many_batches(folder, rows):
+    """The same log in parts of about 5 rows, so that users straddle blocks."""
+    write_log(folder, rows)
+    rows = sorted(rows, key=in_order)
+    for part in (folder / "interactions").iterdir():
+        part.unlink()
+    (folder / "interactions").rmdir()
+    batches = [
+        pa.RecordBatch.from_pydict(
+            {
+                name: [row[i] for row in rows[first : first + 5]]
+                for i, name in enumerate(("user_id", "item_id", "timestamp"))
+            }
+        )
+        for first in range(0, len(rows), 5)
+    ]
+    write_parts(folder / "interactions", batches, rows_per_part=5)
+    facts = json.loads((folder / "manifest.json").read_text())
+    write_json(folder / "manifest.json", {**facts, "files": file_facts(folder)})
+
+
+def test_chronological_without_a_clock_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="timestamps are ordinals"):
+        prepare(tmp_path, random_rows(0), protocol="chronological", has_clock=False)
+
+
+def test_leave_last_out_without_a_user_of_three_baskets_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no user has 3 baskets"):
+        prepare(tmp_path, [(1, 100, 1), (1, 101, 2), (2, 100, 3), (2, 101, 3)])
+
+
+def test_a_protocol_that_leaves_no_target_is_an_error(tmp_path):
+    rows = [(user, 100, user) for user in range(20)]
+    with pytest.raises(ValueError, match="no target with a history in valid"):
+        prepare(tmp_path, rows, protocol="chronological")
+
+
+def test_given_without_a_split_column_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="needs a column split"):
+        prepare(tmp_path, random_rows(0), protocol="given")
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ([(1, "train"), (2, "test"), (3, "valid")], "earlier split follows"),
+        ([(1, "train"), (2, "valid"), (2, "test")], "in different splits"),
+        ([(1, "train"), (2, "tset"), (3, "test")], "row 1: split = 'tset' is none"),
+    ],
+)
+def test_a_given_split_that_mixes_times_is_an_error(tmp_path, splits, message):
+    rows = [(1, 100 + n, time, name) for n, (time, name) in enumerate(splits)]
+    with pytest.raises(ValueError, match=message):
+        prepare(tmp_path, rows, protocol="given")
+
+
+def test_an_unknown_protocol_is_an_error(tmp_path):
+    config = LogConfig()
+    object.__setattr__(config, "protocol", "weekly")
+    canonical = write_log(tmp_path / "canonical", random_rows(0))
+    with pytest.raises(ValueError, match=r"log\.protocol = 'weekly'"):
+        prepare_split(canonical, config, tmp_path / "split")
+
+
+def test_an_item_outside_the_catalogue_is_an_error_naming_it(tmp_path):
+    rows = [*random_rows(0), (500, 999, 1)]
+    with pytest.raises(ValueError, match=r"item_id = 999 is not in items\.parquet"):
+        prepare(tmp_path, rows)
+
+
+def test_an_empty_log_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="the log is empty"):
+        prepare(tmp_path, [])
+
+
+def test_rows_that_are_not_sorted_are_an_error(tmp_path):
+    folder = write_log(tmp_path / "canonical", random_rows(0))
+    for users, times, message in (
+        ([1, 2, 1], [1, 1, 2], "not together"),
+        ([1, 1, 2], [2, 1, 1], "timestamp falls"),
+    ):
+        part = folder / "interactions" / "part-00000.parquet"
+        table = pa.table({"user_id": users, "item_id": [100] * 3, "timestamp": times})
+        with parquet_writer(part, table.schema) as writer:
+            writer.write_table(table)
+        facts = json.loads((folder / "manifest.json").read_text())
+        write_json(folder / "manifest.json", {**facts, "files": file_facts(folder)})
+        with pytest.raises(ValueError, match=message):
+            prepare_split(folder, LogConfig(), tmp_path / "split")
+
+
+def test_a_failed_preparation_leaves_the_older_split_whole(tmp_path):
+    prepare(tmp_path, random_rows(0))
+    with pytest.raises(ValueError, match="needs a column split"):
+        prepare_split(
+            tmp_path / "canonical", LogConfig(protocol="given"), tmp_path / "split"
+        )
+    assert load_split(tmp_path / "split").protocol == "leave-last-out"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["canonical", "split"]
+
+
+@pytest.mark.parametrize(
+    "name", ["sequences.parquet", "valid.parquet", "test.parquet", "items.parquet"]
+)
+def test_a_flipped_bit_or_a_cut_file_is_an_error_naming_it(tmp_path, name):
+    prepare(tmp_path, random_rows(0))
+    path = tmp_path / "split" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: truncated or changed"):
+        load_split(tmp_path / "split")
+    path.write_bytes(content[:50])
+    with pytest.raises(ValueError, match=f"{name}: truncated or changed"):
+        load_split(tmp_path / "split")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"is in manifest\.json only"):
+        load_split(tmp_path / "split")
+
+
+def test_an_absent_or_damaged_manifest_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no prepared split"):
+        load_split(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        load_split(tmp_path)
+    write_json(tmp_path / "manifest.json", {"format_version": 99, "files": {}})
+    with pytest.raises(ValueError, match="format_version is 99"):
+        load_split(tmp_path)

@@ -1,0 +1,466 @@
+"""Batches against a slow reference per event, and their sameness over world sizes."""
+
+import dataclasses
+import math
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sgrec_torchrec.config import GeneratorConfig, LogConfig, PretrainConfig, RunConfig
+from sgrec_torchrec.logs.features import EventColumns, gap_bucket, value_bucket
+from sgrec_torchrec.logs.sampling import GraphRows, Teacher, cut_windows, epoch_order
+from sgrec_torchrec.logs.stream import TrainStream, eval_batches, history_features
+from sgrec_torchrec.schema import (
+    Catalogue,
+    EvalRows,
+    ItemTokens,
+    Sequences,
+    SplitLog,
+)
+
+NUM_ITEMS, NUM_CODES, NUM_LEVELS = 7, 4, 2
+CODES = np.random.default_rng(5).integers(0, NUM_CODES, (NUM_ITEMS, NUM_LEVELS))
+CODES = CODES.astype(np.int32)
+KEYS = ["item", "code_0", "code_1", "gap", "event", "value"]
+
+
+def make_split(seed=0, num_users=20, longest=30):
+    """A random log with baskets; user 0 has no train event."""
+    generator = np.random.default_rng(seed)
+    lengths = generator.integers(1, longest, num_users)
+    times = [
+        np.sort(generator.integers(0, 1000 if u % 2 else 2 * n, n))
+        for u, n in enumerate(lengths)
+    ]
+    cuts = []
+    for stamps in times:
+        starts = [0, *(np.flatnonzero(np.diff(stamps)) + 1).tolist(), len(stamps)]
+        cuts.append(sorted(generator.choice(starts, 2).tolist()))
+    cuts[0][0] = 0
+    total = int(lengths.sum())
+    values = generator.exponential(10, total).astype(np.float32)
+    values[::5] = np.nan
+    sequences = Sequences(
+        offsets_U1=np.append(0, np.cumsum(lengths)),
+        items_R=generator.integers(0, NUM_ITEMS, total, dtype=np.int32),
+        timestamps_R=np.concatenate(times),
+        events_R=generator.integers(-1, 2, total).astype(np.int16),
+        values_R=values,
+        train_end_U=np.array([cut[0] for cut in cuts], np.int32),
+        valid_end_U=np.array([cut[1] for cut in cuts], np.int32),
+        num_items=NUM_ITEMS,
+        num_event_types=2,
+        has_clock=True,
+        has_value=True,
+    )
+    empty = EvalRows(
+        user_E=np.zeros(0, np.int64),
+        history_start_E=np.zeros(0, np.int32),
+        history_end_E=np.zeros(0, np.int32),
+        target_E=np.zeros(0, np.int32),
+        target_timestamp_E=np.zeros(0, np.int64),
+    )
+    catalogue = Catalogue(
+        item_ids=[],
+        titles=[],
+        brands=[],
+        categories=[],
+        texts=[],
+        embedding_ND=None,
+        sid_NL=None,
+    )
+    return SplitLog(
+        sequences=sequences,
+        valid=empty,
+        test=empty,
+        catalogue=catalogue,
+        user_ids=[],
+        protocol="chronological",
+    )
+
+
+def make_config(*, batch=4, max_history=6, teacher=0.5, fit_on="train", history=50):
+    config = RunConfig(
+        name="x",
+        seed=3,
+        log=LogConfig(max_history=max_history, fit_on=fit_on),
+        pretrain=PretrainConfig(
+            global_batch_size=batch, teacher_weight=teacher, teacher_samples=2
+        ),
+    )
+    graph = dataclasses.replace(config.graph, score_history=history)
+    return dataclasses.replace(config, graph=graph)
+
+
+def make_graph(decay=0.7):
+    """Rows of 0 to 3 neighbours; items 0 and 3 have none."""
+    rows = [[], [(2, 1.0), (4, 3.0)], [(1, 0.5)], [], [(5, 2.0), (6, 1.0), (0, 1.0)]]
+    rows += [[(0, 4.0)], [(3, 0.25), (1, 0.75)]]
+    return GraphRows(
+        indptr_N1=np.cumsum([0, *(len(row) for row in rows)]),
+        neighbours_E=np.array([j for row in rows for j, _ in row], np.int32),
+        weights_E=np.array([w for row in rows for _, w in row], np.float32),
+        decay=decay,
+    )
+
+
+def make_stream(split, config, graph=None, rank=0, world_size=1):
+    return TrainStream(split, CODES, NUM_CODES, config, graph, rank, world_size)
+
+
+def reference_features(split, user, start, end):
+    """Ids of each key for the begin marker and events [start, end), in Python."""
+    s = split.sequences
+    first = s.offsets_U1[user]
+    columns = {key: [0] for key in KEYS}
+    for local in range(start, end):
+        row = first + local
+        item = int(s.items_R[row])
+        columns["item"].append(item + 1)
+        for level in range(NUM_LEVELS):
+            code = level * NUM_CODES + int(CODES[item, level]) + 1
+            columns[f"code_{level}"].append(code)
+        gap = 0
+        if local > start:
+            seconds = int(s.timestamps_R[row] - s.timestamps_R[row - 1])
+            gap = 1 + math.floor(math.log2(1 + seconds))
+        columns["gap"].append(gap)
+        columns["event"].append(int(s.events_R[row]) + 1)
+        value = float(s.values_R[row])
+        if math.isnan(value):
+            bucket = 0
+        else:
+            bucket = 1 if value < 1 else 2 + math.floor(math.log2(value))
+        columns["value"].append(bucket)
+    return columns
+
+
+def unpack(batch):
+    """Per sequence of a batch: its ids by key, position keys, and targets."""
+    features = batch.features
+    lengths = features.lengths().view(len(KEYS), -1)
+    assert features.keys() == KEYS
+    assert (lengths == lengths[0]).all()
+    offsets = [0, *np.cumsum(lengths[0].tolist()).tolist()]
+    sequences = []
+    for first, last in pairwise(offsets):
+        is_mine = (batch.target_context_S >= first) & (batch.target_context_S < last)
+        rows = zip(
+            (batch.target_context_S[is_mine] - first).tolist(),
+            batch.target_item_S[is_mine].tolist(),
+            batch.target_weight_S[is_mine].tolist(),
+            strict=True,
+        )
+        columns = tuple(
+            tuple(features[key].values()[first:last].tolist()) for key in KEYS
+        )
+        keys = tuple(batch.position_key_T[first:last].tolist())
+        sequences.append((columns, keys, tuple(sorted(rows))))
+    return sequences
+
+
+@given(
+    lengths=st.lists(st.integers(0, 60), min_size=1, max_size=8),
+    max_history=st.integers(1, 20),
+)
+@settings(max_examples=200, deadline=None)
+def test_windows_ask_every_event_once_behind_enough_history(lengths, max_history):
+    windows = cut_windows(np.array(lengths), max_history)
+    asked = Counter()
+    for w in range(len(windows)):
+        user, start, end = windows.user_W[w], windows.start_W[w], windows.end_W[w]
+        assert 0 <= start <= windows.first_target_W[w] < end <= lengths[user]
+        assert end - start <= max_history + 1
+        for event in range(windows.first_target_W[w], end):
+            asked[int(user), event] += 1
+            assert event - start >= min(event, max(1, max_history // 2))
+    wanted = {(u, e) for u, n in enumerate(lengths) for e in range(n)}
+    assert asked == dict.fromkeys(wanted, 1)
+
+
+@pytest.mark.parametrize("fit_on", ["train", "train+valid"])
+@pytest.mark.parametrize("max_history", [1, 6, 100])
+def test_batches_equal_the_reference(fit_on, max_history):
+    split = make_split()
+    config = make_config(max_history=max_history, fit_on=fit_on)
+    stream = make_stream(split, config)
+    s = split.sequences
+    ends = s.train_end_U if fit_on == "train" else s.valid_end_U
+    asked = Counter()
+    samples = epoch_order(stream.num_samples, config.seed, 2).tolist()
+    for batch in stream.batches(epoch=2):
+        found = unpack(batch)
+        for columns, _, targets in found:
+            sample = samples.pop(0)
+            user = int(stream.windows.user_W[sample])
+            start = int(stream.windows.start_W[sample])
+            end = int(stream.windows.end_W[sample])
+            times = s.timestamps_R[s.offsets_U1[user] :][: ends[user]]
+            wanted = []
+            for event in range(int(stream.windows.first_target_W[sample]), end):
+                context = max(int((times < times[event]).sum()) - start, 0)
+                item = int(s.items_R[s.offsets_U1[user] + event])
+                wanted.append((context, item, 1.0))
+                asked[user, event] += 1
+                # nothing at or after the target's timestamp up to its context
+                shown = times[start : start + context]
+                assert (shown < times[event]).all()
+            assert targets == tuple(sorted(wanted))
+            shown_end = start + max(context for context, _, _ in wanted)
+            reference = reference_features(split, user, start, shown_end)
+            assert columns == tuple(tuple(reference[key]) for key in KEYS)
+            assert len(columns[0]) <= max_history + 1
+    assert not samples
+    wanted_events = {(u, e) for u in range(len(ends)) for e in range(ends[u])}
+    assert asked == dict.fromkeys(wanted_events, 1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("with_graph", [False, True])
+def test_union_of_ranks_is_the_same_for_any_world_size(batch_size, with_graph):
+    split, config = make_split(), make_config(batch=batch_size)
+    graph = make_graph() if with_graph else None
+    whole = list(make_stream(split, config, graph).batches(epoch=1))
+    for world_size in (2, 4):
+        ranks = [
+            list(make_stream(split, config, graph, rank, world_size).batches(epoch=1))
+            for rank in range(world_size)
+        ]
+        assert {len(batches) for batches in ranks} == {len(whole)}
+        for step, one in enumerate(whole):
+            parts = [batches[step] for batches in ranks]
+            union = Counter()
+            for part in parts:
+                assert part.features.stride() >= 1
+                if part.target_weight_S.any():
+                    union.update(unpack(part))
+                assert part.loss_scale.item() == pytest.approx(
+                    world_size * one.loss_scale.item(), rel=1e-6
+                )
+            assert union == Counter(unpack(one))
+
+
+@pytest.mark.parametrize("with_graph", [False, True])
+def test_scaled_weights_of_all_ranks_average_to_one(with_graph):
+    graph = make_graph() if with_graph else None
+    streams = [
+        make_stream(make_split(), make_config(), graph, rank, 3) for rank in range(3)
+    ]
+    for parts in zip(*(stream.batches(0) for stream in streams), strict=True):
+        total = sum(part.loss_scale * part.target_weight_S.sum() for part in parts)
+        assert total.item() / 3 == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_rank_without_samples_gets_one_begin_marker_of_weight_zero():
+    config = make_config(batch=2)
+    batch = next(make_stream(make_split(), config, rank=4, world_size=5).batches(0))
+    assert unpack(batch) == [(((0,),) * len(KEYS), (0,), ((0, 0, 0.0),))]
+
+
+def test_resuming_yields_the_rest_of_the_epoch():
+    stream = make_stream(make_split(), make_config(batch=2), make_graph())
+    whole = [unpack(batch) for batch in stream.batches(3)]
+    assert len(whole) == stream.steps_per_epoch > 3
+    assert [unpack(batch) for batch in stream.batches(3, first_step=2)] == whole[2:]
+
+
+def test_epochs_differ_in_order_and_noise():
+    assert not np.array_equal(epoch_order(50, 0, 0), epoch_order(50, 0, 1))
+    assert not np.array_equal(epoch_order(50, 0, 0), epoch_order(50, 1, 0))
+    assert sorted(epoch_order(50, 0, 1)) == list(range(50))
+    stream = make_stream(make_split(), make_config(batch=100))
+    first, second = (next(stream.batches(epoch)).position_key_T for epoch in (0, 1))
+    assert not set(first.tolist()) & set(second.tolist())
+    assert len(set(first.tolist())) == len(first)
+
+
+def test_teacher_splits_each_targets_weight_where_the_graph_knows_the_history():
+    graph = make_graph()
+    has_row = np.diff(graph.indptr_N1) > 0
+    stream = make_stream(make_split(), make_config(teacher=0.4), graph)
+    seen = Counter()
+    for batch in stream.batches(0):
+        for (items, *_), _, targets in unpack(batch):
+            for context in {target[0] for target in targets}:
+                history = [item - 1 for item in items[1 : context + 1]]
+                has_mass = any(has_row[item] for item in history)
+                weights = Counter(
+                    round(weight, 6) for place, _, weight in targets if place == context
+                )
+                if has_mass:
+                    assert set(weights) == {0.6, 0.2}
+                    assert weights[0.2] == 2 * weights[0.6]
+                else:
+                    assert set(weights) == {1.0}
+                seen[has_mass] += 1
+    assert min(seen[True], seen[False]) > 3
+
+
+@pytest.mark.parametrize("history", [1, 2, 50])
+@pytest.mark.parametrize("decay", [0.0, 0.7, 1.0])
+def test_draws_follow_the_graphs_normalised_score(history, decay):
+    graph = make_graph(decay)
+    dense = np.zeros((NUM_ITEMS, NUM_ITEMS))
+    for item in range(NUM_ITEMS):
+        row = slice(graph.indptr_N1[item], graph.indptr_N1[item + 1])
+        dense[item, graph.neighbours_E[row]] = graph.weights_E[row]
+    items = np.array([-1, 4, 1, 3, 6, -1, 0, 3])
+    draws = 20_000
+    teacher = Teacher(graph, score_history=history, num_draws=draws, seed=1)
+    contexts, depths = np.array([2, 4, 7]), np.array([2, 4, 2])
+    drawn, has_mass = teacher.draw(
+        items, contexts, depths, (0, np.array([0, 0, 1]), np.array([2, 4, 2]))
+    )
+    assert has_mass.tolist() == [True, True, False]
+    for row, newest_first in ((0, [1, 4]), (1, [6, 3, 1, 4])):
+        score = np.zeros(NUM_ITEMS)
+        for back, item in enumerate(newest_first[:history]):
+            score += decay**back * dense[item]
+        share = np.bincount(drawn[row], minlength=NUM_ITEMS) / draws
+        # s.d. of a share is at most sqrt(.25 / 20000) = .0035
+        np.testing.assert_allclose(share, score / score.sum(), atol=0.018)
+        assert not share[score == 0].any()
+
+
+def test_teacher_draws_the_same_in_blocks(monkeypatch):
+    config, split = make_config(batch=50), make_split()
+    whole = [unpack(b) for b in make_stream(split, config, make_graph()).batches(0)]
+    monkeypatch.setattr("sgrec_torchrec.logs.sampling.CONTEXTS_PER_BLOCK", 2)
+    blocks = [unpack(b) for b in make_stream(split, config, make_graph()).batches(0)]
+    assert blocks == whole
+
+
+def test_a_graph_without_edges_teaches_nothing():
+    zeros = np.zeros(0)
+    graph = GraphRows(
+        np.zeros(NUM_ITEMS + 1, np.int64),
+        zeros.astype(np.int32),
+        zeros.astype(np.float32),
+        0.7,
+    )
+    for batch in make_stream(make_split(), make_config(), graph).batches(0):
+        assert (batch.target_weight_S == 1).all()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 40])
+def test_eval_batches_hold_every_row_once_in_step_on_all_ranks(world_size):
+    split = make_split()
+    s = split.sequences
+    generator = np.random.default_rng(2)
+    users = generator.integers(0, s.num_users, 13)
+    end_E = generator.integers(0, np.diff(s.offsets_U1)[users] + 1)
+    rows = EvalRows(
+        user_E=users,
+        history_start_E=np.maximum(end_E - 5, 0).astype(np.int32),
+        history_end_E=end_E.astype(np.int32),
+        target_E=generator.integers(0, NUM_ITEMS, 13, dtype=np.int32),
+        target_timestamp_E=np.zeros(13, np.int64),
+    )
+    found, sizes = [], []
+    for rank in range(world_size):
+        batches = list(
+            eval_batches(
+                s,
+                rows,
+                CODES,
+                NUM_CODES,
+                GeneratorConfig(),
+                batch_size=3,
+                rank=rank,
+                world_size=world_size,
+            )
+        )
+        sizes.append([batch.features.stride() for batch in batches])
+        for batch in batches:
+            lengths = batch.features.lengths().view(len(KEYS), -1)[0].tolist()
+            offsets = np.append(0, np.cumsum(lengths))
+            for place, row in enumerate(batch.row_B.tolist()):
+                span = slice(offsets[place], offsets[place + 1])
+                ids = {k: batch.features[k].values()[span].tolist() for k in KEYS}
+                seen = batch.seen_items_P[
+                    batch.seen_offsets_B1[place] : batch.seen_offsets_B1[place + 1]
+                ].tolist()
+                if row < 0:
+                    assert ids == {key: [0] for key in KEYS}
+                    assert seen == []
+                    continue
+                found.append(row)
+                user, start, end = users[row], rows.history_start_E[row], end_E[row]
+                assert ids == reference_features(split, user, start, end)
+                assert batch.target_B[place] == rows.target_E[row]
+                first = s.offsets_U1[user]
+                assert seen == s.items_R[first : first + end].tolist()
+    assert sorted(found) == list(range(13))
+    assert all(size == sizes[0] for size in sizes)
+
+
+def test_gap_buckets_are_powers_of_two_and_bounded():
+    seconds = np.array([-5, 0, 1, 2, 3, 6, 7, 2**40])
+    # 1 + floor(log2(1 + s)), at most 31
+    assert gap_bucket(seconds, 32).tolist() == [1, 1, 2, 2, 3, 3, 4, 31]
+
+
+def test_value_buckets_are_octaves_and_bounded():
+    values = np.array([np.nan, -3, 0, 0.99, 1, 1.99, 2, 4, 1e9], np.float32)
+    assert value_bucket(values, 16).tolist() == [0, 1, 1, 1, 2, 2, 3, 4, 15]
+
+
+def test_without_clock_and_value_those_features_are_unknown():
+    events = EventColumns.of(make_split().sequences)
+    events = dataclasses.replace(events, has_clock=False, has_value=False)
+    tokens = ItemTokens(codes_NL=CODES, num_codes=NUM_CODES)
+    features = history_features(
+        events, np.array([0]), np.array([5]), tokens, GeneratorConfig()
+    )
+    assert features["gap"].values().tolist() == [0] * 6
+    assert features["value"].values().tolist() == [0] * 6
+
+
+def test_empty_histories_of_a_log_without_events_are_begin_markers():
+    events = EventColumns(
+        items_R=np.zeros(0, np.int32),
+        timestamps_R=np.zeros(0, np.int64),
+        events_R=np.zeros(0, np.int16),
+        values_R=np.zeros(0, np.float32),
+        has_clock=True,
+        has_value=True,
+    )
+    zeros = np.zeros(2, np.int64)
+    tokens = ItemTokens(codes_NL=CODES, num_codes=NUM_CODES)
+    features = history_features(events, zeros, zeros, tokens, GeneratorConfig())
+    assert features.values().tolist() == [0] * 2 * len(KEYS)
+    assert features.lengths().dtype == torch.int32
+
+
+def test_codes_of_another_catalogue_are_an_error():
+    with pytest.raises(ValueError, match="describe 6 items, the split has 7"):
+        TrainStream(make_split(), CODES[:6], NUM_CODES, make_config())
+
+
+def test_a_rank_outside_the_world_is_an_error():
+    with pytest.raises(ValueError, match=r"rank 2 is outside \[0, 2\)"):
+        make_stream(make_split(), make_config(), rank=2, world_size=2)
+
+
+def test_an_unresolved_teacher_weight_is_an_error():
+    with pytest.raises(ValueError, match=r"teacher_weight is None"):
+        make_stream(make_split(), make_config(teacher=None), make_graph())
+
+
+def test_a_graph_of_another_catalogue_is_an_error():
+    graph = make_graph()._replace(indptr_N1=np.zeros(3, np.int64))
+    with pytest.raises(ValueError, match="the item graph has 2 items, the tokens 7"):
+        make_stream(make_split(), make_config(), graph)
+
+
+def test_a_train_period_without_events_is_an_error():
+    split = make_split()
+    nothing = np.zeros(split.sequences.num_users, np.int32)
+    sequences = dataclasses.replace(split.sequences, train_end_U=nothing)
+    with pytest.raises(ValueError, match="training period holds no event"):
+        make_stream(dataclasses.replace(split, sequences=sequences), make_config())
