@@ -17,7 +17,8 @@ Peers:
 3. A decoder of equal width, depth and heads over a flat vocabulary of 3 * 256 codes
    (450 prompt tokens), as MiniOneRec's users run today: another network, so its items
    differ.
-4. A Python logits processor over a dict of prefixes, against ``PrefixTrie.log_mask``.
+4. A Python logits processor over a dict of prefixes, against ``PrefixTrie.log_mask``
+   added to the scores; its vocabulary is K codes, which favours it.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from peers.generate_adapter import (
     generate_ranked,
     prefix_dict,
 )
-from peers.prefix_processor import PrefixDictProcessor
+from peers.prefix_processor import PrefixDictProcessor, text_keyed
 from peers.workload import (
     NUM_LEVELS,
     random_columns,
@@ -47,6 +48,7 @@ from torch import Tensor
 
 from sgrec_torchrec.config import GeneratorConfig
 from sgrec_torchrec.generator.beam import beam_search
+from sgrec_torchrec.generator.decoder import CodeDecoder
 from sgrec_torchrec.generator.model import Generator
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
 from sgrec_torchrec.schema import Rollout
@@ -56,8 +58,9 @@ NUM_ITEMS, NUM_CODES = 100_000, 256
 CONFIG = GeneratorConfig(
     dim=256, num_layers=4, num_heads=4, decoder_width=256, dropout=0.0
 )
+Beams = Iterator[tuple[Tensor, Tensor, Tensor]]
 SCORE_TOLERANCE = 1e-4
-TRIE_CALLS, PROCESSOR_CALLS = 4000, 40
+TRIE_CALLS, PROCESSOR_CALLS = 3000, 30
 """Steps timed as one, so that both sides run for some tenths of a second: other load
 on the machine then slows both alike."""
 
@@ -83,10 +86,12 @@ def timed_row(
     calls: tuple[int, int] = (1, 1),
 ) -> Row:
     """Median seconds of one call; ``calls`` are the calls inside ours and peer."""
-    ours_s, peer_s = time_interleaved(ours, peer)
-    ratios = [
-        peer_one / ours_one for ours_one, peer_one in zip(ours_s, peer_s, strict=True)
-    ]
+    totals = time_interleaved(ours, peer)
+    ours_s, peer_s = (
+        [total / count for total in side]
+        for side, count in zip(totals, calls, strict=True)
+    )
+    ratios = [one / other for one, other in zip(peer_s, ours_s, strict=True)]
     return Row(
         name=name,
         unit="s",
@@ -257,67 +262,126 @@ def cached_row(
     )
 
 
-def live_prefixes(trie: PrefixTrie, noise: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Codes and nodes of the last level's prefixes of random items: 400 beams."""
+def live_prefixes(
+    trie: PrefixTrie, level: int, noise: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Prefixes [X, level] of random items, their nodes and the items' next codes."""
     item_X = torch.randint(trie.num_items, (NUM_USERS * WIDTH,), generator=noise)
     codes_XL = trie.codes_NL[item_X].long()
-    return codes_XL[:, :-1], trie.prefix_nodes(codes_XL)[:, -1]
+    node_X = trie.prefix_nodes(codes_XL)[:, level]
+    return codes_XL[:, :level], node_X.clone(), codes_XL[:, level].clone()
 
 
 def trie_rows() -> Iterator[Row]:
+    """The trie step of 400 beams at each level that has so many."""
     trie = scattered_trie(NUM_ITEMS, NUM_CODES)
-    noise = torch.Generator().manual_seed(3)
-    processor = PrefixDictProcessor(prefix_dict(map(tuple, trie.codes_NL.tolist())))
+    processor = PrefixDictProcessor(text_keyed(trie.codes_NL.tolist()))
     scores = torch.randn(NUM_USERS * WIDTH, NUM_CODES)
-    prefixes = itertools.cycle([live_prefixes(trie, noise) for _ in range(640)])
-    codes, nodes = next(prefixes)
-    if not torch.equal(
-        processor(codes, scores), scores + trie.log_mask(NUM_LEVELS - 1, nodes)
-    ):
-        raise RuntimeError("trie step: the processor's mask differs from ours")
+    for level in range(1, NUM_LEVELS):
+        noise = torch.Generator().manual_seed(level)
+        beams = itertools.cycle([live_prefixes(trie, level, noise) for _ in range(300)])
+        codes, nodes, _ = next(beams)
+        ours_masked = scores + trie.log_mask(level, nodes)
+        if not torch.equal(processor(codes, scores), ours_masked):
+            raise RuntimeError("trie step: the processor's mask differs from ours")
 
-    def ours() -> None:
-        for _ in range(TRIE_CALLS):
-            scores + trie.log_mask(NUM_LEVELS - 1, next(prefixes)[1])
-
-    def peer() -> None:
-        for _ in range(PROCESSOR_CALLS):
-            processor(next(prefixes)[0], scores)
-
-    yield timed_row(
-        "trie step, 400 beams, 100k items, K=256",
-        ours,
-        peer,
-        "Python logits processor over a dict of prefixes",
-        (TRIE_CALLS, PROCESSOR_CALLS),
-    )
-    small, large = 10_000, 10_000_000
-    for small_codes, large_codes in ((512, 512), (256, 1024)):
-        yield growth_row(small, small_codes, large, large_codes)
-
-
-def growth_row(small: int, small_codes: int, large: int, large_codes: int) -> Row:
-    def steps(num_items: int, num_codes: int) -> Callable[[], None]:
-        trie = scattered_trie(num_items, num_codes)
-        noise = torch.Generator().manual_seed(4)
-        scores = torch.randn(NUM_USERS * WIDTH, num_codes)
-        nodes = itertools.cycle([live_prefixes(trie, noise)[1] for _ in range(640)])
-
-        def run() -> None:
+        def ours(level: int = level, beams: Beams = beams) -> None:
             for _ in range(TRIE_CALLS):
-                scores + trie.log_mask(NUM_LEVELS - 1, next(nodes))
+                trie.log_mask(level, next(beams)[1]).add_(scores)
 
-        return run
+        def peer(beams: Beams = beams) -> None:
+            for _ in range(PROCESSOR_CALLS):
+                processor(next(beams)[0], scores)
 
-    small_s, large_s = time_interleaved(
-        steps(small, small_codes), steps(large, large_codes), 15
+        yield timed_row(
+            f"trie step, 400 beams, code {level + 1} of 3, 100k items, K=256",
+            ours,
+            peer,
+            "Python logits processor over a dict of prefixes",
+            (TRIE_CALLS, PROCESSOR_CALLS),
+        )
+
+
+def growth_rows() -> Iterator[Row]:
+    """Ours at 10^7 items beside ours at 10^4."""
+    every, last = range(NUM_LEVELS), range(NUM_LEVELS - 1, NUM_LEVELS)
+    for levels, what in (
+        (every, "of a search, all 3 codes"),
+        (last, "of code 3 alone"),
+    ):
+        yield growth_row(
+            f"trie work {what} (mask scores, walk to children)",
+            lambda trie, levels=levels: trie_work(trie, levels),
+            (512, 512),
+            TRIE_CALLS // 2,
+        )
+    yield growth_row(
+        "trie work of a search, all 3 codes, K by the default",
+        lambda trie: trie_work(trie, every),
+        (256, 1024),
+        TRIE_CALLS // 2,
+    )
+    yield growth_row("beam search, histories encoded", beam_work, (512, 512), 20)
+
+
+def trie_work(trie: PrefixTrie, levels: range) -> Callable[[], object]:
+    """What the trie does in a beam search: one beam a user at first, then W."""
+    noise = torch.Generator().manual_seed(4)
+    scores = torch.randn(NUM_USERS * WIDTH, trie.num_codes)
+    beams = {
+        level: itertools.cycle([live_prefixes(trie, level, noise) for _ in range(300)])
+        for level in levels
+    }
+
+    def run() -> None:
+        for level in levels:
+            _, nodes, codes = next(beams[level])
+            parents = nodes[:NUM_USERS] if level == 0 else nodes
+            trie.log_mask(level, parents).add_(scores[: len(parents)])
+            trie.child(level, nodes, codes)
+
+    return run
+
+
+def beam_work(trie: PrefixTrie) -> Callable[[], object]:
+    """A whole search with the decoder, without the backbone."""
+    torch.manual_seed(0)
+    decoder = CodeDecoder(
+        dim=CONFIG.dim,
+        width=CONFIG.decoder_width,
+        num_levels=NUM_LEVELS,
+        num_codes=trie.num_codes,
+    )
+    hidden = itertools.cycle(torch.randn(30, NUM_USERS, CONFIG.dim))
+    return lambda: beam_search(decoder, trie, next(hidden), WIDTH)
+
+
+def growth_row(
+    name: str,
+    work: Callable[[PrefixTrie], Callable[[], object]],
+    num_codes: tuple[int, int],
+    calls: int,
+) -> Row:
+    """Seconds of one call at 10^7 items (ours) and 10^4 (peer)."""
+    small, large = 10_000, 10_000_000
+    runs = [
+        work(scattered_trie(items, codes))
+        for items, codes in zip((large, small), num_codes[::-1], strict=True)
+    ]
+
+    def repeat(run: Callable[[], object]) -> None:
+        for _ in range(calls):
+            run()
+
+    large_s, small_s = time_interleaved(
+        lambda: repeat(runs[0]), lambda: repeat(runs[1]), 9
     )
     return Row(
-        name=f"trie step, {large:.0e} items K={large_codes}",
+        name=f"{name}, {large:.0e} items K={num_codes[1]}",
         unit="s",
-        ours=median(large_s) / TRIE_CALLS,
-        peer=median(small_s) / TRIE_CALLS,
-        peer_name=f"ours at {small:.0e} items K={small_codes}",
+        ours=median(large_s) / calls,
+        peer=median(small_s) / calls,
+        peer_name=f"ours at {small:.0e} items K={num_codes[0]}",
         ratio=median(small_s) / median(large_s),
         spread=relative_spread(large_s),
     )
@@ -327,13 +391,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--only", choices=("trie", "beam"), help="one half")
+    parser.add_argument("--only", choices=("trie", "growth", "beam"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows: list[Row] = []
-    if args.only != "beam":
+    if args.only in (None, "trie"):
         rows += trie_rows()
-    if args.only != "trie":
+    if args.only in (None, "growth"):
+        rows += growth_rows()
+    if args.only in (None, "beam"):
         trie = scattered_trie(NUM_ITEMS, NUM_CODES)
         rows += beam_rows(random_generator(trie, CONFIG, seed=0).eval())
     report(rows, args.json)

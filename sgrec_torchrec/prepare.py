@@ -27,6 +27,8 @@ from sgrec_torchrec.schema import ItemTokens, SplitLog
 
 FORMAT = 1
 """Raise it when a stage's output changes meaning: older folders are made again."""
+PACKAGED = ("movielens", "complete-journey")
+"""Sources that read an installed package, not a path."""
 
 
 def prepare_log(config: RunConfig) -> tuple[SplitLog, RunConfig]:
@@ -37,7 +39,7 @@ def prepare_log(config: RunConfig) -> tuple[SplitLog, RunConfig]:
             column, row and the mend.
     """
     log = dataclasses.replace(config.log, fit_on="train", filter_seen=None)
-    source = [log.source, log.path, _fingerprint(log.path)]
+    source = [log.source, log.path, _fingerprint(log.source, log.path)]
     canonical = _once(
         config, "canonical", source, lambda folder: import_log(log, folder)
     )
@@ -53,20 +55,25 @@ def prepare_log(config: RunConfig) -> tuple[SplitLog, RunConfig]:
 
 def prepare_graph(split: SplitLog, config: RunConfig) -> tuple[ItemGraph, RunConfig]:
     """The item graph of the period to learn from; its form chosen by the valid rows."""
-    form = [_stage_name(config, "split"), config.graph, config.log.filter_seen]
+    split_name = _stage_name(config, "split")
 
     def choose(folder: Path) -> None:
         chosen = choose_graph(split, config.graph, filter_seen=config.log.filter_seen)
         with atomic_folder(folder) as temporary:
             write_json(temporary / "settings.json", dataclasses.asdict(chosen))
 
-    form_dir = _once(config, "graph-form", form, choose)
+    form_dir = _once(
+        config,
+        "graph-form",
+        [split_name, config.graph, config.log.filter_seen],
+        choose,
+    )
     settings = GraphConfig(**json.loads((form_dir / "settings.json").read_text()))
     fit_on = config.log.fit_on
     folder = _once(
         config,
         "graph",
-        [*form, fit_on],
+        [split_name, settings, fit_on],
         lambda folder: build_graph(split, settings, fit_on, folder),
     )
     return ItemGraph.load(folder), dataclasses.replace(config, graph=settings)
@@ -91,13 +98,21 @@ def _once(
 ) -> Path:
     """Build the stage's folder unless it is there; link it into the run's folder.
 
-    ``build`` writes through a temporary name, so a folder that is there is whole.
+    ``build`` writes through a temporary name, so a folder that is there is whole. Only
+    the main rank builds and links. The others come after it (``main_rank_first``) and
+    only read.
+
+    Raises:
+        FileNotFoundError: on another rank that does not see the folder.
     """
     folder = Path(config.out_dir) / "prepared" / f"{stage}-{_key(stage, *inputs)}"
+    if not is_main_rank():
+        if not folder.exists():
+            raise FileNotFoundError(f"{folder} is not visible to this rank")
+        return folder
     if not folder.exists():
         build(folder)
-    if is_main_rank():
-        _link(config.run_dir / stage, folder)
+    _link(config.run_dir / stage, folder)
     return folder
 
 
@@ -110,11 +125,16 @@ def _link(link: Path, folder: Path) -> None:
         temporary.symlink_to(target)
 
 
-def _fingerprint(path: str | None) -> list[tuple[str, int, int]]:
+def _fingerprint(source: str, path: str | None) -> list[tuple[str, int, int]]:
     """Name, size and time of the files that an importer reads: new ones import anew."""
     if path is None:
         return []
-    root = resolve_path(path, "log")
+    if source in PACKAGED:
+        raise ValueError(
+            f"log.path = {path!r}: the {source} log comes with a package; leave "
+            "log.path None, or choose another log.source"
+        )
+    root = resolve_path(path, source)
     files = sorted(root.rglob("*")) if root.is_dir() else [root]
     return [
         (

@@ -28,11 +28,13 @@ MAY_IMPORT = {
     "serving": UP_TO_GENERATOR,
     "doctor": set(),
     "prepare": UP_TO_TOKENS,
+    "benchmark": UP_TO_GENERATOR | {"evaluation", "prepare", "train"},
 }
 """Stage -> the others that it may import (itself is understood)."""
 ENTRY_POINTS = {"train", "cli"}
-TRAINING_LOOPS = {"generator": "pretrain", "a2po": "align"}
-"""Of these stages only the loop may import distributed; model and loss may not."""
+TRAINING_LOOPS = {"generator": {"pretrain", "trainee"}, "a2po": {"align"}}
+"""Of these stages only the loop and what it trains may import distributed; model and
+loss may not."""
 LLM_STACK = (
     *("accelerate", "anthropic", "bitsandbytes", "litellm", "openai", "peft"),
     *("sglang", "trl", "vllm"),
@@ -98,8 +100,8 @@ def forbidden_imports(stage: str, module: str, tree: ast.AST) -> list[ast.AST]:
     """Imports of our own stages against the order, and of an LLM stack."""
     offenders = []
     allowed = MAY_IMPORT.get(stage, set()) | {stage}
-    loop = TRAINING_LOOPS.get(stage)
-    if loop is not None and module != loop:
+    loops = TRAINING_LOOPS.get(stage)
+    if loops is not None and module not in loops:
         allowed = allowed - {"distributed"}
     for node, name in imported(tree):
         head, *rest = name.split(".")

@@ -1,7 +1,7 @@
 """The same network and loss over padded sequences [B, n_max]: the usual train step.
 
 Takes the very parameters of a ``Generator``; only the layout differs. Padding stands at
-the end, so the causal mask alone keeps it from real positions, and the loss weighs it 0.
+the end, so the causal mask keeps it from real positions, and the loss weighs it 0.
 
 Letters: B sequences, P padded places of each, F features, D width, H heads.
 """

@@ -22,7 +22,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore, Store
+from torch._C._distributed_c10d import HashStore, Store, TCPStore
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -33,6 +33,8 @@ HEARTBEAT_S = 2.0
 SILENCE_LIMIT_S = 120.0
 READ_WAIT_S = 5.0
 SHARED_FOLDER_WAIT_S = 30.0
+ROLL_CALL_S = 50.0
+"""How long a rank waits for the others to arrive, where each has a core of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +83,7 @@ def process_group(
         torch.cuda.set_device(ranks.device)
         backend = "cpu:gloo,cuda:nccl"
     if "WORLD_SIZE" in os.environ:
+        _call_the_roll(ranks)
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(
@@ -93,9 +96,7 @@ def process_group(
 
 def limit_threads(local_world_size: int) -> None:
     """Give each of ``local_world_size`` processes its share of this host's cores."""
-    has_affinity = hasattr(os, "sched_getaffinity")
-    num_cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    torch.set_num_threads(max(1, num_cores // local_world_size))
+    torch.set_num_threads(max(1, _num_cores() // local_world_size))
 
 
 def main_rank_first(function: Callable[[], T], *, shared_path: Path | None = None) -> T:
@@ -186,6 +187,42 @@ def _read_ranks(device: str | None) -> Ranks:
         if device == "cuda"
         else torch.device("cpu"),
     )
+
+
+def _num_cores() -> int:
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+
+
+def _call_the_roll(ranks: Ranks) -> None:
+    """Wait until every rank has started; say which did not.
+
+    Without it, a rank that dies before the process group exists leaves the others
+    waiting for the whole collective timeout. Ranks that share a core start one after
+    the other, so the patience grows with their number per core.
+    """
+    crowd = max(1.0, ranks.local_world_size / _num_cores())
+    patience = timedelta(seconds=ROLL_CALL_S * crowd)
+    # The agent's store: it is there before any rank, and outlives them.
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        and ranks.rank == 0,
+        wait_for_workers=False,
+        timeout=patience,
+    )
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    names = [f"sgrec/{attempt}/arrived/{rank}" for rank in range(ranks.world_size)]
+    store.set(names[ranks.rank], "1")
+    try:
+        store.wait(names, patience)
+    except dist.DistStoreError:
+        absent = [rank for rank, name in enumerate(names) if not store.check([name])]
+        raise RuntimeError(
+            f"ranks {absent} did not start within {patience.total_seconds():.0f} s of "
+            f"rank {ranks.rank}: see their errors"
+        ) from None
 
 
 def _finish(

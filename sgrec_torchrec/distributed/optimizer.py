@@ -75,7 +75,7 @@ def build_optimizer(
                 "weight_decay": 0.0,
             },
         ]
-        return torch.optim.AdamW(groups, lr=dense_lr, betas=betas)
+        return torch.optim.AdamW(groups, lr=dense_lr, betas=betas, fused=True)
 
     dense = KeyedOptimizerWrapper(params, make_adamw)
     _make_state(dense)

@@ -20,6 +20,7 @@ from sgrec_torchrec.generator.beam import beam_search
 from sgrec_torchrec.generator.model import Generator
 from sgrec_torchrec.generator.prior import Prior
 from sgrec_torchrec.item_graph.graph import ItemGraph, histories
+from sgrec_torchrec.item_graph.row_order import keep_heaviest, place_in_row, rows_of
 from sgrec_torchrec.logs.stream import EvalBatch, eval_batches
 from sgrec_torchrec.schema import (
     EvalRows,
@@ -59,7 +60,12 @@ class Ranker:
         Returns:
             int32 [E, beam_width], best first, -1 beyond the last item; float32
             log-probabilities of the same shape, -inf there.
+
+        Raises:
+            ValueError: if there are no rows.
         """
+        if not len(rows):
+            raise ValueError("no rows to rank: every user's history is too short")
         self.dmp.eval()
         settings = self.config.evaluation
         batches = eval_batches(
@@ -111,16 +117,15 @@ class Ranker:
         """The graph's next-item distribution, cut to its heaviest candidates."""
         asked = rows.take(batch.row_B.clamp(min=0).cpu().numpy())
         scores = self.graph.score(*histories(self.split.sequences, asked))
-        item_BM = np.full((len(asked), PRIOR_CANDIDATES), -1, dtype=np.int64)
-        mass_BM = np.zeros((len(asked), PRIOR_CANDIDATES), dtype=np.float32)
-        for place in range(len(asked)):
-            start, end = scores.indptr[place : place + 2]
-            if start == end:
-                continue
-            values = scores.data[start:end]
-            heaviest = np.argsort(-values, kind="stable")[:PRIOR_CANDIDATES]
-            item_BM[place, : len(heaviest)] = scores.indices[start:end][heaviest]
-            mass_BM[place, : len(heaviest)] = values[heaviest] / values.sum()
+        total_B = np.asarray(scores.sum(axis=1)).ravel()
+        kept = keep_heaviest(scores, PRIOR_CANDIDATES)
+        row_E = rows_of(kept.indptr)
+        place_E = place_in_row(row_E, len(asked))
+        width = int(place_E.max(initial=0)) + 1
+        item_BM = np.full((len(asked), width), -1, dtype=np.int64)
+        mass_BM = np.zeros((len(asked), width), dtype=np.float32)
+        item_BM[row_E, place_E] = kept.indices
+        mass_BM[row_E, place_E] = kept.data / total_B[row_E]
         device = self.ranks.device
         return Prior(
             item_BM=torch.from_numpy(item_BM).to(device),

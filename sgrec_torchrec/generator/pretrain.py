@@ -12,11 +12,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
-from torchrec.optim.keyed import CombinedOptimizer
 
-from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -28,8 +25,8 @@ from sgrec_torchrec.distributed.optimizer import (
     warmup_cosine,
 )
 from sgrec_torchrec.distributed.progress import progress
-from sgrec_torchrec.distributed.tracking import Tracker
 from sgrec_torchrec.generator.model import StepOutput
+from sgrec_torchrec.generator.trainee import Trainee
 from sgrec_torchrec.logs.stream import TrainStream
 from sgrec_torchrec.schema import TokenBatch
 
@@ -48,28 +45,6 @@ class PretrainState:
     """Best validation NDCG@10 so far; -1 before the first."""
     stale_validations: int = 0
     """Validations since the best one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trainee:
-    """What a run trains and where it writes: the same objects for every segment."""
-
-    dmp: DistributedModelParallel
-    optimizer: CombinedOptimizer
-    stream: TrainStream
-    config: RunConfig
-    tracker: Tracker
-    device: torch.device
-
-    @property
-    def checkpoints(self) -> Path:
-        """The newest states, to go on from."""
-        return self.config.run_dir / "checkpoints"
-
-    @property
-    def best(self) -> Path:
-        """The state that ships."""
-        return self.config.run_dir / "best"
 
 
 def pretrain(

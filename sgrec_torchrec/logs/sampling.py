@@ -164,7 +164,9 @@ class Teacher:
         mass_CH[~is_history_CH] = 0.0
         total = np.concatenate([[0.0], np.cumsum(mass_CH)])
         low_S, high_S = total[row_S * num_back], total[(row_S + 1) * num_back]
-        cell_SQ = _search(total, low_S[:, None], high_S[:, None], noise_SQ2[..., 0])
+        cell_SQ = search_cells(
+            total, low_S[:, None], high_S[:, None], noise_SQ2[..., 0]
+        )
         return item_CH.reshape(-1)[cell_SQ], high_S > low_S
 
     def _pick_neighbour(
@@ -172,13 +174,13 @@ class Teacher:
     ) -> Int64Array:
         low_SQ = self.total_E1[self.indptr_N1[source_SQ]]
         high_SQ = self.total_E1[self.indptr_N1[source_SQ + 1]]
-        edge_SQ = _search(self.total_E1, low_SQ, high_SQ, noise_SQ)
+        edge_SQ = search_cells(self.total_E1, low_SQ, high_SQ, noise_SQ)
         if not len(self.neighbours_E):
             return np.zeros_like(source_SQ)
         return np.asarray(self.neighbours_E[edge_SQ], dtype=np.int64)
 
 
-def _search(
+def search_cells(
     total: Float64Array, low: Float64Array, high: Float64Array, noise: Float64Array
 ) -> Int64Array:
     """Cell c of positive weight with total[c] <= low + noise * (high - low)."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sgrec_torchrec.config import LogConfig
+from sgrec_torchrec.config import LogConfig, check_choice
 from sgrec_torchrec.logs.canonical import CanonicalLog, read_canonical
 from sgrec_torchrec.logs.ordering import SPLITS, OrderedRows, read_ordered
 from sgrec_torchrec.logs.split_store import load_split, write_split
@@ -58,10 +58,7 @@ def prepare_split(canonical_dir: Path, config: LogConfig, out_dir: Path) -> Spli
         ValueError: for a damaged folder, too few users, a protocol that this log
             cannot serve, or one that leaves no target in valid or test.
     """
-    if config.protocol not in PROTOCOLS:
-        raise ValueError(
-            f"log.protocol = {config.protocol!r}: choose one of {', '.join(PROTOCOLS)}"
-        )
+    check_choice("log.protocol", config.protocol, tuple(PROTOCOLS))
     log = read_canonical(canonical_dir)
     rows = read_ordered(log, seed=config.seed)
     cut = PROTOCOLS[config.protocol](rows, log)

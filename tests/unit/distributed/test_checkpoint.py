@@ -2,7 +2,6 @@ import dataclasses
 import json
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from sgrec_torchrec.config import RUNS
-from sgrec_torchrec.distributed import checkpoint, checkpoint_files
+from sgrec_torchrec.distributed import checkpoint
 from sgrec_torchrec.distributed.atomic import sha256_file
 from sgrec_torchrec.distributed.checkpoint import (
     latest_checkpoint,

@@ -9,7 +9,9 @@ import pytest
 
 from sgrec_torchrec.evaluation.compare import (
     compare,
+    hits_path,
     read_hits,
+    render,
     sign_flip_p_values,
     write_hits,
 )
@@ -92,6 +94,23 @@ def test_users_not_rows_are_the_unit(paths) -> None:
     line = compare(*paths).differences[0]
     assert line.difference == 0.5
     assert line.p_value == 1.0
+
+
+def test_rendered_table_holds_every_metric(paths, ranks, capsys) -> None:
+    write(paths[0], ranks)
+    write(paths[1], ranks[::-1])
+    found = compare(*paths, num_sign_flips=50)
+    render(found)
+    shown = capsys.readouterr().out
+    for line in found.differences:
+        assert line.metric in shown
+        assert f"{line.value_a:.4f}" in shown
+
+
+def test_each_system_has_a_file_name_without_blanks(tmp_path) -> None:
+    names = {hits_path(tmp_path, system).name for system in ("item graph", "generator")}
+    assert len(names) == 2
+    assert not any(" " in name for name in names)
 
 
 def test_same_seed_same_figures(paths, ranks) -> None:

@@ -91,6 +91,13 @@ def test_interval_is_that_of_a_loop_over_resampled_users() -> None:
     np.testing.assert_allclose([low[0], high[0]], expected, atol=0.012)
 
 
+def test_a_resample_divides_by_its_own_rows() -> None:
+    # Every row hits, so every resample's mean is 1, however many rows it draws.
+    user_E = np.array([0, 1, 1, 1, 1, 2, 2])
+    table = ranking_table(np.ones(7, dtype=np.int32), user_E, seed=0)
+    assert table.intervals["HR@1"] == (1.0, 1.0)
+
+
 def test_a_user_with_many_equal_rows_widens_the_interval() -> None:
     rank_E = np.array([1] * 50 + [0] * 50, dtype=np.int32)
     many = ranking_table(rank_E, np.arange(100), seed=0).intervals["HR@10"]

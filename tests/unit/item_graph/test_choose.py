@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from sgrec_torchrec.config import GraphConfig
 from sgrec_torchrec.item_graph.choose import choose_graph, repeat_share, target_ranks
@@ -57,6 +58,32 @@ def test_target_ranks_equal_places_in_the_graphs_own_lists(random_split) -> None
     reached = rank_E > 0
     assert reached.sum() > 20
     np.testing.assert_array_equal(rank_E[reached], place_E[reached])
+
+
+def test_tied_targets_stand_behind_more_popular_then_smaller_items() -> None:
+    scores = sp.csr_matrix([[2.0, 2.0, 2.0, 3.0], [2.0, 2.0, 2.0, 0.0]])
+    popularity_N = np.array([5, 5, 9, 1])
+    # Row 0: 3 leads, then 2 (popularity 9), 0, 1: place 4. Row 1: 2, 0: place 2.
+    ranks = target_ranks(scores, np.array([1, 0]), popularity_N)
+    assert ranks.tolist() == [4, 2]
+    assert target_ranks(scores, np.array([1, 3]), popularity_N)[1] == 0
+
+
+def test_seen_items_count_only_where_they_can_be_listed(make_split) -> None:
+    # The last user's valid row: history 1, 3, target 2. Visits put 4 before 2. Text of
+    # weight 2 lifts 2 over 4, and the seen item 1 over both.
+    split = make_split(
+        [[3, 4], [3, 4], [3, 2], [1, 3, 2, 0]],
+        5,
+        titles=["qux", "foo bar baz", "foo bar", "foo bar baz", "quux"],
+        train_end=[2, 2, 2, 2],
+    )
+    grid = (("text_weight", (0.0, 2.0)),)
+    hidden = choose_graph(split, GraphConfig(), filter_seen=True, grid=grid)
+    listed = choose_graph(split, GraphConfig(), filter_seen=False, grid=grid)
+    assert (hidden.text_weight, listed.text_weight) == (2.0, 0.0)
+    # No valid target repeats here, so that hiding them is the default.
+    assert choose_graph(split, GraphConfig(), grid=grid) == hidden
 
 
 def test_repeat_share_counts_targets_of_their_own_history(make_split) -> None:

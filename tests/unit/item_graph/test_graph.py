@@ -157,7 +157,7 @@ def test_building_twice_writes_the_same_bytes(random_split, tmp_path) -> None:
 
 def test_absent_and_damaged_files_are_named(random_split, tmp_path) -> None:
     folder = tmp_path / "graph"
-    with pytest.raises(FileNotFoundError, match="graph.json is missing: build"):
+    with pytest.raises(FileNotFoundError, match=r"graph.json is missing: build"):
         ItemGraph.load(folder)
     build_graph(random_split, GraphConfig(text_weight=0.5), "train", folder)
     path = folder / "weights_E.npy"
@@ -170,12 +170,12 @@ def test_absent_and_damaged_files_are_named(random_split, tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"weights_E.npy is missing"):
         ItemGraph.load(folder)
     (folder / "graph.json").write_text("{")
-    with pytest.raises(ValueError, match="graph.json is damaged"):
+    with pytest.raises(ValueError, match=r"graph.json is damaged"):
         ItemGraph.load(folder)
     (folder / "graph.json").write_text(
         '{"format_version": 0, "decay": 1, "score_history": 1, "sha256": {}}'
     )
-    with pytest.raises(ValueError, match="format_version 0, this program reads 1"):
+    with pytest.raises(ValueError, match=r"format_version 0, this program reads 1"):
         ItemGraph.load(folder)
 
 

@@ -213,6 +213,21 @@ def test_equal_rows_stay_apart_and_are_all_kept(tmp_path):
     assert sorted(items[2:].tolist()) == [0, 0, 0, 1]
 
 
+def test_equal_rows_are_shuffled_apart(tmp_path):
+    rows = [(1, 100 + item, t) for t in range(300) for item in (0, 0, 1)]
+    items, _ = user_events(prepare(tmp_path, rows), 0)
+    # The lone item stands between the equal two in a third of 300 baskets: s.d. 8.
+    assert 60 < (items.reshape(-1, 3)[:, 1] == 1).sum() < 140
+
+
+def test_equal_timestamps_of_two_users_are_no_basket(tmp_path):
+    # user u buys item u only, at times 2u, 2u + 1, 2u + 2: the last one is shared
+    rows = [(u, 100 + u, 2 * u + t) for u in range(12) for t in range(3)]
+    split = prepare(tmp_path, rows)
+    assert split.sequences.items_R.tolist() == [u for u in range(12) for _ in range(3)]
+    assert split.test.history_end_E.tolist() == [2] * 12
+
+
 def test_string_ids_events_and_values_survive(tmp_path):
     folder = tmp_path / "canonical"
     folder.mkdir()

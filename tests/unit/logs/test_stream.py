@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from sgrec_torchrec.config import GeneratorConfig, LogConfig, PretrainConfig, RunConfig
 from sgrec_torchrec.logs.features import EventColumns, gap_bucket, value_bucket
-from sgrec_torchrec.logs.sampling import GraphRows, Teacher, cut_windows, epoch_order
+from sgrec_torchrec.logs.sampling import (
+    GraphRows,
+    Teacher,
+    cut_windows,
+    epoch_order,
+    search_cells,
+)
 from sgrec_torchrec.logs.stream import TrainStream, eval_batches, history_features
 from sgrec_torchrec.schema import (
     Catalogue,
@@ -98,8 +104,8 @@ def make_config(*, batch=4, max_history=6, teacher=0.5, fit_on="train", history=
 
 
 def make_graph(decay=0.7):
-    """Rows of 0 to 3 neighbours; items 0 and 3 have none."""
-    rows = [[], [(2, 1.0), (4, 3.0)], [(1, 0.5)], [], [(5, 2.0), (6, 1.0), (0, 1.0)]]
+    """Rows of 0 to 3 neighbours; items 2 and 3 have none."""
+    rows = [[(1, 0.5)], [(2, 1.0), (4, 3.0)], [], [], [(5, 2.0), (6, 1.0), (0, 1.0)]]
     rows += [[(0, 4.0)], [(3, 0.25), (1, 0.75)]]
     return GraphRows(
         indptr_N1=np.cumsum([0, *(len(row) for row in rows)]),
@@ -269,6 +275,23 @@ def test_resuming_yields_the_rest_of_the_epoch():
     assert [unpack(batch) for batch in stream.batches(3, first_step=2)] == whole[2:]
 
 
+def test_equal_timestamps_of_two_users_are_no_basket():
+    split = make_split(num_users=2)
+    sequences = dataclasses.replace(
+        split.sequences,
+        offsets_U1=np.array([0, 2, 4]),
+        items_R=np.array([0, 1, 2, 3], np.int32),
+        timestamps_R=np.array([1, 5, 5, 6]),
+        train_end_U=np.array([2, 2], np.int32),
+    )
+    stream = make_stream(
+        dataclasses.replace(split, sequences=sequences), make_config(batch=2)
+    )
+    (batch,) = stream.batches(0)
+    targets = sorted(targets for _, _, targets in unpack(batch))
+    assert targets == [((0, 0, 1.0), (1, 1, 1.0)), ((0, 2, 1.0), (1, 3, 1.0))]
+
+
 def test_epochs_differ_in_order_and_noise():
     assert not np.array_equal(epoch_order(50, 0, 0), epoch_order(50, 0, 1))
     assert not np.array_equal(epoch_order(50, 0, 0), epoch_order(50, 1, 0))
@@ -309,7 +332,7 @@ def test_draws_follow_the_graphs_normalised_score(history, decay):
     for item in range(NUM_ITEMS):
         row = slice(graph.indptr_N1[item], graph.indptr_N1[item + 1])
         dense[item, graph.neighbours_E[row]] = graph.weights_E[row]
-    items = np.array([-1, 4, 1, 3, 6, -1, 0, 3])
+    items = np.array([-1, 4, 1, 3, 6, -1, 2, 3])
     draws = 20_000
     teacher = Teacher(graph, score_history=history, num_draws=draws, seed=1)
     contexts, depths = np.array([2, 4, 7]), np.array([2, 4, 2])
@@ -325,6 +348,14 @@ def test_draws_follow_the_graphs_normalised_score(history, decay):
         # s.d. of a share is at most sqrt(.25 / 20000) = .0035
         np.testing.assert_allclose(share, score / score.sum(), atol=0.018)
         assert not share[score == 0].any()
+
+
+def test_a_draw_never_leaves_its_row_nor_takes_a_weightless_cell():
+    # cells 0 | 1 2 3 | 4 with weights 1 | 0 1 0 | 1: row two is [1, 2)
+    total = np.array([0.0, 1.0, 1.0, 2.0, 2.0, 3.0])
+    noise = np.array([0.0, 0.5, 1.0 - 2.0**-53])
+    low, high = np.full(3, 1.0), np.full(3, 2.0)
+    assert search_cells(total, low, high, noise).tolist() == [2, 2, 2]
 
 
 def test_teacher_draws_the_same_in_blocks(monkeypatch):
