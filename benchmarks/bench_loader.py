@@ -4,7 +4,8 @@ Both sides open ``sequences.parquet``, read every user's newest events and yield
 in the same order. Ours goes through Arrow offsets and values; the peer is what a user
 writes: a Dataset over ``to_pylist`` rows, ids per event in Python, a collate function
 that pads, and a KeyedJaggedTensor from the padded matrix and its mask. Contents are
-compared, tensor by tensor, before anything is timed. One "row" is one log event.
+compared, tensor by tensor, before anything is timed. No user has more events than a
+history holds, so both sides use all that they read.
 
 Usage: python benchmarks/bench_loader.py [--users 20000] [--json PATH]
 """
@@ -40,9 +41,9 @@ CONFIG = GeneratorConfig()
 
 
 def make_log(num_users: int, seed: int) -> Sequences:
-    """Users of Zipf lengths (3 to 1,000 events), uniform items, seconds as clock."""
+    """Users of Zipf lengths (3 to MAX_HISTORY), uniform items, seconds as clock."""
     generator = np.random.default_rng(seed)
-    lengths_U = np.clip(generator.zipf(1.5, num_users) + 2, 3, 1_000)
+    lengths_U = np.clip(generator.zipf(1.5, num_users) + 2, 3, MAX_HISTORY)
     num_rows = int(lengths_U.sum())
     gaps_R = generator.integers(0, 1 << 20, num_rows)
     return Sequences(

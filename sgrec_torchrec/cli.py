@@ -99,7 +99,7 @@ def evaluate(run_dir: RunDir) -> None:
     from sgrec_torchrec.distributed.launch import process_group
     from sgrec_torchrec.train import run
 
-    config = RunConfig.read(run_dir / "config.json")
+    config = RunConfig.read(run_dir / "config.json").at(run_dir)
     with process_group() as ranks:
         run(config, ranks, evaluate_only=True)
 
@@ -145,7 +145,7 @@ def main() -> None:
     """Entry point of the console script."""
     try:
         app()
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"sgrec: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

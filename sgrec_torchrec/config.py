@@ -115,7 +115,7 @@ class GeneratorConfig:
     """Width D of tables and backbone."""
     num_layers: int = 2
     num_heads: int = 2
-    decoder_width: int = 256
+    decoder_width: int = 128
     """Hidden width of the code decoder."""
     dropout: float = 0.2
     num_gap_buckets: int = 32
@@ -153,6 +153,8 @@ class PretrainConfig:
     """Share of the loss on items drawn from the graph. None: by the log's density."""
     teacher_samples: int = 2
     """Items drawn from the graph per target and epoch."""
+    teacher_sharpness: float = 1.0
+    """Exponent on the graph's weights before drawing: above 1, more of the heaviest."""
     valid_every_epochs: int = 2
     checkpoint_every_steps: int = 200
     keep_checkpoints: int = 2
@@ -206,6 +208,24 @@ class RunConfig:
     def run_dir(self) -> Path:
         """Where everything of this run is written."""
         return Path(self.out_dir) / self.name
+
+    def at(self, run_dir: Path) -> "RunConfig":
+        """The same settings for the run's folder where it lies now.
+
+        Raises:
+            ValueError: where the folder does not end with the run's name, which also
+                tells where the prepared stages lie.
+        """
+        place, name = run_dir.resolve(), Path(self.name)
+        num_parts = len(name.parts)
+        if place.parts[-num_parts:] != name.parts:
+            raise ValueError(
+                f"{run_dir} holds the run {self.name!r}: name the folder so again"
+            )
+        out_dir = place.parents[num_parts - 1]
+        if out_dir == Path(self.out_dir).resolve():
+            return self
+        return dataclasses.replace(self, out_dir=str(out_dir))
 
     def to_json(self) -> str:
         """The resolved settings, as written beside checkpoints and results."""

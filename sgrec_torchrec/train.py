@@ -9,6 +9,7 @@ report. Stages whose settings and inputs are unchanged are reused.
 """
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 
 from sgrec_torchrec.config import RunConfig, parse_run
@@ -18,7 +19,7 @@ from sgrec_torchrec.distributed.origin import describe_run
 from sgrec_torchrec.distributed.stopwatch import Stopwatch
 from sgrec_torchrec.distributed.tracking import Tracker
 from sgrec_torchrec.evaluation.generate import Ranker
-from sgrec_torchrec.evaluation.offline import evaluate, validation_ndcg
+from sgrec_torchrec.evaluation.offline import check_rows, evaluate, validation_ndcg
 from sgrec_torchrec.evaluation.report import write_report
 from sgrec_torchrec.generator.pretrain import pretrain, restore_best
 from sgrec_torchrec.generator.trainee import build_trainee
@@ -26,10 +27,18 @@ from sgrec_torchrec.prepare import prepare_graph, prepare_log, prepare_tokens
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse the command line, run the pipeline on all ranks."""
+    """Parse the command line, run the pipeline on all ranks.
+
+    What a user can get wrong ends with one line and exit code 2; where there are
+    several ranks, with the error of the rank that failed (``process_group``).
+    """
     config, args = parse_run(argv)
-    with process_group() as ranks:
-        run(config, ranks, resume=args.resume)
+    try:
+        with process_group() as ranks:
+            run(config, ranks, resume=args.resume)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +59,7 @@ def run(
     """The seven steps. All ranks call together; the main rank writes."""
     watch = Stopwatch()
     split, config = watch.main_first("log", lambda: prepare_log(config))
+    check_rows(split, config)
     graph, config = watch.main_first("graph", lambda: prepare_graph(split, config))
     tokens = watch.main_first("tokens", lambda: prepare_tokens(split, graph, config))
     write_config(config)
@@ -65,7 +75,7 @@ def run(
         )
         validate = validation_ndcg(ranker)
         state = watch.together(
-            "pretrain",
+            "restore" if evaluate_only else "pretrain",
             lambda: (
                 restore_best(trainee)
                 if evaluate_only

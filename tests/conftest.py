@@ -5,13 +5,19 @@ model that learns beats popularity by far, and nothing has to be downloaded.
 """
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 
+if TYPE_CHECKING:
+    from sgrec_torchrec.evaluation.generate import Ranker
+
+RANKS = Path(__file__).parent / "distributed" / "ranks"
 NUM_USERS = 200
 NUM_ITEMS = 60
 SETTINGS = (
@@ -23,14 +29,14 @@ SETTINGS = (
     "generator.dim=16",
     "generator.num_layers=1",
     "generator.decoder_width=32",
-    "pretrain.num_epochs=5",
+    "pretrain.num_epochs=4",
     "pretrain.global_batch_size=16",
     "pretrain.warmup_steps=5",
     "pretrain.checkpoint_every_steps=20",
     "pretrain.keep_checkpoints=10",
     "pretrain.teacher_weight=0.3",
 )
-"""13 steps an epoch, validations after 26, 52 and 65, checkpoints every 20."""
+"""13 steps an epoch, validations after 26 and 52, checkpoints after 20 and 40."""
 
 
 def successor(item: int) -> int:
@@ -79,17 +85,52 @@ def planted_log(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pat
     return make
 
 
-def arguments(log: Path, out_dir: Path, *changes: str) -> list[str]:
-    """The command line of train.py for a small run called ``tiny``."""
+def arguments(log: Path, out_dir: Path, *changes: str, name: str = "tiny") -> list[str]:
+    """The command line of train.py for a small run."""
     assignments = (*SETTINGS, f"log.path={log}", f"out_dir={out_dir}", *changes)
     pairs = [("--set", assignment) for assignment in assignments]
-    return ["--run", "smoke", "--name", "tiny", *(word for pair in pairs for word in pair)]
+    return [
+        "--run",
+        "smoke",
+        "--name",
+        name,
+        *(part for pair in pairs for part in pair),
+    ]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tiny networks only lose by a second thread, most of all on busy cores."""
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+            patch.delenv(name, raising=False)
+        patch.setattr(
+            "sgrec_torchrec.distributed.launch.limit_threads",
+            lambda _: torch.set_num_threads(1),
+        )
+        yield
+    torch.set_num_threads(before)
+
+
+def train(argv: list[str]) -> None:
+    """train.py in this process, a world of one."""
+    from sgrec_torchrec.train import main
+
+    with one_thread():
+        main(argv)
 
 
 @pytest.fixture(scope="session")
 def tiny_arguments() -> Callable[..., list[str]]:
-    """tiny_arguments(log, out_dir, *assignments) -> argv of train.py."""
+    """tiny_arguments(log, out_dir, *assignments, name="tiny") -> argv of train.py."""
     return arguments
+
+
+@pytest.fixture(scope="session")
+def train_here() -> Callable[[list[str]], None]:
+    """train_here(argv): train.py in this process."""
+    return train
 
 
 @pytest.fixture(scope="session")
@@ -97,10 +138,18 @@ def finished_run(
     planted_log: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Folder of an uninterrupted run on one rank. Do not change what it holds."""
-    from sgrec_torchrec.train import main
-
     out_dir = tmp_path_factory.mktemp("runs")
-    num_threads = torch.get_num_threads()
-    main(arguments(planted_log(), out_dir))
-    torch.set_num_threads(num_threads)
+    train(arguments(planted_log(), out_dir))
     return out_dir / "tiny"
+
+
+@pytest.fixture(scope="module")
+def finished_ranker(finished_run: Path) -> Iterator["Ranker"]:
+    """What ``finished_run`` ships, in a process group of this process alone."""
+    from sgrec_torchrec.distributed.launch import process_group
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(RANKS))
+        from restored import restored_ranker
+    with one_thread(), process_group(device="cpu") as ranks:
+        yield restored_ranker(finished_run, ranks)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import is_main_rank, main_rank_first
 from sgrec_torchrec.evaluation.baselines import BASELINES, Fitted
@@ -57,6 +58,26 @@ class Found:
     rank_E: Int32Array
 
 
+def check_rows(split: SplitLog, config: RunConfig) -> None:
+    """Raise before the hours of training where the evaluation could not follow.
+
+    Raises:
+        ValueError: if there is no test row, or the prior's weight is open and there
+            are no valid rows to choose it by.
+    """
+    if not len(split.test):
+        raise ValueError(
+            f"log.protocol = {split.protocol!r} leaves no test rows: give users with "
+            "more events, or choose another protocol"
+        )
+    if config.evaluation.prior_weight is None and not _may_choose(split, config):
+        raise ValueError(
+            "evaluation.prior_weight is None but there are no valid rows to choose it "
+            "by (log.fit_on is train+valid, or the log is too short): set it to what "
+            "the run on the train period alone chose"
+        )
+
+
 def validation_ndcg(ranker: Ranker) -> Callable[[], float] | None:
     """NDCG@10 of the network alone on the valid rows; None where it must not look.
 
@@ -64,7 +85,7 @@ def validation_ndcg(ranker: Ranker) -> Callable[[], float] | None:
     together and get the same figure.
     """
     config = ranker.config
-    if config.log.fit_on != "train" or not len(ranker.split.valid):
+    if not _may_choose(ranker.split, config):
         return None
     rows = ranker.split.valid
     rows = rows.take(sample_rows(rows, config.evaluation.max_valid_rows, config.seed))
@@ -75,18 +96,13 @@ def choose_prior_weight(ranker: Ranker) -> float:
     """The mixture weight that ranks the valid rows best; all ranks call together.
 
     Raises:
-        ValueError: for a refit, whose valid rows are learned from: take the weight of
-            the run on the train period alone.
+        ValueError: see ``check_rows``. A refit learns from its valid rows: give it
+            the weight of the run on the train period alone.
     """
     config = ranker.config
     if config.evaluation.prior_weight is not None:
         return config.evaluation.prior_weight
-    if config.log.fit_on != "train" or not len(ranker.split.valid):
-        raise ValueError(
-            "evaluation.prior_weight is None but there are no valid rows to choose it "
-            "by (log.fit_on is train+valid, or the log is too short): set it to what "
-            "the run on the train period alone chose"
-        )
+    check_rows(ranker.split, config)
     rows = ranker.split.valid
     rows = rows.take(sample_rows(rows, config.evaluation.max_valid_rows, config.seed))
     scores = [_ndcg_at_10(ranker, rows, weight) for weight in PRIOR_WEIGHTS]
@@ -139,6 +155,10 @@ def sample_rows(rows: EvalRows, max_rows: int, seed: int) -> Int64Array:
     order_E = np.lexsort((noise_E, rows.user_E))
     steps = np.linspace(0, len(rows) - 1, max_rows).astype(np.int64)
     return np.sort(order_E[steps])
+
+
+def _may_choose(split: SplitLog, config: RunConfig) -> bool:
+    return config.log.fit_on == "train" and len(split.valid) > 0
 
 
 def _ndcg_at_10(ranker: Ranker, rows: EvalRows, prior_weight: float) -> float:

@@ -4,6 +4,7 @@ Turns a sharded generator and a stream of batches into the weights that rank the
 validation rows best. The state is explicit, so a run goes on exactly where it stopped.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,7 @@ from sgrec_torchrec.distributed.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from sgrec_torchrec.distributed.launch import is_main_rank
 from sgrec_torchrec.distributed.optimizer import (
     gradient_norm,
     set_learning_rates,
@@ -59,10 +61,13 @@ def pretrain(
         trainee: model, optimizer, data, settings.
         validate: all ranks call it together and get the same NDCG@10; None trains for
             the given number of epochs (a refit on train and valid).
-        resume: go on from the newest whole checkpoint, if there is one.
+        resume: go on from the newest whole checkpoint, if there is one. Else what an
+            older run of this name left is removed.
     """
     settings = trainee.config.pretrain
     state = _load(trainee, trainee.checkpoints) if resume else PretrainState()
+    if state.step == 0:
+        _forget_older_run(trainee)
     total_steps = settings.num_epochs * trainee.stream.steps_per_epoch
     pipeline = TrainPipelineSparseDist(
         trainee.dmp, trainee.optimizer, trainee.device, execute_all_batches=True
@@ -93,6 +98,13 @@ def restore_best(trainee: Trainee) -> PretrainState:
     if latest_checkpoint(trainee.best) is None:
         raise FileNotFoundError(f"{trainee.best} holds no checkpoint: train the run")
     return _load(trainee, trainee.best)
+
+
+def _forget_older_run(trainee: Trainee) -> None:
+    """Its checkpoints of later steps would outlive those of this run."""
+    if is_main_rank():
+        for folder in (trainee.checkpoints, trainee.best):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run_segment(

@@ -77,12 +77,13 @@ def build_trainee(
         weight_decay=config.pretrain.weight_decay,
         max_gradient_norm=config.pretrain.max_gradient_norm,
     )
+    weights_E = graph.weights_E**config.pretrain.teacher_sharpness
     stream = TrainStream(
         split,
         tokens.codes_NL,
         tokens.num_codes,
         config,
-        (graph.indptr_N1, graph.neighbours_E, graph.weights_E, graph.decay),
+        (graph.indptr_N1, graph.neighbours_E, weights_E, graph.decay),
         ranks.rank,
         ranks.world_size,
     )

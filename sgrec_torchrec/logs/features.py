@@ -106,9 +106,11 @@ def _fill(
     num_levels = tokens.num_levels
     item_T = events.items_R[row_T]
     np.add(item_T, 1, out=values_KT[0])
-    level_L = np.arange(num_levels) * tokens.num_codes + 1
-    code_TL = tokens.codes_NL[item_T]
-    np.add(code_TL.T, level_L[:, None], out=values_KT[1 : num_levels + 1])
+    # take() of short rows is five times as fast as indexing.
+    code_TL = tokens.codes_NL.take(item_T, axis=0)
+    for level in range(num_levels):
+        first_id = level * tokens.num_codes + 1
+        np.add(code_TL[:, level], first_id, out=values_KT[level + 1])
     gap_T, event_T, value_T = values_KT[num_levels + 1 :]
     if events.has_clock:
         seconds_T = np.diff(events.timestamps_R[row_T], prepend=0)

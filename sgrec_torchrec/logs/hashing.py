@@ -4,10 +4,10 @@ Nothing here keeps state, so a draw depends on what it is for and never on how m
 ranks, workers or earlier draws there were. A hash starts with the run's seed and the
 number of its stream, then what it belongs to; streams in use:
 
-    hash64(seed, BASKET, user, timestamp, item, copy)        order inside a basket
-    hash64(seed, ORDER, epoch, sample)                       order of an epoch
-    hash64(seed, POSITION, epoch, sample, position)          noise on a position
-    hash64(seed, TEACHER, epoch, sample, position, draw, i)  i = 0, 1: a teacher's draw
+    hash64(seed, BASKET, user, timestamp, item, copy)   order inside a basket
+    hash64(seed, ORDER, epoch, sample)                  order of an epoch
+    hash64(seed, POSITION, epoch, sample, position)     noise on a position
+    hash64(hash64(seed, TEACHER, epoch, sample, position), draw, i)  teacher; i = 0, 1
 
 ``sample`` is a sample's number in the log, ``position`` counts from its begin marker.
 """

@@ -120,54 +120,54 @@ class Teacher:
         is_new_S = np.append(True, context_S[1:] != context_S[:-1])
         context_C, depth_C = context_S[is_new_S], depth_S[is_new_S]
         target_starts = np.append(np.flatnonzero(is_new_S), len(context_S))
+        item_T = np.maximum(item_T, 0)
+        mass_T = self.total_E1[self.indptr_N1[item_T + 1]]
+        mass_T -= self.total_E1[self.indptr_N1[item_T]]
         items_SQ = np.zeros((len(context_S), self.num_draws), dtype=np.int64)
         has_mass_S = np.zeros(len(context_S), dtype=np.bool_)
-        epoch, sample_S, position_S = noise_key_S
         for first in range(0, len(context_C), CONTEXTS_PER_BLOCK):
             last = min(first + CONTEXTS_PER_BLOCK, len(context_C))
             block = slice(target_starts[first], target_starts[last])
-            row_S = np.cumsum(is_new_S[block]) - 1
-            noise_SQ2 = uniform(
-                hash64(
-                    self.seed,
-                    TEACHER,
-                    epoch,
-                    sample_S[block, None, None],
-                    position_S[block, None, None],
-                    np.arange(self.num_draws)[:, None],
-                    np.arange(2),
-                )
+            noise_SQ2 = self._noise(noise_key_S, block)
+            place_SQ, has_mass_S[block] = self._pick_place(
+                mass_T,
+                context_C[first:last],
+                depth_C[first:last],
+                np.cumsum(is_new_S[block]) - 1,
+                noise_SQ2[..., 0],
             )
-            source_SQ, has_mass_S[block] = self._pick_source(
-                item_T, context_C[first:last], depth_C[first:last], row_S, noise_SQ2
-            )
+            source_SQ = item_T.take(place_SQ, mode="clip")
             items_SQ[block] = self._pick_neighbour(source_SQ, noise_SQ2[..., 1])
         return items_SQ, has_mass_S
 
-    def _pick_source(
+    def _noise(
+        self, noise_key_S: tuple[int, Int64Array, Int64Array], block: slice
+    ) -> Float64Array:
+        """Two numbers in [0, 1) for each draw of a block of targets."""
+        epoch, sample_S, position_S = noise_key_S
+        target_S = hash64(self.seed, TEACHER, epoch, sample_S[block], position_S[block])
+        draws_Q1 = np.arange(self.num_draws)[:, None]
+        return uniform(hash64(target_S[:, None, None], draws_Q1, np.arange(2)))
+
+    def _pick_place(
         self,
-        item_T: Int64Array,
+        mass_T: Float64Array,
         context_C: Int64Array,
         depth_C: Int64Array,
         row_S: Int64Array,
-        noise_SQ2: Float64Array,
+        noise_SQ: Float64Array,
     ) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
-        """The history item h_d of each draw."""
+        """The position of each draw's history item, and where there is any mass."""
         num_back = max(1, min(len(self.decay_H), int(depth_C.max(initial=0))))
         back_H = np.arange(num_back)
-        is_history_CH = back_H < depth_C[:, None]
-        item_CH = item_T[np.where(is_history_CH, context_C[:, None] - back_H, 0)]
-        item_CH = np.where(is_history_CH, item_CH, 0)
-        mass_CH = self.total_E1[self.indptr_N1[item_CH + 1]]
-        mass_CH -= self.total_E1[self.indptr_N1[item_CH]]
+        # Places before the history are read but weigh nothing.
+        mass_CH = mass_T.take(context_C[:, None] - back_H, mode="wrap")
         mass_CH *= self.decay_H[:num_back]
-        mass_CH[~is_history_CH] = 0.0
+        mass_CH *= back_H < depth_C[:, None]
         total = np.concatenate([[0.0], np.cumsum(mass_CH)])
         low_S, high_S = total[row_S * num_back], total[(row_S + 1) * num_back]
-        cell_SQ = search_cells(
-            total, low_S[:, None], high_S[:, None], noise_SQ2[..., 0]
-        )
-        return item_CH.reshape(-1)[cell_SQ], high_S > low_S
+        cell_SQ = search_cells(total, low_S[:, None], high_S[:, None], noise_SQ)
+        return context_C[row_S][:, None] - cell_SQ % num_back, high_S > low_S
 
     def _pick_neighbour(
         self, source_SQ: Int64Array, noise_SQ: Float64Array

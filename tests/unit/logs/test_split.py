@@ -228,45 +228,6 @@ def test_equal_timestamps_of_two_users_are_no_basket(tmp_path):
     assert split.test.history_end_E.tolist() == [2] * 12
 
 
-def test_string_ids_events_and_values_survive(tmp_path):
-    folder = tmp_path / "canonical"
-    folder.mkdir()
-    table = pa.table(
-        {
-            "user_id": ["a", "a", "a", "b"],
-            "item_id": ["y", "x", "y", "x"],
-            "timestamp": [1, 2, 3, 1],
-            "event": ["view", "buy", None, "view"],
-            "value": pa.array([1.5, None, 2.0, 3.0], pa.float32()),
-        }
-    )
-    write_parts(folder / "interactions", table.to_batches())
-    items = pa.table(
-        {
-            "item_id": ["y", "x"],
-            "title": ["Why", None],
-            "sid": pa.array([[1, 2], [3, 4]], pa.list_(pa.int16())),
-            "embedding": pa.array([[0.5, 1], [2, 3]], pa.list_(pa.float32(), 2)),
-        }
-    )
-    with parquet_writer(folder / "items.parquet", items.schema) as writer:
-        writer.write_table(items)
-    facts = {"format_version": 1, "has_clock": True, "files": file_facts(folder)}
-    write_json(folder / "manifest.json", facts)
-    split = prepare_split(folder, LogConfig(), tmp_path / "split")
-    sequences = split.sequences
-    assert split.user_ids == ["a", "b"]
-    assert sequences.items_R.tolist() == [0, 1, 0, 1]
-    # types are numbered by name: buy 0, view 1; a null is -1
-    assert sequences.events_R.tolist() == [1, 0, -1, 1]
-    np.testing.assert_array_equal(sequences.values_R, np.float32([1.5, np.nan, 2, 3]))
-    assert sequences.has_value
-    assert sequences.num_event_types == 2
-    assert split.catalogue.titles == ["Why", ""]
-    assert split.catalogue.sid_NL.tolist() == [[1, 2], [3, 4]]
-    assert split.catalogue.embedding_ND.tolist() == [[0.5, 1], [2, 3]]
-
-
 def test_blank_text_fields_leave_no_gap_in_the_joined_text(tmp_path):
     split = prepare(tmp_path, random_rows(0))
     assert split.catalogue.texts[:2] == ["item 0", "item 1 acme"]
@@ -387,33 +348,3 @@ def test_a_failed_preparation_leaves_the_older_split_whole(tmp_path):
         )
     assert load_split(tmp_path / "split").protocol == "leave-last-out"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["canonical", "split"]
-
-
-@pytest.mark.parametrize(
-    "name", ["sequences.parquet", "valid.parquet", "test.parquet", "items.parquet"]
-)
-def test_a_flipped_bit_or_a_cut_file_is_an_error_naming_it(tmp_path, name):
-    prepare(tmp_path, random_rows(0))
-    path = tmp_path / "split" / name
-    content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 4
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name}: truncated or changed"):
-        load_split(tmp_path / "split")
-    path.write_bytes(content[:50])
-    with pytest.raises(ValueError, match=f"{name}: truncated or changed"):
-        load_split(tmp_path / "split")
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"is in manifest\.json only"):
-        load_split(tmp_path / "split")
-
-
-def test_an_absent_or_damaged_manifest_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no prepared split"):
-        load_split(tmp_path)
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match="is damaged"):
-        load_split(tmp_path)
-    write_json(tmp_path / "manifest.json", {"format_version": 99, "files": {}})
-    with pytest.raises(ValueError, match="format_version is 99"):
-        load_split(tmp_path)

@@ -1,0 +1,29 @@
+"""A finished run as a ranker again."""
+
+from pathlib import Path
+
+from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.distributed.launch import Ranks
+from sgrec_torchrec.distributed.tracking import Tracker
+from sgrec_torchrec.evaluation.generate import Ranker
+from sgrec_torchrec.generator.pretrain import restore_best
+from sgrec_torchrec.generator.trainee import build_trainee
+from sgrec_torchrec.prepare import prepare_graph, prepare_log, prepare_tokens
+
+
+def restored_ranker(run_dir: Path, ranks: Ranks) -> Ranker:
+    """Its best weights, sharded over the given ranks, with what ranks rows."""
+    split, config = prepare_log(RunConfig.read(run_dir / "config.json"))
+    graph, config = prepare_graph(split, config)
+    tokens = prepare_tokens(split, graph, config)
+    nothing = Tracker(run_dir, enabled=False)
+    trainee = build_trainee(split, graph, tokens, config, ranks, nothing)
+    restore_best(trainee)
+    return Ranker(
+        dmp=trainee.dmp,
+        split=split,
+        tokens=tokens,
+        graph=graph,
+        config=config,
+        ranks=ranks,
+    )

@@ -1,0 +1,241 @@
+"""Pretraining learns, stops early, and goes on exactly where it was interrupted."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from sgrec_torchrec.config import RunConfig, parse_run
+from sgrec_torchrec.distributed.checkpoint import load_unsharded, read_extra
+from sgrec_torchrec.distributed.tracking import MetricLine, Tracker, read_metrics
+from sgrec_torchrec.generator import pretrain as loop
+from sgrec_torchrec.generator.model import Generator
+from sgrec_torchrec.generator.pretrain import PretrainState, pretrain, restore_best
+from sgrec_torchrec.item_tokens.build import load_tokens
+from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
+from sgrec_torchrec.logs.split import load_split
+
+CLOCKS = {"step_s", "tokens_per_s"}
+STEPS_PER_EPOCH = 13
+LAST_STEP = 52
+
+
+class InterruptedRunError(Exception):
+    """What the test raises in place of a crash."""
+
+
+def untimed(lines: list[MetricLine]) -> list[tuple[int, str, dict[str, float]]]:
+    """All that must repeat to the last bit."""
+    return [
+        (
+            line.step,
+            line.stage,
+            {k: v for k, v in line.values.items() if k not in CLOCKS},
+        )
+        for line in lines
+    ]
+
+
+def step_names(folder: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.iterdir())
+
+
+def shipped_weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    config = RunConfig.read(run_dir / "config.json")
+    tokens = load_tokens(run_dir / "tokens")
+    plain = Generator(
+        config=config.generator,
+        trie=PrefixTrie.build(tokens.codes_NL, tokens.num_codes),
+        num_event_types=load_split(run_dir / "split").sequences.num_event_types,
+    )
+    (newest,) = (run_dir / "best").iterdir()
+    load_unsharded(newest, plain)
+    return plain.state_dict()
+
+
+@pytest.fixture(scope="module")
+def resumed_run(finished_run: Path, planted_log, tiny_arguments, train_here) -> Path:
+    """The same run, broken off after step 26 and resumed from the state after 20."""
+    argv = tiny_arguments(planted_log(), finished_run.parent, name="broken")
+
+    def crash(*_: object) -> PretrainState:
+        raise InterruptedRunError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_note_validation", crash)
+        with pytest.raises(InterruptedRunError):
+            train_here(argv)
+    run_dir = finished_run.parent / "broken"
+    assert step_names(run_dir / "checkpoints") == [20]
+    logged = [line.step for line in read_metrics(run_dir / "metrics.jsonl")]
+    assert logged == list(range(26))
+    train_here([*argv, "--resume"])
+    return run_dir
+
+
+def test_loss_falls_and_ndcg_rises_far_above_popularity(finished_run: Path) -> None:
+    lines = read_metrics(finished_run / "metrics.jsonl")
+    losses = [line.values["loss"] for line in lines if line.stage == "pretrain"]
+    ndcg = [line.values["NDCG@10"] for line in lines if line.stage == "valid"]
+    assert len(losses) == LAST_STEP
+    assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
+    results = json.loads((finished_run / "evaluation" / "results.json").read_text())
+    ours, alone, popularity, *_ = (
+        system["metrics"]["NDCG@10"] for system in results["systems"]
+    )
+    assert [s["system"] for s in results["systems"]][2] == "popularity"
+    assert min(ours, alone) > 3 * popularity
+    assert ndcg[-1] > ndcg[0] > popularity
+
+
+def test_every_step_is_logged_once_with_its_learning_rate(finished_run: Path) -> None:
+    lines = read_metrics(finished_run / "metrics.jsonl")
+    steps = [line for line in lines if line.stage == "pretrain"]
+    assert [line.step for line in steps] == list(range(LAST_STEP))
+    rates = [line.values["learning_rate"] for line in steps]
+    assert max(rates) == rates[5] == 2e-3  # after 5 steps of warm-up
+    assert rates[0] < rates[1]
+    assert rates[-1] < 0.1 * rates[5]
+    for line in steps:
+        levels = line.values["loss_level_0"] + line.values["loss_level_1"]
+        assert line.values["loss"] == pytest.approx(levels, rel=1e-5)
+
+
+def test_resumed_curve_equals_the_uninterrupted_one(
+    finished_run: Path, resumed_run: Path
+) -> None:
+    expected = untimed(read_metrics(finished_run / "metrics.jsonl"))
+    assert untimed(read_metrics(resumed_run / "metrics.jsonl")) == expected
+
+
+def test_resumed_run_ships_the_same_bits(finished_run: Path, resumed_run: Path) -> None:
+    expected, got = shipped_weights(finished_run), shipped_weights(resumed_run)
+    assert expected.keys() == got.keys()
+    for name, value in expected.items():
+        assert torch.equal(got[name], value), name
+    figures = [
+        json.loads((run / "evaluation" / "results.json").read_text())["systems"]
+        for run in (finished_run, resumed_run)
+    ]
+    assert figures[0] == figures[1]
+
+
+def test_checkpoints_stand_at_their_steps_and_the_best_one_alone(
+    finished_run: Path,
+) -> None:
+    assert step_names(finished_run / "checkpoints") == [20, 40]
+    (best,) = (finished_run / "best").iterdir()
+    state = PretrainState(**read_extra(best))
+    lines = read_metrics(finished_run / "metrics.jsonl")
+    ndcg = {
+        line.step + 1: line.values["NDCG@10"] for line in lines if line.stage == "valid"
+    }
+    assert state.best_step == state.step == max(ndcg, key=lambda step: ndcg[step])
+    assert state.best_ndcg == ndcg[state.step]
+    assert best.name == f"step-{state.step:012d}"
+
+
+def test_checkpoint_of_other_settings_is_refused_by_the_name_of_the_field(
+    finished_run: Path, planted_log, tiny_arguments, train_here, capsys
+) -> None:
+    argv = tiny_arguments(
+        planted_log(), finished_run.parent, "generator.dropout=0.5", name="other"
+    )
+    run_dir = finished_run.parent / "other"
+    run_dir.mkdir()
+    (run_dir / "checkpoints").symlink_to(finished_run / "checkpoints")
+    with pytest.raises(SystemExit) as stopped:
+        train_here([*argv, "--resume"])
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "generator.dropout = 0.2, this run has 0.5" in last
+
+
+# What follows drives the loop with a model that only counts.
+
+
+class CountingStream:
+    steps_per_epoch = 3
+
+
+@pytest.fixture
+def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """make(**pretrain settings) -> (trainee, steps run, (folder, step) saved)."""
+    segments: list[tuple[int, int]] = []
+    saved: list[tuple[str, int]] = []
+
+    def run_segment(trainee, pipeline, start: int, end: int, total: int) -> None:
+        segments.append((start, end))
+
+    def save(folder: Path, step: int, *_: object, **__: object) -> None:
+        saved.append((folder.name, step))
+
+    monkeypatch.setattr(loop, "_run_segment", run_segment)
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(loop, "restore_best", lambda trainee: None)
+    monkeypatch.setattr(loop, "TrainPipelineSparseDist", lambda *_, **__: None)
+
+    def make(**settings: int) -> SimpleNamespace:
+        config, _ = parse_run(["--name", "counted", "--set", f"out_dir={tmp_path}"])
+        config = replace(config, pretrain=replace(config.pretrain, **settings))
+        run_dir = config.run_dir
+        trainee = SimpleNamespace(
+            dmp=None,
+            optimizer=None,
+            stream=CountingStream,
+            config=config,
+            tracker=Tracker(run_dir, enabled=False),
+            device=torch.device("cpu"),
+            checkpoints=run_dir / "checkpoints",
+            best=run_dir / "best",
+        )
+        return SimpleNamespace(trainee=trainee, segments=segments, saved=saved)
+
+    return make
+
+
+def test_training_stops_when_validation_does_not_get_better(counting) -> None:
+    made = counting(num_epochs=10, valid_every_epochs=1, patience=2)
+    scores = iter([0.1, 0.3, 0.3, 0.2, 0.9])
+    state = pretrain(made.trainee, lambda: next(scores), resume=False)
+    # Steps 3, 6 (best), 9 (equal is no better), 12 (stop).
+    assert state == PretrainState(
+        step=12, best_step=6, best_ndcg=0.3, stale_validations=2
+    )
+    assert [entry for entry in made.saved if entry[0] == "best"] == [
+        ("best", 3),
+        ("best", 6),
+    ]
+
+
+def test_refit_stops_on_the_schedule_of_the_whole_run(counting) -> None:
+    made = counting(num_epochs=10, stop_after_epochs=2, checkpoint_every_steps=4)
+    state = pretrain(made.trainee, None, resume=False)
+    assert made.segments == [(0, 4), (4, 6)]
+    assert state.step == 6
+    assert made.saved == [("checkpoints", 4), ("best", 6)]
+
+
+def test_resume_without_a_checkpoint_starts_fresh(counting) -> None:
+    made = counting(num_epochs=1)
+    pretrain(made.trainee, None, resume=True)
+    assert made.segments == [(0, 3)]
+
+
+def test_a_fresh_start_removes_what_an_older_run_left(counting) -> None:
+    made = counting(num_epochs=1)
+    for folder in (made.trainee.checkpoints, made.trainee.best):
+        (folder / "step-000000000900").mkdir(parents=True)
+    pretrain(made.trainee, None, resume=False)
+    assert not made.trainee.checkpoints.exists()
+    assert not made.trainee.best.exists()
+
+
+def test_nothing_trained_yet_is_said_so(tmp_path: Path) -> None:
+    trainee = SimpleNamespace(best=tmp_path / "best")
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint: train the run"):
+        restore_best(trainee)

@@ -1,0 +1,195 @@
+"""Prepared stages are made once, shared, and made again only where inputs changed."""
+
+from pathlib import Path
+
+import pytest
+
+from sgrec_torchrec import prepare
+from sgrec_torchrec.config import RunConfig, override, parse_run
+from sgrec_torchrec.prepare import prepare_graph, prepare_log, prepare_tokens
+
+STAGES = ("canonical", "split", "graph-form", "graph", "tokens")
+BUILDERS = {
+    "import_log": "canonical",
+    "prepare_split": "split",
+    "choose_graph": "graph-form",
+    "build_graph": "graph",
+    "build_tokens": "tokens",
+}
+
+
+@pytest.fixture
+def config(planted_log, tiny_arguments, tmp_path: Path) -> RunConfig:
+    return parse_run(tiny_arguments(planted_log(3), tmp_path / "runs"))[0]
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Stages in the order in which they are built."""
+    calls: list[str] = []
+    for name, stage in BUILDERS.items():
+        original = getattr(prepare, name)
+
+        def spy(*args, _original=original, _stage=stage, **kwargs):
+            calls.append(_stage)
+            return _original(*args, **kwargs)
+
+        monkeypatch.setattr(prepare, name, spy)
+    return calls
+
+
+def prepare_all(config: RunConfig) -> RunConfig:
+    split, config = prepare_log(config)
+    graph, config = prepare_graph(split, config)
+    prepare_tokens(split, graph, config)
+    return config
+
+
+def folders(config: RunConfig) -> dict[str, str]:
+    """Stage -> the prepared folder that the run's link names."""
+    return {stage: (config.run_dir / stage).resolve().name for stage in STAGES}
+
+
+def test_a_second_call_builds_nothing(config: RunConfig, built: list[str]) -> None:
+    resolved = prepare_all(config)
+    assert built == list(STAGES)
+    built.clear()
+    assert prepare_all(config) == resolved
+    assert built == []
+
+
+def test_open_settings_are_filled(config: RunConfig) -> None:
+    config = override(config, ["tokens.num_codes=none", "pretrain.teacher_weight=none"])
+    resolved = prepare_all(override(config, ["graph.text_weight=none"]))
+    assert resolved.log.filter_seen is False  # the planted walks repeat items
+    assert resolved.tokens.num_codes == 256
+    assert resolved.pretrain.teacher_weight == 0.5  # under 10 events an item
+    assert resolved.graph.text_weight is not None
+
+
+def test_resolved_settings_find_the_same_folders(
+    config: RunConfig, built: list[str]
+) -> None:
+    config = override(config, ["graph.text_weight=none", "tokens.num_codes=none"])
+    resolved = prepare_all(config)
+    before = folders(config)
+    built.clear()
+    prepare_all(resolved)
+    # Settings that were chosen already need no choice, which costs nothing.
+    assert set(built) <= {"graph-form"}
+    after = folders(config)
+    assert {s: after[s] for s in STAGES if s != "graph-form"} == {
+        s: before[s] for s in STAGES if s != "graph-form"
+    }
+
+
+@pytest.mark.parametrize(
+    ("assignment", "rebuilt"),
+    [
+        ("pretrain.num_epochs=9", []),
+        ("generator.dim=32", []),
+        ("evaluation.beam_width=9", []),
+        ("tokens.num_codes=32", ["tokens"]),
+        ("graph.decay=0.5", ["graph-form", "graph", "tokens"]),
+        ("log.fit_on=train+valid", ["graph", "tokens"]),
+        # Another form is asked for; what is chosen, and so the graph, is the same.
+        ("log.filter_seen=true", ["graph-form"]),
+        ("log.max_history=7", ["split", "graph-form", "graph", "tokens"]),
+    ],
+)
+def test_a_changed_setting_rebuilds_only_what_depends_on_it(
+    config: RunConfig, built: list[str], assignment: str, rebuilt: list[str]
+) -> None:
+    prepare_all(config)
+    before = folders(config)
+    built.clear()
+    prepare_all(override(config, [assignment]))
+    assert built == rebuilt
+    after = folders(config)
+    assert [stage for stage in STAGES if after[stage] != before[stage]] == rebuilt
+
+
+def test_two_runs_share_what_they_can(config: RunConfig, built: list[str]) -> None:
+    prepare_all(config)
+    built.clear()
+    other = override(config, ["name=other/deeper", "tokens.num_codes=32"])
+    prepare_all(other)
+    assert built == ["tokens"]
+    assert folders(other)["graph"] == folders(config)["graph"]
+    assert folders(other)["tokens"] != folders(config)["tokens"]
+    assert (other.run_dir / "tokens" / "manifest.json").is_file()
+
+
+def test_a_log_that_changed_is_imported_anew(
+    planted_log, tiny_arguments, tmp_path: Path, built: list[str]
+) -> None:
+    log = tmp_path / "log"
+    log.symlink_to(planted_log(3))
+    config, _ = parse_run(tiny_arguments(log, tmp_path / "runs"))
+    prepare_log(config)
+    built.clear()
+    log.unlink()
+    log.symlink_to(planted_log(4))
+    split, _ = prepare_log(config)
+    assert built == ["canonical", "split"]
+    assert split.sequences.num_users == 4
+
+
+@pytest.mark.parametrize("builder", list(BUILDERS))
+def test_an_interrupted_build_leaves_nothing_and_is_made_anew(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, builder: str
+) -> None:
+    stage = BUILDERS[builder]
+
+    def crash(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, builder, crash)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_all(config)
+    prepared = Path(config.out_dir) / "prepared"
+    made = [path.name for path in prepared.iterdir()] if prepared.exists() else []
+    earlier = STAGES[: STAGES.index(stage)]
+    assert sorted(name.rpartition("-")[0] for name in made) == sorted(earlier)
+    assert not (config.run_dir / stage).exists()
+    prepare_all(config)
+    assert set(folders(config)) == set(STAGES)
+
+
+def test_another_rank_reads_and_never_builds_or_links(
+    config: RunConfig, built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(FileNotFoundError, match=r"canonical-.* is not visible to this"):
+        prepare_all(config)
+    assert built == []
+    assert not Path(config.out_dir).exists()
+    monkeypatch.setenv("RANK", "0")
+    resolved = prepare_all(config)
+    link = config.run_dir / "tokens"
+    before = link.lstat().st_mtime_ns
+    built.clear()
+    monkeypatch.setenv("RANK", "1")
+    assert prepare_all(config) == resolved
+    assert built == []
+    assert link.lstat().st_mtime_ns == before
+
+
+def test_unwritable_output_folder_is_said_clearly(config: RunConfig) -> None:
+    out = Path(config.out_dir)
+    out.write_text("a file stands here")
+    with pytest.raises(FileNotFoundError, match=r"cannot write .*runs/prepared/canon"):
+        prepare_log(config)
+
+
+def test_path_for_a_packaged_log_is_refused(config: RunConfig) -> None:
+    odd = override(config, ["log.source=movielens"])
+    with pytest.raises(ValueError, match="the movielens log comes with a package"):
+        prepare_log(odd)
+
+
+def test_missing_log_is_named(config: RunConfig) -> None:
+    lost = override(config, ["log.path=/nowhere/log"])
+    with pytest.raises(FileNotFoundError, match="/nowhere/log"):
+        prepare_log(lost)
