@@ -137,12 +137,13 @@ class GeneratorConfig:
 class PretrainConfig:
     """Next-item cross-entropy, with the item graph as a teacher."""
 
-    num_epochs: int = 20
+    num_epochs: int = 16
     stop_after_epochs: int | None = None
     """Stop early on the schedule of ``num_epochs``: what a refit takes from the run on
     the train period alone."""
-    global_batch_size: int = 64
-    """Sequences a step over all ranks: the same run on any number of ranks."""
+    global_batch_size: int | None = None
+    """Sequences a step over all ranks: the same run on any number of ranks. None: by
+    the log's size."""
     dense_lr: float = 2e-3
     table_lr: float = 0.05
     weight_decay: float = 0.05
@@ -151,9 +152,9 @@ class PretrainConfig:
     """Clips the dense part; tables update inside backward and cannot be clipped."""
     teacher_weight: float | None = None
     """Share of the loss on items drawn from the graph. None: by the log's density."""
-    teacher_samples: int = 2
-    """Items drawn from the graph per target and epoch."""
-    teacher_sharpness: float = 1.0
+    teacher_samples: int | None = None
+    """Items drawn from the graph per target and epoch. None: by the log's size."""
+    teacher_sharpness: float = 2.0
     """Exponent on the graph's weights before drawing: above 1, more of the heaviest."""
     valid_every_epochs: int = 2
     checkpoint_every_steps: int = 200
@@ -163,7 +164,11 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         check_range("pretrain.num_epochs", self.num_epochs, 1, 100_000)
-        check_range("pretrain.global_batch_size", self.global_batch_size, 1, 1 << 24)
+        if self.global_batch_size is not None:
+            name = "pretrain.global_batch_size"
+            check_range(name, self.global_batch_size, 1, 1 << 24)
+        if self.teacher_samples is not None:
+            check_range("pretrain.teacher_samples", self.teacher_samples, 0, 1000)
         if self.teacher_weight is not None:
             check_range("pretrain.teacher_weight", self.teacher_weight, 0.0, 1.0)
 

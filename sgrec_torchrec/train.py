@@ -1,7 +1,7 @@
 """Train and evaluate the generator: the whole pipeline, a step a line.
 
     python sgrec_torchrec/train.py
-    torchrun --nproc-per-node 2 sgrec_torchrec/train.py --run movielens
+    torchrun --nproc-per-node 2 -- sgrec_torchrec/train.py --run movielens
     torchx run dist.ddp -j 2x8 sgrec_torchrec/train.py
 
 Log -> item graph -> item tokens -> sharded generator -> pretraining -> evaluation ->

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torchx.schedulers
+from torch.distributed.run import parse_args
 from torchx.components.component_test_base import ComponentTestCase
 from torchx.specs import AppDef
 from torchx.specs.finder import ModuleComponentsFinder, get_components
@@ -69,7 +70,8 @@ def test_config_of_the_project_makes_local_cwd_the_scheduler() -> None:
 
 def test_words_after_the_script_are_its_arguments() -> None:
     app = dist.ddp("train.py", "--run", "smoke", "--set", "a.b=c d")
-    assert shell_line(app)[-5:] == ["train.py", "--run", "smoke", "--set", "a.b=c d"]
+    expected = ["--", "train.py", "--run", "smoke", "--set", "a.b=c d"]
+    assert shell_line(app)[-6:] == expected
 
 
 def test_script_by_option_leaves_all_words_to_it() -> None:
@@ -79,8 +81,20 @@ def test_script_by_option_leaves_all_words_to_it() -> None:
 
 def test_module_by_option_is_run_as_a_module() -> None:
     app = dist.ddp("--run", "smoke", m="sgrec_torchrec.train")
-    expected = ["-m", "sgrec_torchrec.train", "--run", "smoke"]
-    assert shell_line(app)[-4:] == expected
+    expected = ["-m", "--", "sgrec_torchrec.train", "--run", "smoke"]
+    assert shell_line(app)[-5:] == expected
+
+
+@pytest.mark.parametrize("program", [("train.py",), ()])
+def test_torchrun_leaves_the_options_of_the_script_alone(
+    program: tuple[str, ...],
+) -> None:
+    module = None if program else "train"
+    app = dist.ddp(*program, "--run", "smoke", j="1x1", m=module)
+    parsed = parse_args(shell_line(app)[1:])
+    assert parsed.training_script == (program[0] if program else "train")
+    assert parsed.module == (not program)
+    assert parsed.training_script_args == ["--run", "smoke"]
 
 
 @pytest.mark.parametrize("words", [(), ("--run", "smoke"), ("smoke",)])

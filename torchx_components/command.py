@@ -62,6 +62,17 @@ def free_port() -> int:
     return port
 
 
+def end_torchrun_options(app: AppDef, program: str) -> None:
+    """Put ``--`` before the script or module, so that its options stay its own.
+
+    Else torchrun takes ``--run`` for a short form of its ``--run-path`` and ends.
+    """
+    for role in app.roles:
+        options, found, words = role.args[-1].partition(f" {shlex.quote(program)} ")
+        assert found, f"{program} is not in {role.args[-1]}"
+        role.args[-1] = f"{options} --{found}{words}"
+
+
 def with_torchrun_on_path(app: AppDef) -> AppDef:
     """Put this interpreter's folder first on PATH, unless torchrun is found there.
 

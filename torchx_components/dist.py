@@ -80,6 +80,8 @@ def ddp(
         tee=tee,
         **command.node_size(device, stock.parse_nnodes(j)[2], cpu, gpu, memMB),
     )
+    if script_args:
+        command.end_torchrun_options(app, script or m or "")
     return command.with_torchrun_on_path(app)
 
 

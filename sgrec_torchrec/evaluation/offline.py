@@ -41,7 +41,7 @@ from sgrec_torchrec.schema import (
     SplitLog,
 )
 
-PRIOR_WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9)
+PRIOR_WEIGHTS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 NUM_EXAMPLES = 8
 SHOWN_HISTORY = 12
 SHOWN_ITEMS = 10

@@ -64,19 +64,6 @@ def build_trainee(
             # A table may be larger than one host: nothing is allocated before sharding.
             table_device=torch.device("meta"),
         )
-    dmp = shard(
-        generator,
-        device=ranks.device,
-        batch_size_per_rank=-(-config.pretrain.global_batch_size // ranks.world_size),
-        table_lr=config.pretrain.table_lr,
-        seed=config.seed,
-    )
-    optimizer = build_optimizer(
-        dmp,
-        dense_lr=config.pretrain.dense_lr,
-        weight_decay=config.pretrain.weight_decay,
-        max_gradient_norm=config.pretrain.max_gradient_norm,
-    )
     weights_E = graph.weights_E**config.pretrain.teacher_sharpness
     stream = TrainStream(
         split,
@@ -86,6 +73,19 @@ def build_trainee(
         (graph.indptr_N1, graph.neighbours_E, weights_E, graph.decay),
         ranks.rank,
         ranks.world_size,
+    )
+    dmp = shard(
+        generator,
+        device=ranks.device,
+        batch_size_per_rank=-(-stream.batch_size // ranks.world_size),
+        table_lr=config.pretrain.table_lr,
+        seed=config.seed,
+    )
+    optimizer = build_optimizer(
+        dmp,
+        dense_lr=config.pretrain.dense_lr,
+        weight_decay=config.pretrain.weight_decay,
+        max_gradient_norm=config.pretrain.max_gradient_norm,
     )
     return Trainee(
         dmp=dmp,

@@ -17,10 +17,14 @@ from sgrec_torchrec.schema import Int64Array, Sequences, SplitLog
 CODES_PER_ITEM = 8
 """K^L must be at least this times N: room to resolve collisions and append items."""
 MAX_REPEATS_TO_FILTER = 0.01
-SPARSE_LOG = (10.0, 0.5)
+SPARSE_LOG = (5.0, 0.8)
 """Up to so many events per item, the teacher has this share of the loss."""
 DENSE_LOG = (100.0, 0.1)
 """From so many events per item on, this share; in between, linear in the log."""
+STEPS_PER_EPOCH = 48
+BATCH_SIZES = (16, 1024)
+DRAWS_PER_EPOCH = 100_000
+MAX_DRAWS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +97,11 @@ def resolve(config: RunConfig, measures: LogMeasures) -> RunConfig:
         recommended item of the history is almost surely a miss.
     tokens.num_codes: 256, or 1024 where 256^L < 8 N (over 2e6 items at L = 3), and
         no less than the user's own codes need.
-    pretrain.teacher_weight: 0.5 up to 10 events per item, 0.1 from 100 on, linear in
+    pretrain.global_batch_size: the power of two that gives an epoch at least 48 steps,
+        within [16, 1024]: a small log needs its updates, a large one its throughput.
+    pretrain.teacher_samples: about 1e5 draws an epoch, at most 8 a target: draws are
+        what a small log can afford and a large one does not need.
+    pretrain.teacher_weight: 0.8 up to 5 events per item, 0.1 from 100 on, linear in
         the logarithm between: the sparser the log, the more the item graph knows
         that the generator cannot learn from it.
 
@@ -117,7 +125,12 @@ def resolve(config: RunConfig, measures: LogMeasures) -> RunConfig:
         config,
         log=replace(config.log, filter_seen=filter_seen),
         tokens=replace(config.tokens, num_codes=num_codes),
-        pretrain=replace(config.pretrain, teacher_weight=teacher_weight),
+        pretrain=replace(
+            config.pretrain,
+            teacher_weight=teacher_weight,
+            teacher_samples=_teacher_samples(config, measures),
+            global_batch_size=_global_batch_size(config, measures),
+        ),
     )
 
 
@@ -132,6 +145,22 @@ def _num_codes(config: RunConfig, measures: LogMeasures) -> int:
         f"than {CODES_PER_ITEM} SIDs for each of {measures.num_items} items; raise "
         "tokens.num_levels or set tokens.num_codes"
     )
+
+
+def _global_batch_size(config: RunConfig, measures: LogMeasures) -> int:
+    if config.pretrain.global_batch_size is not None:
+        return config.pretrain.global_batch_size
+    stride = max(1, config.log.max_history // 2)
+    num_windows = max(measures.num_users, measures.num_events // stride)
+    fitting = max(1, num_windows // STEPS_PER_EPOCH)
+    smallest, largest = BATCH_SIZES
+    return min(largest, max(smallest, 1 << (fitting.bit_length() - 1)))
+
+
+def _teacher_samples(config: RunConfig, measures: LogMeasures) -> int:
+    if config.pretrain.teacher_samples is not None:
+        return config.pretrain.teacher_samples
+    return min(MAX_DRAWS, max(1, DRAWS_PER_EPOCH // max(1, measures.num_events)))
 
 
 def _teacher_weight(events_per_item: float) -> float:

@@ -6,6 +6,7 @@ batch's windows, S targets, L code levels, K codes per level.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ from sgrec_torchrec.schema import (
     SplitLog,
     TokenBatch,
 )
+
+Number = TypeVar("Number", int, float)
 
 
 class TrainStream:
@@ -60,6 +63,9 @@ class TrainStream:
         sequences = split.sequences
         check_stream(sequences, codes_NL, rank, world_size)
         self.config, self.rank, self.world_size = config, rank, world_size
+        self.batch_size = resolved(
+            "pretrain.global_batch_size", config.pretrain.global_batch_size
+        )
         self.offsets_U1 = sequences.offsets_U1
         self.events = EventColumns.of(sequences)
         self.tokens = ItemTokens(codes_NL=codes_NL, num_codes=num_codes)
@@ -75,22 +81,19 @@ class TrainStream:
 
     def _use_teacher(self, graph: GraphRows) -> None:
         pretrain = self.config.pretrain
-        if pretrain.teacher_weight is None:
-            raise ValueError(
-                "pretrain.teacher_weight is None: pass the settings through "
-                "logs.measure.resolve first"
-            )
+        weight = resolved("pretrain.teacher_weight", pretrain.teacher_weight)
+        num_draws = resolved("pretrain.teacher_samples", pretrain.teacher_samples)
         if len(graph.indptr_N1) != self.tokens.num_items + 1:
             raise ValueError(
                 f"the item graph has {len(graph.indptr_N1) - 1} items, the tokens "
                 f"{self.tokens.num_items}: build both from one split"
             )
-        if pretrain.teacher_weight > 0 and pretrain.teacher_samples > 0:
-            self.teacher_weight = pretrain.teacher_weight
+        if weight > 0 and num_draws > 0:
+            self.teacher_weight = weight
             self.teacher = Teacher(
                 graph,
                 score_history=self.config.graph.score_history,
-                num_draws=pretrain.teacher_samples,
+                num_draws=num_draws,
                 seed=self.config.seed,
             )
 
@@ -102,12 +105,12 @@ class TrainStream:
     @property
     def steps_per_epoch(self) -> int:
         """Global batches an epoch: the same on every rank and for any world size."""
-        return -(-self.num_samples // self.config.pretrain.global_batch_size)
+        return -(-self.num_samples // self.batch_size)
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[TokenBatch]:
         """This rank's batches of an epoch, from ``first_step`` on. No communication."""
         order_W = epoch_order(self.num_samples, self.config.seed, epoch)
-        size = self.config.pretrain.global_batch_size
+        size = self.batch_size
         for step in range(first_step, self.steps_per_epoch):
             global_batch = order_W[step * size : (step + 1) * size]
             mine_B = global_batch[self.rank :: self.world_size]
@@ -263,6 +266,15 @@ def eval_batches(
             seen_items_P=torch.from_numpy(seen_P).long(),
             seen_offsets_B1=torch.from_numpy(np.append(0, np.cumsum(end_B))),
         )
+
+
+def resolved(name: str, value: Number | None) -> Number:
+    """``value``, or a ValueError where the log's measures have not filled it yet."""
+    if value is None:
+        raise ValueError(
+            f"{name} is None: pass the settings through logs.measure.resolve first"
+        )
+    return value
 
 
 def check_stream(

@@ -123,12 +123,31 @@ def test_too_few_levels_for_the_catalogue_are_an_error():
 
 @pytest.mark.parametrize(
     ("density", "expected"),
-    # half way between 10 and 100 on a log scale is sqrt(1000)
-    [(0.5, 0.5), (10, 0.5), (math.sqrt(1000), 0.3), (100, 0.1), (1e6, 0.1)],
+    # half way between 5 and 100 on a log scale is sqrt(500); (0.8 + 0.1) / 2 = 0.45
+    [(0.5, 0.8), (5, 0.8), (math.sqrt(500), 0.45), (100, 0.1), (1e6, 0.1)],
 )
 def test_teacher_weight_falls_with_density(density, expected):
     config = resolve(RunConfig(name="x"), with_(events_per_item=density))
     assert config.pretrain.teacher_weight == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("num_users", "num_events", "expected"),
+    # windows: the users, or events / 100 (max_history 200); / 48 steps, as a power of 2
+    [(100, 1_000, 16), (4_800, 9_000, 64), (10, 480_000, 64), (10**7, 10**9, 1024)],
+)
+def test_batch_grows_with_the_log(num_users, num_events, expected):
+    measures = with_(num_users=num_users, num_events=num_events)
+    config = resolve(RunConfig(name="x"), measures)
+    assert config.pretrain.global_batch_size == expected
+
+
+@pytest.mark.parametrize(
+    ("num_events", "expected"), [(1_000, 8), (25_000, 4), (10**9, 1)]
+)
+def test_teacher_draws_fall_with_the_size_of_the_log(num_events, expected):
+    config = resolve(RunConfig(name="x"), with_(num_events=num_events))
+    assert config.pretrain.teacher_samples == expected
 
 
 def test_settings_of_the_user_stay():
@@ -136,6 +155,8 @@ def test_settings_of_the_user_stay():
         "log.filter_seen=false",
         "tokens.num_codes=77",
         "pretrain.teacher_weight=0.25",
+        "pretrain.teacher_samples=3",
+        "pretrain.global_batch_size=7",
     ]
     config = override(RunConfig(name="x"), mine)
     assert resolve(config, with_(repeat_share=0.0)) == config
