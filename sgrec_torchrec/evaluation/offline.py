@@ -42,6 +42,8 @@ from sgrec_torchrec.schema import (
 )
 
 PRIOR_WEIGHTS = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
+CHOICE_DEPTH = 20
+"""The mixture is chosen by NDCG at this depth: at 10 a short log has too few hits."""
 NUM_EXAMPLES = 8
 SHOWN_HISTORY = 12
 SHOWN_ITEMS = 10
@@ -89,7 +91,7 @@ def validation_ndcg(ranker: Ranker) -> Callable[[], float] | None:
         return None
     rows = ranker.split.valid
     rows = rows.take(sample_rows(rows, config.evaluation.max_valid_rows, config.seed))
-    return lambda: _ndcg_at_10(ranker, rows, prior_weight=0.0)
+    return lambda: _ndcg(ranker, rows, 0.0, 10)
 
 
 def choose_prior_weight(ranker: Ranker) -> float:
@@ -105,7 +107,7 @@ def choose_prior_weight(ranker: Ranker) -> float:
     check_rows(ranker.split, config)
     rows = ranker.split.valid
     rows = rows.take(sample_rows(rows, config.evaluation.max_valid_rows, config.seed))
-    scores = [_ndcg_at_10(ranker, rows, weight) for weight in PRIOR_WEIGHTS]
+    scores = [_ndcg(ranker, rows, weight, CHOICE_DEPTH) for weight in PRIOR_WEIGHTS]
     return PRIOR_WEIGHTS[int(np.argmax(scores))]
 
 
@@ -161,10 +163,10 @@ def _may_choose(split: SplitLog, config: RunConfig) -> bool:
     return config.log.fit_on == "train" and len(split.valid) > 0
 
 
-def _ndcg_at_10(ranker: Ranker, rows: EvalRows, prior_weight: float) -> float:
+def _ndcg(ranker: Ranker, rows: EvalRows, prior_weight: float, k: int) -> float:
     items_EK, _ = ranker.top_items(rows, prior_weight)
     rank_E = target_ranks(items_EK, rows.target_E)
-    return float(metric_values(rank_E, (10,))[:, 1].mean())
+    return float(metric_values(rank_E, (k,))[:, 1].mean())
 
 
 def _found(system: str, items_EK: Int32Array, rows: EvalRows) -> Found:
