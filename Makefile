@@ -23,8 +23,9 @@ $(VENV)/.ready: pyproject.toml .ci/setup .ci/fbgemm_gpu_cpu_shim/pyproject.toml
 train: $(VENV)/.ready  ## train and evaluate on MovieLens; ARGS="--run office" for others
 	@$(PY) sgrec_torchrec/train.py $(ARGS)
 
+# One thread: OpenMP threads that wait for a busy core spin, and cost more than they give.
 test: $(VENV)/.ready  ## all tests but the slow ones and those that need a GPU
-	@$(PY) -m pytest -m "not slow and not gpu and not multi_gpu" $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not gpu and not multi_gpu" $(ARGS)
 
 check: $(VENV)/.ready  ## formatting, lint, types, tests: what a change must pass
 	@$(PY) -m ruff format --check .
@@ -32,9 +33,10 @@ check: $(VENV)/.ready  ## formatting, lint, types, tests: what a change must pas
 	@$(PY) -m mypy --strict sgrec_torchrec
 	@$(MAKE) --no-print-directory test
 
-bench: $(VENV)/.ready  ## measure speed against peers; tables below benchmarks/results
+bench: $(VENV)/.ready  ## measure speed against peers; JSON_DIR=folder keeps the figures
 	@for script in benchmarks/bench_*.py; do \
-		echo "== $$script"; $(PY) "$$script" $(ARGS) || exit 1; done
+		json="$(if $(JSON_DIR),--json $(JSON_DIR)/$$(basename $$script .py).json)"; \
+		echo "== $$script"; $(PY) "$$script" $$json $(ARGS) || exit 1; done
 
 doctor: $(VENV)/.ready  ## what is installed, and how to mend what is broken
 	@$(VENV)/bin/sgrec doctor

@@ -8,6 +8,7 @@ and the prior weight that the first run chose. Writes rows of figures as JSON.
 import dataclasses
 import json
 import statistics
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -16,10 +17,12 @@ from rich.table import Table
 from sgrec_torchrec.config import RUNS, RunConfig, override
 from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import Ranks, is_main_rank, process_group
+from sgrec_torchrec.distributed.origin import describe_run
 from sgrec_torchrec.train import RunResult, run
 
 REFITS = ("office",)
 """Logs whose published protocol learns from train and valid before the test."""
+LOG_WIDTH = 170
 SHOWN = ("HR@5", "NDCG@5", "HR@10", "NDCG@10")
 
 
@@ -99,8 +102,13 @@ def _report(
     if not is_main_rank():
         return
     if json_path:
-        write_json(json_path, {"world_size": ranks.world_size, "rows": rows})
-    Console().print(_table(rows))
+        write_json(
+            json_path,
+            {"meta": describe_run(), "world_size": ranks.world_size, "rows": rows},
+        )
+    # A log file has no width of its own; narrower, the figures would wrap.
+    console = Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
+    console.print(_table(rows))
 
 
 def _table(rows: list[dict[str, object]]) -> Table:

@@ -113,6 +113,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def world_of_one() -> Iterator[None]:
+    """No rank in the environment, one thread."""
+    with one_thread():
+        yield
+
+
 def train(argv: list[str]) -> None:
     """train.py in this process, a world of one."""
     from sgrec_torchrec.train import main

@@ -82,8 +82,9 @@ def process_group(
     if ranks.device.type == "cuda":
         torch.cuda.set_device(ranks.device)
         backend = "cpu:gloo,cuda:nccl"
-    if "WORLD_SIZE" in os.environ:
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         _call_the_roll(ranks)
+    if "WORLD_SIZE" in os.environ:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(
@@ -207,8 +208,7 @@ def _call_the_roll(ranks: Ranks) -> None:
     store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
-        is_master=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        and ranks.rank == 0,
+        is_master=False,
         wait_for_workers=False,
         timeout=patience,
     )

@@ -31,7 +31,10 @@ def runs(
         if world_size == 4:
             words += ["--then", *tiny_arguments(planted_log(3), out_dir, name="three")]
         done = run_ranks(
-            "training_runs.py", world_size, outputs / "lists", finished_run, *words
+            "training_runs.py",
+            world_size,
+            *(outputs / "lists", finished_run, *words),
+            limit_s=300,
         )
         assert done.exit_codes == [0] * world_size, "\n".join(done.outputs)
         folders[world_size] = out_dir / "tiny"

@@ -22,7 +22,7 @@ def main() -> None:
     out, finished, *words = sys.argv[1:]
     groups = itertools.groupby(words, lambda word: word == "--then")
     command_lines = [list(group) for is_break, group in groups if not is_break]
-    with process_group(device="cpu", timeout_s=60) as ranks:
+    with process_group(device="cpu", timeout_s=240) as ranks:
         ranker = restored_ranker(Path(finished), ranks)
         rows = ranker.split.test.take(np.arange(NUM_ROWS))
         items_EK, score_EK = ranker.top_items(rows, 0.4)

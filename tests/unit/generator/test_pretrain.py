@@ -1,6 +1,7 @@
 """Pretraining learns, stops early, and goes on exactly where it was interrupted."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,7 +74,17 @@ def resumed_run(finished_run: Path, planted_log, tiny_arguments, train_here) -> 
     assert step_names(run_dir / "checkpoints") == [20]
     logged = [line.step for line in read_metrics(run_dir / "metrics.jsonl")]
     assert logged == list(range(26))
-    train_here([*argv, "--resume"])
+    starts: list[int] = []
+    run_segment = loop._run_segment
+
+    def spy(trainee, pipeline, start: int, *rest: int) -> None:
+        starts.append(start)
+        run_segment(trainee, pipeline, start, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_run_segment", spy)
+        train_here([*argv, "--resume"])
+    assert starts == [20, 26, 40]
     return run_dir
 
 
@@ -161,6 +172,16 @@ def test_checkpoint_of_other_settings_is_refused_by_the_name_of_the_field(
 class CountingStream:
     steps_per_epoch = 3
 
+    @staticmethod
+    def batches(epoch: int, first_step: int) -> Iterator[tuple[int, int]]:
+        return ((epoch, step) for step in range(first_step, 3))
+
+
+def test_segment_reads_its_own_steps_across_epochs() -> None:
+    found = list(loop._batches(CountingStream, 2, 8))
+    assert found == [(0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
+    assert list(loop._batches(CountingStream, 3, 3)) == []
+
 
 @pytest.fixture
 def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -176,7 +197,7 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(loop, "_run_segment", run_segment)
     monkeypatch.setattr(loop, "save_checkpoint", save)
-    monkeypatch.setattr(loop, "restore_best", lambda trainee: None)
+    monkeypatch.setattr(loop, "restore_best", lambda _: saved.append(("restored", 0)))
     monkeypatch.setattr(loop, "TrainPipelineSparseDist", lambda *_, **__: None)
 
     def make(**settings: int) -> SimpleNamespace:
@@ -206,10 +227,7 @@ def test_training_stops_when_validation_does_not_get_better(counting) -> None:
     assert state == PretrainState(
         step=12, best_step=6, best_ndcg=0.3, stale_validations=2
     )
-    assert [entry for entry in made.saved if entry[0] == "best"] == [
-        ("best", 3),
-        ("best", 6),
-    ]
+    assert made.saved == [("best", 3), ("best", 6), ("restored", 0)]
 
 
 def test_refit_stops_on_the_schedule_of_the_whole_run(counting) -> None:
