@@ -14,7 +14,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sgrec_torchrec.config import RUNS, RunConfig, override
+from sgrec_torchrec.arguments import override
+from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import Ranks, is_main_rank, process_group
 from sgrec_torchrec.distributed.origin import describe_run

@@ -4,11 +4,9 @@ A field that is ``None`` follows from measured properties of the log (see
 ``logs.measure.resolve``), so one family of settings fits logs that nobody has seen.
 """
 
-import argparse
 import dataclasses
 import json
-import types
-import typing
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +39,7 @@ class LogConfig:
         check_choice("log.source", self.source, SOURCES)
         check_choice("log.protocol", self.protocol, PROTOCOLS)
         check_choice("log.fit_on", self.fit_on, ("train", "train+valid"))
-        check_range("log.max_history", self.max_history, 1, 100_000)
+        check_fields("log", self, max_history=(1, 100_000))
 
 
 SOURCES = ("movielens", "complete-journey", "minionerec", "sequences", "canonical")
@@ -74,9 +72,16 @@ class GraphConfig:
     """Neighbours kept per item, heaviest first: bounds the graph by this times N."""
 
     def __post_init__(self) -> None:
-        check_range("graph.max_distance", self.max_distance, 1, 100)
-        check_range("graph.decay", self.decay, 0.0, 1.0)
-        check_range("graph.max_neighbours", self.max_neighbours, 1, 100_000)
+        check_fields(
+            "graph",
+            self,
+            max_distance=(1, 100),
+            backward_weight=(0, 10),
+            text_weight=(0, 1000),
+            decay=(0, 1),
+            score_history=(1, 10_000),
+            max_neighbours=(1, 100_000),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,9 +107,8 @@ class TokenConfig:
     def __post_init__(self) -> None:
         sources = ("text", "behaviour", "text+behaviour", "embedding", "sid")
         check_choice("tokens.source", self.source, sources)
-        check_range("tokens.num_levels", self.num_levels, 1, 8)
-        if self.num_codes is not None:
-            check_range("tokens.num_codes", self.num_codes, 2, 32_000)
+        check_fields("tokens", self, num_levels=(1, 8), num_codes=(2, 32_000))
+        check_fields("tokens", self, behaviour_dim=(1, 4096), num_iterations=(1, 1000))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +128,17 @@ class GeneratorConfig:
     """Logarithmic buckets of the log's value."""
 
     def __post_init__(self) -> None:
-        check_range("generator.num_layers", self.num_layers, 1, 128)
-        check_range("generator.dropout", self.dropout, 0.0, 0.95)
+        check_fields(
+            "generator",
+            self,
+            dim=(4, 1 << 16),
+            num_layers=(1, 128),
+            num_heads=(1, 1024),
+            decoder_width=(1, 1 << 16),
+            dropout=(0, 0.95),
+            num_gap_buckets=(2, 64),
+            num_value_buckets=(2, 64),
+        )
         if self.dim % self.num_heads or self.dim % 4:
             raise ValueError(
                 f"generator.dim = {self.dim} must be a multiple of 4 and of "
@@ -163,14 +176,25 @@ class PretrainConfig:
     """Stop after so many validations without a better NDCG@10; the best one ships."""
 
     def __post_init__(self) -> None:
-        check_range("pretrain.num_epochs", self.num_epochs, 1, 100_000)
-        if self.global_batch_size is not None:
-            name = "pretrain.global_batch_size"
-            check_range(name, self.global_batch_size, 1, 1 << 24)
-        if self.teacher_samples is not None:
-            check_range("pretrain.teacher_samples", self.teacher_samples, 0, 1000)
-        if self.teacher_weight is not None:
-            check_range("pretrain.teacher_weight", self.teacher_weight, 0.0, 1.0)
+        check_fields(
+            "pretrain",
+            self,
+            num_epochs=(1, 100_000),
+            stop_after_epochs=(1, 100_000),
+            global_batch_size=(1, 1 << 24),
+            dense_lr=(0, 10),
+            table_lr=(0, 100),
+            weight_decay=(0, 10),
+            warmup_steps=(0, 1 << 31),
+            max_gradient_norm=(1e-9, math.inf),
+            teacher_weight=(0, 1),
+            teacher_samples=(0, 1000),
+            teacher_sharpness=(0, 10),
+            valid_every_epochs=(1, 100_000),
+            checkpoint_every_steps=(1, 1 << 31),
+            keep_checkpoints=(1, 1000),
+            patience=(1, 100_000),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,10 +213,15 @@ class EvaluationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_range("evaluation.beam_width", self.beam_width, 1, 4096)
-        check_range("evaluation.batch_size", self.batch_size, 1, 1 << 20)
-        if self.prior_weight is not None:
-            check_range("evaluation.prior_weight", self.prior_weight, 0.0, 0.99)
+        check_fields(
+            "evaluation",
+            self,
+            beam_width=(1, 4096),
+            max_rows=(1, 1 << 31),
+            max_valid_rows=(1, 1 << 31),
+            prior_weight=(0, 0.99),
+            batch_size=(1, 1 << 20),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,10 +293,12 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} = {value!r}: choose one of {', '.join(choices)}")
 
 
-def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise ValueError unless low <= value <= high (NaN is outside)."""
-    if not low <= value <= high:
-        raise ValueError(f"{name} = {value} is outside [{low}, {high}]")
+def check_fields(stage: str, settings: object, **bounds: tuple[float, float]) -> None:
+    """Raise ValueError unless each field is None or in [low, high] (NaN is outside)."""
+    for name, (low, high) in bounds.items():
+        value = getattr(settings, name)
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{stage}.{name} = {value} is outside [{low}, {high}]")
 
 
 STAGES: dict[str, Callable[..., object]] = {
@@ -302,93 +333,3 @@ RUNS: dict[str, RunConfig] = {
         log=LogConfig(source="complete-journey", protocol="chronological"),
     ),
 }
-
-
-def override(config: RunConfig, assignments: list[str]) -> RunConfig:
-    """Apply ``stage.field=value`` assignments.
-
-    Raises:
-        ValueError: for an unknown stage or field (with those that exist), or a value
-            that does not parse as the field's type.
-    """
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals:
-            raise ValueError(f"--set {assignment!r}: write stage.field=value")
-        config = _assign(config, path.split("."), text, assignment)
-    return config
-
-
-def _assign(node: typing.Any, path: list[str], text: str, whole: str) -> typing.Any:
-    types_of = typing.get_type_hints(type(node))
-    if path[0] not in types_of:
-        known = ", ".join(sorted(types_of))
-        raise ValueError(f"--set {whole!r}: no field {path[0]!r}; there are {known}")
-    if len(path) > 1:
-        child = getattr(node, path[0])
-        if not dataclasses.is_dataclass(child):
-            raise ValueError(f"--set {whole!r}: {path[0]} has no fields of its own")
-        value = _assign(child, path[1:], text, whole)
-    else:
-        value = _parse(text, types_of[path[0]], whole)
-    return dataclasses.replace(node, **{path[0]: value})
-
-
-def _parse(text: str, kind: typing.Any, whole: str) -> typing.Any:
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if type(None) in options and text.lower() == "none":
-        return None
-    for option in options:
-        if option is bool and text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        if option in (int, float, str):
-            try:
-                return option(text)
-            except ValueError:
-                continue
-    raise ValueError(f"--set {whole!r}: {text!r} is not of type {kind}")
-
-
-def parse_run(argv: list[str] | None = None) -> tuple[RunConfig, argparse.Namespace]:
-    """The command line of ``train.py``: --run NAME --set stage.field=value --resume."""
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description="Train and evaluate the generator on an interaction log.",
-        epilog="Fields of --set: " + "; ".join(describe_fields()),
-    )
-    parser.add_argument(
-        "--run", default="movielens", choices=sorted(RUNS), help="named settings"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="STAGE.FIELD=VALUE",
-        help="override one field; may be repeated",
-    )
-    parser.add_argument("--name", help="folder of the run below out_dir")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the newest whole checkpoint"
-    )
-    args = parser.parse_args(argv)
-    config = RUNS[args.run]
-    if args.name:
-        config = dataclasses.replace(config, name=args.name)
-    try:
-        return override(config, args.set), args
-    except ValueError as error:
-        parser.error(str(error))
-
-
-def describe_fields() -> list[str]:
-    """``stage.field (default)`` for every field that ``--set`` takes."""
-    lines = []
-    default = RUNS["movielens"]
-    for stage in dataclasses.fields(default):
-        value = getattr(default, stage.name)
-        if not dataclasses.is_dataclass(value):
-            lines.append(f"{stage.name} ({value})")
-            continue
-        for part in dataclasses.fields(value):
-            lines.append(f"{stage.name}.{part.name} ({getattr(value, part.name)})")
-    return lines

@@ -12,7 +12,8 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 
-from sgrec_torchrec.config import RunConfig, parse_run
+from sgrec_torchrec.arguments import parse_run
+from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import Ranks, is_main_rank, process_group
 from sgrec_torchrec.distributed.origin import describe_run

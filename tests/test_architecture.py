@@ -16,6 +16,7 @@ UP_TO_GENERATOR = UP_TO_TOKENS | {"generator"}
 MAY_IMPORT = {
     "schema": set(),
     "config": set(),
+    "arguments": {"config"},
     "distributed": {"schema", "config"},
     "logs": {"schema", "config", "distributed"},
     "item_graph": UP_TO_LOGS,
@@ -28,7 +29,7 @@ MAY_IMPORT = {
     "serving": UP_TO_GENERATOR,
     "doctor": set(),
     "prepare": UP_TO_TOKENS,
-    "benchmark": UP_TO_GENERATOR | {"evaluation", "prepare", "train"},
+    "benchmark": UP_TO_GENERATOR | {"arguments", "evaluation", "prepare", "train"},
 }
 """Stage -> the others that it may import (itself is understood)."""
 ENTRY_POINTS = {"train", "cli"}

@@ -96,8 +96,16 @@ def process_group(
 
 
 def limit_threads(local_world_size: int) -> None:
-    """Give each of ``local_world_size`` processes its share of this host's cores."""
-    torch.set_num_threads(max(1, _num_cores() // local_world_size))
+    """Give each of ``local_world_size`` processes its share of this host's cores.
+
+    What the user asks for by ``OMP_NUM_THREADS`` stays; under torchrun, which sets it
+    to 1 unasked, it does not count.
+    """
+    is_asked = (
+        "OMP_NUM_THREADS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+    )
+    if not is_asked:
+        torch.set_num_threads(max(1, _num_cores() // local_world_size))
 
 
 def main_rank_first(function: Callable[[], T], *, shared_path: Path | None = None) -> T:

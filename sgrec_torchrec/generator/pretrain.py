@@ -74,14 +74,17 @@ def pretrain(
     )
     trainee.tracker.resume(state.step)
     for end in _segment_ends(state.step, total_steps, trainee):
+        if state.stale_validations >= settings.patience:
+            break
         _run_segment(trainee, pipeline, state.step, end, total_steps)
         state = replace(state, step=end)
         if validate and (end % _validation_steps(trainee) == 0 or end == total_steps):
             state = _note_validation(trainee, state, validate())
         if end % settings.checkpoint_every_steps == 0:
             _save(trainee, trainee.checkpoints, state, settings.keep_checkpoints)
-        if state.stale_validations >= settings.patience:
-            break
+    if state.step % settings.checkpoint_every_steps:
+        # So that a finished run resumes as finished.
+        _save(trainee, trainee.checkpoints, state, settings.keep_checkpoints)
     if validate:
         restore_best(trainee)
     else:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from sgrec_torchrec import prepare
-from sgrec_torchrec.config import RunConfig, override, parse_run
+from sgrec_torchrec.arguments import override, parse_run
+from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.prepare import prepare_graph, prepare_log, prepare_tokens
 
 STAGES = ("canonical", "split", "graph-form", "graph", "tokens")

@@ -59,8 +59,23 @@ def test_main_rank_is_rank_zero_of_the_environment(monkeypatch):
 def test_cores_are_shared_by_the_ranks_of_a_host(
     monkeypatch, threads, ranks_here, expected
 ):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(launch.os, "sched_getaffinity", lambda _: set(range(6)))
     limit_threads(ranks_here)
+    assert torch.get_num_threads() == expected
+
+
+@pytest.mark.parametrize(("is_torchrun", "expected"), [(False, 2), (True, 6)])
+def test_threads_that_the_user_asks_for_stay(
+    monkeypatch, threads, is_torchrun, expected
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if is_torchrun:  # torchrun sets the variable itself
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda _: set(range(6)))
+    torch.set_num_threads(2)
+    limit_threads(1)
     assert torch.get_num_threads() == expected
 
 

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sgrec_torchrec.config import RUNS, RunConfig, override
+from sgrec_torchrec.arguments import override
+from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.evaluation import offline
 from sgrec_torchrec.evaluation.offline import (
     check_rows,

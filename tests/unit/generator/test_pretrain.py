@@ -1,6 +1,7 @@
 """Pretraining learns, stops early, and goes on exactly where it was interrupted."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from sgrec_torchrec.config import RunConfig, parse_run
+from sgrec_torchrec.arguments import parse_run
+from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.checkpoint import load_unsharded, read_extra
 from sgrec_torchrec.distributed.tracking import MetricLine, Tracker, read_metrics
 from sgrec_torchrec.generator import pretrain as loop
@@ -138,7 +140,7 @@ def test_resumed_run_ships_the_same_bits(finished_run: Path, resumed_run: Path) 
 def test_checkpoints_stand_at_their_steps_and_the_best_one_alone(
     finished_run: Path,
 ) -> None:
-    assert step_names(finished_run / "checkpoints") == [20, 40]
+    assert step_names(finished_run / "checkpoints") == [20, 40, 52]
     (best,) = (finished_run / "best").iterdir()
     state = PretrainState(**read_extra(best))
     lines = read_metrics(finished_run / "metrics.jsonl")
@@ -227,7 +229,12 @@ def test_training_stops_when_validation_does_not_get_better(counting) -> None:
     assert state == PretrainState(
         step=12, best_step=6, best_ndcg=0.3, stale_validations=2
     )
-    assert made.saved == [("best", 3), ("best", 6), ("restored", 0)]
+    assert made.saved == [
+        ("best", 3),
+        ("best", 6),
+        ("checkpoints", 12),
+        ("restored", 0),
+    ]
 
 
 def test_refit_stops_on_the_schedule_of_the_whole_run(counting) -> None:
@@ -235,13 +242,23 @@ def test_refit_stops_on_the_schedule_of_the_whole_run(counting) -> None:
     state = pretrain(made.trainee, None, resume=False)
     assert made.segments == [(0, 4), (4, 6)]
     assert state.step == 6
-    assert made.saved == [("checkpoints", 4), ("best", 6)]
+    assert made.saved == [("checkpoints", 4), ("checkpoints", 6), ("best", 6)]
 
 
 def test_resume_without_a_checkpoint_starts_fresh(counting) -> None:
     made = counting(num_epochs=1)
     pretrain(made.trainee, None, resume=True)
     assert made.segments == [(0, 3)]
+
+
+def test_a_finished_run_resumes_as_finished(
+    finished_run: Path, planted_log, tiny_arguments, train_here, tmp_path: Path
+) -> None:
+    out_dir = tmp_path / "runs"
+    shutil.copytree(finished_run.parent, out_dir, symlinks=True)
+    before = read_metrics(finished_run / "metrics.jsonl")
+    train_here([*tiny_arguments(planted_log(), out_dir), "--resume"])
+    assert read_metrics(out_dir / finished_run.name / "metrics.jsonl") == before
 
 
 def test_a_fresh_start_removes_what_an_older_run_left(counting) -> None:

@@ -1,0 +1,98 @@
+"""The command line of a run -> its settings: --run NAME --set stage.field=value."""
+
+import argparse
+import dataclasses
+import types
+import typing
+
+from sgrec_torchrec.config import RUNS, RunConfig
+
+
+def override(config: RunConfig, assignments: list[str]) -> RunConfig:
+    """Apply ``stage.field=value`` assignments.
+
+    Raises:
+        ValueError: for an unknown stage or field (with those that exist), or a value
+            that does not parse as the field's type.
+    """
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set {assignment!r}: write stage.field=value")
+        config = _assign(config, path.split("."), text, assignment)
+    return config
+
+
+def _assign(node: typing.Any, path: list[str], text: str, whole: str) -> typing.Any:
+    types_of = typing.get_type_hints(type(node))
+    if path[0] not in types_of:
+        known = ", ".join(sorted(types_of))
+        raise ValueError(f"--set {whole!r}: no field {path[0]!r}; there are {known}")
+    if len(path) > 1:
+        child = getattr(node, path[0])
+        if not dataclasses.is_dataclass(child):
+            raise ValueError(f"--set {whole!r}: {path[0]} has no fields of its own")
+        value = _assign(child, path[1:], text, whole)
+    else:
+        value = _parse(text, types_of[path[0]], whole)
+    return dataclasses.replace(node, **{path[0]: value})
+
+
+def _parse(text: str, kind: typing.Any, whole: str) -> typing.Any:
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(None) in options and text.lower() == "none":
+        return None
+    for option in options:
+        if option is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if option in (int, float, str):
+            try:
+                return option(text)
+            except ValueError:
+                continue
+    raise ValueError(f"--set {whole!r}: {text!r} is not of type {kind}")
+
+
+def parse_run(argv: list[str] | None = None) -> tuple[RunConfig, argparse.Namespace]:
+    """The command line of ``train.py``: --run NAME --set stage.field=value --resume."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train and evaluate the generator on an interaction log.",
+        epilog="Fields of --set: " + "; ".join(describe_fields()),
+    )
+    parser.add_argument(
+        "--run", default="movielens", choices=sorted(RUNS), help="named settings"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="STAGE.FIELD=VALUE",
+        help="override one field; may be repeated",
+    )
+    parser.add_argument("--name", help="folder of the run below out_dir")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest whole checkpoint"
+    )
+    args = parser.parse_args(argv)
+    config = RUNS[args.run]
+    if args.name:
+        config = dataclasses.replace(config, name=args.name)
+    try:
+        return override(config, args.set), args
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def describe_fields() -> list[str]:
+    """``stage.field (default)`` for every field that ``--set`` takes."""
+    lines = []
+    default = RUNS["movielens"]
+    for stage in dataclasses.fields(default):
+        value = getattr(default, stage.name)
+        if not dataclasses.is_dataclass(value):
+            lines.append(f"{stage.name} ({value})")
+            continue
+        for part in dataclasses.fields(value):
+            lines.append(f"{stage.name}.{part.name} ({getattr(value, part.name)})")
+    return lines
