@@ -2,10 +2,29 @@
 
 import argparse
 import dataclasses
+import os
+import sys
 import types
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sgrec_torchrec.config import RUNS, RunConfig
+
+
+@contextmanager
+def errors_in_one_line(program: str) -> Iterator[None]:
+    """What a user can get wrong ends with one line and exit code 2.
+
+    ``SGREC_TRACEBACK=1`` shows where it came from instead.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("SGREC_TRACEBACK"):
+            raise
+        print(f"{program}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def override(config: RunConfig, assignments: list[str]) -> RunConfig:

@@ -4,11 +4,12 @@ Stages are imported inside the verbs, so that ``sgrec --help`` answers at once. 
 user can get wrong ends with one line and exit code 2, not with a traceback.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from sgrec_torchrec.arguments import errors_in_one_line
 
 app = typer.Typer(
     help="Generative recommendation on TorchRec: from an interaction log to a model.",
@@ -143,11 +144,8 @@ def benchmark(
 
 def main() -> None:
     """Entry point of the console script."""
-    try:
+    with errors_in_one_line("sgrec"):
         app()
-    except (ValueError, OSError, ImportError) as error:
-        print(f"sgrec: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def _pairs(assignments: list[str] | None) -> dict[str, str]:

@@ -9,10 +9,9 @@ report. Stages whose settings and inputs are unchanged are reused.
 """
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 
-from sgrec_torchrec.arguments import parse_run
+from sgrec_torchrec.arguments import errors_in_one_line, parse_run
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import Ranks, is_main_rank, process_group
@@ -34,12 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     several ranks, with the error of the rank that failed (``process_group``).
     """
     config, args = parse_run(argv)
-    try:
-        with process_group() as ranks:
-            run(config, ranks, resume=args.resume)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    with errors_in_one_line("train.py"), process_group() as ranks:
+        run(config, ranks, resume=args.resume)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,22 @@
+import pytest
+
+from sgrec_torchrec.arguments import errors_in_one_line
+
+
+def test_user_error_is_one_line_and_exit_code_two(capsys, monkeypatch):
+    monkeypatch.delenv("SGREC_TRACEBACK", raising=False)
+    with pytest.raises(SystemExit) as stopped, errors_in_one_line("sgrec"):
+        raise ValueError("log.path: give one")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "sgrec: log.path: give one\n"
+
+
+def test_traceback_is_shown_on_request(monkeypatch):
+    monkeypatch.setenv("SGREC_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="give one"), errors_in_one_line("sgrec"):
+        raise ValueError("log.path: give one")
+
+
+def test_error_of_the_program_keeps_its_traceback():
+    with pytest.raises(KeyError), errors_in_one_line("sgrec"):
+        raise KeyError("a bug")
