@@ -13,7 +13,6 @@ from pathlib import Path
 
 CODES_SMALL = 256
 CODES_LARGE = 1024
-MAX_SMALL_CATALOGUE = 2_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,11 +86,9 @@ def validation_ndcg(ranker: Ranker) -> Callable[[], float] | None:
     A refit on train and valid has no rows left to choose by. All ranks call the result
     together and get the same figure.
     """
-    config = ranker.config
-    if not _may_choose(ranker.split, config):
+    if not _may_choose(ranker.split, ranker.config):
         return None
-    rows = ranker.split.valid
-    rows = rows.take(sample_rows(rows, config.evaluation.max_valid_rows, config.seed))
+    rows = _valid_rows(ranker)
     return lambda: _ndcg(ranker, rows, 0.0, 10)
 
 
@@ -105,8 +103,7 @@ def choose_prior_weight(ranker: Ranker) -> float:
     if config.evaluation.prior_weight is not None:
         return config.evaluation.prior_weight
     check_rows(ranker.split, config)
-    rows = ranker.split.valid
-    rows = rows.take(sample_rows(rows, config.evaluation.max_valid_rows, config.seed))
+    rows = _valid_rows(ranker)
     scores = [_ndcg(ranker, rows, weight, CHOICE_DEPTH) for weight in PRIOR_WEIGHTS]
     return PRIOR_WEIGHTS[int(np.argmax(scores))]
 
@@ -161,6 +158,11 @@ def sample_rows(rows: EvalRows, max_rows: int, seed: int) -> Int64Array:
 
 def _may_choose(split: SplitLog, config: RunConfig) -> bool:
     return config.log.fit_on == "train" and len(split.valid) > 0
+
+
+def _valid_rows(ranker: Ranker) -> EvalRows:
+    rows, config = ranker.split.valid, ranker.config
+    return rows.take(sample_rows(rows, config.evaluation.max_valid_rows, config.seed))
 
 
 def _ndcg(ranker: Ranker, rows: EvalRows, prior_weight: float, k: int) -> float:

@@ -135,9 +135,8 @@ def _run_segment(
         window.add(pipeline.progress(batches), dense_lr)
         if len(window) == FLUSH_EVERY_STEPS or step + 1 == end:
             window.flush()
-    # The pipeline rewires the tables' forward; evaluation needs the plain one.
-    pipeline.detach()
-    pipeline.attach(trainee.dmp)
+    # The pipeline rewires the tables' forward, and evaluation needs the plain one; the
+    # next ``progress`` attaches it again.
     pipeline.detach()
 
 

@@ -7,6 +7,7 @@ beam over the mixture stays exact: p(prefix) = (1 - w) p_network + w p_prior.
 Letters: B users, M candidates, W beams, L levels, K codes.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,7 @@ class PriorWalk:
         mass_BP = torch.zeros_like(logprob_BWK).flatten(1)
         mass_BP.scatter_add_(1, self._place(level), self.mass_BM)
         log_prior = (mass_BP * self.weight).log().view_as(logprob_BWK)
-        log_network = logprob_BWK + torch.log1p(torch.tensor(-self.weight)).item()
+        log_network = logprob_BWK + math.log1p(-self.weight)
         return torch.logaddexp(log_network, log_prior)
 
     def advance(self, level: int, chosen_BW: Tensor, num_places: int) -> None:
