@@ -51,8 +51,12 @@ class GraphConfig:
 
     max_distance: int = 5
     """Pairs farther apart than this in a user's sequence are not counted."""
+    distance_exponent: float = 1.0
+    """Pairs at distance d are divided by d to this power."""
+    forward_weight: float = 1.0
+    """Weight of a pair in the order of time."""
     backward_weight: float = 0.3
-    """Weight of a pair against the order of time, / distance; forward pairs weigh 1."""
+    """Weight of a pair against the order of time."""
     row_exponent: float = 0.5
     """a: how much a popular source item is damped."""
     column_exponent: float = 0.0
@@ -75,11 +79,54 @@ class GraphConfig:
             "graph",
             self,
             max_distance=(1, 100),
+            distance_exponent=(0, 10),
+            forward_weight=(0, 10),
             backward_weight=(0, 10),
             text_weight=(0, 1000),
             decay=(0, 1),
             score_history=(1, 10_000),
             max_neighbours=(1, 100_000),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceConfig:
+    """What item relations say of a user's next item, and the scorer that weighs it."""
+
+    max_neighbours: int = 300
+    """Neighbours kept per item and relation: bounds the relations by this times 6 N."""
+    score_history: int = 50
+    """Newest history items whose neighbours are looked up."""
+    num_candidates: int = 200
+    """Items of a row that the scorer weighs."""
+    num_folds: int = 5
+    """Parts of the users; a training row sees relations made without its own part."""
+    max_rows: int = 20_000
+    """Training rows of the scorer, newest of each user first: bounds its cost."""
+    hidden: int = 64
+    """Width of the scorer."""
+    num_epochs: int = 16
+    lr: float = 3e-3
+    weight_decay: float = 0.01
+    dropout: float = 0.1
+    batch_size: int = 64
+    """Rows a step."""
+
+    def __post_init__(self) -> None:
+        check_fields(
+            "evidence",
+            self,
+            max_neighbours=(1, 100_000),
+            score_history=(1, 10_000),
+            num_candidates=(1, 10_000),
+            num_folds=(2, 100),
+            max_rows=(1, 10_000_000),
+            hidden=(1, 4096),
+            num_epochs=(0, 10_000),
+            lr=(0, 10),
+            weight_decay=(0, 10),
+            dropout=(0, 0.95),
+            batch_size=(1, 1 << 20),
         )
 
 
@@ -206,7 +253,7 @@ class EvaluationConfig:
     max_valid_rows: int = 3_000
     """The same for the validations during training."""
     prior_weight: float | None = None
-    """The item graph's share of the mixture that ranks. None: chosen on valid rows."""
+    """The evidence's share of the mixture that ranks. None: chosen on valid rows."""
     batch_size: int = 256
     """Rows a step and rank."""
     seed: int = 0
@@ -232,6 +279,7 @@ class RunConfig:
     out_dir: str = "runs"
     log: LogConfig = field(default_factory=LogConfig)
     graph: GraphConfig = field(default_factory=GraphConfig)
+    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     tokens: TokenConfig = field(default_factory=TokenConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -303,6 +351,7 @@ def check_fields(stage: str, settings: object, **bounds: tuple[float, float]) ->
 STAGES: dict[str, Callable[..., object]] = {
     "log": LogConfig,
     "graph": GraphConfig,
+    "evidence": EvidenceConfig,
     "tokens": TokenConfig,
     "generator": GeneratorConfig,
     "pretrain": PretrainConfig,

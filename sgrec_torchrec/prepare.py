@@ -1,9 +1,9 @@
-"""Log, graph and tokens of a run, each made once and reused while its inputs stay.
+"""Log, graph, evidence and tokens of a run: made once, reused while inputs stay.
 
-Turns settings into the folders ``canonical/ split/ graph/ tokens/`` of a run. They are
-links into ``<out_dir>/prepared``, where a folder's name holds the hash of the settings
-that made it and of the stages before. So a second call does no work again, and runs
-that differ only in later settings share what they can.
+Turns settings into the folders ``canonical/ split/ graph/ evidence/ scorer/ tokens/``
+of a run. They are links into ``<out_dir>/prepared``, where a folder's name holds the
+hash of the settings that made it and of the stages before. So a second call does no
+work again, and runs that differ only in later settings share what they can.
 """
 
 import dataclasses
@@ -13,10 +13,31 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sgrec_torchrec.config import GraphConfig, LogConfig, RunConfig, TokenConfig
+from sgrec_torchrec.config import (
+    EvidenceConfig,
+    GraphConfig,
+    LogConfig,
+    RunConfig,
+    TokenConfig,
+)
 from sgrec_torchrec.distributed.atomic import atomic_file, atomic_folder, write_json
 from sgrec_torchrec.distributed.launch import is_main_rank
+from sgrec_torchrec.evidence.gather import num_features
+from sgrec_torchrec.evidence.held_out import hold_out
+from sgrec_torchrec.evidence.prior import (
+    EvidencePrior,
+    load_held_out,
+    load_relations,
+    save_evidence,
+)
+from sgrec_torchrec.evidence.relations import (
+    RELATIONS,
+    build_relations,
+    text_relation,
+)
+from sgrec_torchrec.evidence.scorer import fit_scorer, load_scorer, save_scorer
 from sgrec_torchrec.item_graph.choose import choose_graph
+from sgrec_torchrec.item_graph.covisitation import fit_ends
 from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph
 from sgrec_torchrec.item_tokens.build import build_tokens, load_tokens
 from sgrec_torchrec.logs.importers import import_log
@@ -27,6 +48,7 @@ from sgrec_torchrec.schema import ItemTokens, SplitLog
 
 FORMAT = 1
 """Raise it when a stage's output changes meaning: older folders are made again."""
+SCORER = "scorer.safetensors"
 PACKAGED = ("movielens", "complete-journey")
 """Sources that read an installed package, not a path."""
 
@@ -77,6 +99,53 @@ def prepare_graph(split: SplitLog, config: RunConfig) -> tuple[ItemGraph, RunCon
         lambda folder: build_graph(split, settings, fit_on, folder),
     )
     return ItemGraph.load(folder), dataclasses.replace(config, graph=settings)
+
+
+def prepare_evidence(split: SplitLog, config: RunConfig) -> EvidencePrior:
+    """Item relations of the period to learn from, and the scorer fitted on it.
+
+    Relations and training rows are shared by runs that differ in ``config.seed``, which
+    is the scorer's.
+    """
+    settings, log = config.evidence, config.log
+    filter_seen = bool(log.filter_seen)
+    folder = _once(
+        config,
+        "evidence",
+        [_stage_name(config, "split"), settings, log.fit_on, filter_seen],
+        lambda folder: _gather(split, config, folder),
+    )
+    width = num_features(len(RELATIONS))
+
+    def fit(scorer_dir: Path) -> None:
+        scorer = fit_scorer(load_held_out(folder), settings, width, config.seed)
+        with atomic_folder(scorer_dir) as temporary:
+            save_scorer(scorer, temporary / SCORER)
+
+    scorer_dir = _once(config, "scorer", [folder.name, config.seed], fit)
+    return EvidencePrior(
+        relations=load_relations(folder),
+        scorer=load_scorer(scorer_dir / SCORER, settings, width),
+        config=settings,
+        filter_seen=filter_seen,
+    )
+
+
+def _gather(split: SplitLog, config: RunConfig, folder: Path) -> None:
+    sequences, settings = split.sequences, config.evidence
+    end_U = fit_ends(sequences, config.log.fit_on)
+    text = text_relation(split.catalogue, settings)
+    held_out = hold_out(
+        sequences,
+        end_U,
+        text,
+        settings,
+        max_history=config.log.max_history,
+        filter_seen=bool(config.log.filter_seen),
+        seed=config.log.seed,
+    )
+    relations = build_relations(sequences, end_U, text, settings)
+    save_evidence(folder, relations, held_out, settings)
 
 
 def prepare_tokens(split: SplitLog, graph: ItemGraph, config: RunConfig) -> ItemTokens:
@@ -154,7 +223,7 @@ def _stage_name(config: RunConfig, stage: str) -> str:
 def _key(*parts: object) -> str:
     plain = [
         dataclasses.asdict(part)
-        if isinstance(part, LogConfig | GraphConfig | TokenConfig)
+        if isinstance(part, LogConfig | GraphConfig | EvidenceConfig | TokenConfig)
         else part
         for part in parts
     ]

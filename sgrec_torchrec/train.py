@@ -4,8 +4,8 @@
     torchrun --nproc-per-node 2 -- sgrec_torchrec/train.py --run movielens
     torchx run dist.ddp -j 2x8 sgrec_torchrec/train.py
 
-Log -> item graph -> item tokens -> sharded generator -> pretraining -> evaluation ->
-report. Stages whose settings and inputs are unchanged are reused.
+Log -> item graph -> evidence -> item tokens -> sharded generator -> pretraining ->
+evaluation -> report. Stages whose settings and inputs are unchanged are reused.
 """
 
 import dataclasses
@@ -23,7 +23,12 @@ from sgrec_torchrec.evaluation.offline import check_rows, evaluate, validation_n
 from sgrec_torchrec.evaluation.report import write_report
 from sgrec_torchrec.generator.pretrain import pretrain, restore_best
 from sgrec_torchrec.generator.trainee import build_trainee
-from sgrec_torchrec.prepare import prepare_graph, prepare_log, prepare_tokens
+from sgrec_torchrec.prepare import (
+    prepare_evidence,
+    prepare_graph,
+    prepare_log,
+    prepare_tokens,
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -52,11 +57,12 @@ def run(
     resume: bool = False,
     evaluate_only: bool = False,
 ) -> RunResult:
-    """The seven steps. All ranks call together; the main rank writes."""
+    """The eight steps. All ranks call together; the main rank writes."""
     watch = Stopwatch()
     split, config = watch.main_first("log", lambda: prepare_log(config))
     check_rows(split, config)
     graph, config = watch.main_first("graph", lambda: prepare_graph(split, config))
+    evidence = watch.main_first("evidence", lambda: prepare_evidence(split, config))
     tokens = watch.main_first("tokens", lambda: prepare_tokens(split, graph, config))
     write_config(config)
     with Tracker(config.run_dir, enabled=is_main_rank()) as tracker:
@@ -66,6 +72,7 @@ def run(
             split=split,
             tokens=tokens,
             graph=graph,
+            evidence=evidence,
             config=config,
             ranks=ranks,
         )

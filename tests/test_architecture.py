@@ -11,7 +11,7 @@ PACKAGE = "sgrec_torchrec"
 CODE_FOLDERS = (PACKAGE, "torchx_components", "benchmarks", "examples", "tests")
 
 UP_TO_LOGS = {"schema", "config", "distributed", "logs"}
-UP_TO_TOKENS = UP_TO_LOGS | {"item_graph", "item_tokens"}
+UP_TO_TOKENS = UP_TO_LOGS | {"item_graph", "evidence", "item_tokens"}
 UP_TO_GENERATOR = UP_TO_TOKENS | {"generator"}
 MAY_IMPORT = {
     "schema": set(),
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "distributed": {"schema", "config"},
     "logs": {"schema", "config", "distributed"},
     "item_graph": UP_TO_LOGS,
+    "evidence": UP_TO_LOGS | {"item_graph"},
     "item_tokens": UP_TO_LOGS | {"item_graph"},
     "generator": UP_TO_TOKENS,
     "reward_table": {"schema"},

@@ -42,6 +42,7 @@ FREE_FIELDS = (
     "name",
     "out_dir",
     "evaluation",
+    "evidence",
     "pretrain.valid_every_epochs",
     "pretrain.checkpoint_every_steps",
     "pretrain.keep_checkpoints",

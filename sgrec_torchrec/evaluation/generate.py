@@ -6,7 +6,8 @@ Reads the model where it was trained and the rows of a split; writes top-k lists
 Letters: E rows, B rows of a batch, W beams, M prior candidates, H seen items.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,11 +17,12 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.launch import Ranks, all_gather_rows
 from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.evidence.gather import histories_of
+from sgrec_torchrec.evidence.prior import EvidencePrior
 from sgrec_torchrec.generator.beam import beam_search
 from sgrec_torchrec.generator.model import Generator
 from sgrec_torchrec.generator.prior import Prior
-from sgrec_torchrec.item_graph.graph import ItemGraph, histories
-from sgrec_torchrec.item_graph.row_order import keep_heaviest, place_in_row, rows_of
+from sgrec_torchrec.item_graph.graph import ItemGraph
 from sgrec_torchrec.logs.stream import EvalBatch, eval_batches
 from sgrec_torchrec.schema import (
     EvalRows,
@@ -30,8 +32,16 @@ from sgrec_torchrec.schema import (
     SplitLog,
 )
 
-PRIOR_CANDIDATES = 500
-"""Items with the largest graph score that take part in the mixture."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopItems:
+    """Lists of E rows, best first, -1 beyond the last item.
+
+    ``score_EW`` is the (mixed) log-probability, -inf at the -1.
+    """
+
+    item_EW: Int32Array
+    score_EW: Float32Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,24 +52,22 @@ class Ranker:
     split: SplitLog
     tokens: ItemTokens
     graph: ItemGraph
+    evidence: EvidencePrior
     config: RunConfig
     ranks: Ranks
 
     def top_items(
-        self, rows: EvalRows, prior_weight: float
-    ) -> tuple[Int32Array, Float32Array]:
-        """The beam's items and scores of each row, on every rank.
+        self, rows: EvalRows, prior_weights: Sequence[float]
+    ) -> list[TopItems]:
+        """The beam's items and scores of each row, on every rank, for every weight.
 
-        Rows are shared out over the ranks; looking up tables and gathering the lists
-        communicate, so all ranks call together.
+        Histories are encoded and evidence is gathered once, whatever the number of
+        weights. Rows are shared out over the ranks; looking up tables and gathering the
+        lists communicate, so all ranks call together.
 
         Args:
             rows: of ``split``.
-            prior_weight: w of ``generator.prior``; 0 leaves the graph out.
-
-        Returns:
-            int32 [E, beam_width], best first, -1 beyond the last item; float32
-            log-probabilities of the same shape, -inf there.
+            prior_weights: w of ``generator.prior``; 0 leaves the evidence out.
 
         Raises:
             ValueError: if there are no rows.
@@ -81,56 +89,58 @@ class Ranker:
         share = -(-len(rows) // self.ranks.world_size)
         total = -(-share // settings.batch_size)
         found = [
-            self._search(batch, rows, prior_weight)
+            self._search(batch, rows, prior_weights)
             for batch in progress(
                 batches, description="beam", total=total, unit="batch"
             )
         ]
+        return [self._gather(list(parts)) for parts in zip(*found, strict=True)]
+
+    def _gather(self, parts: list[tuple[Tensor, Tensor, Tensor]]) -> TopItems:
+        """All ranks' batches as lists in the order of the rows."""
         row_E, item_EW, score_EW = (
-            all_gather_rows(torch.cat(parts)).cpu().numpy()
-            for parts in zip(*found, strict=True)
+            all_gather_rows(torch.cat(part)).cpu().numpy()
+            for part in zip(*parts, strict=True)
         )
         is_real = row_E >= 0
         order = np.argsort(row_E[is_real])
-        return (
-            item_EW[is_real][order].astype(np.int32),
-            score_EW[is_real][order].astype(np.float32),
+        return TopItems(
+            item_EW=item_EW[is_real][order].astype(np.int32),
+            score_EW=score_EW[is_real][order].astype(np.float32),
         )
 
     @torch.no_grad()
     def _search(
-        self, batch: EvalBatch, rows: EvalRows, prior_weight: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, batch: EvalBatch, rows: EvalRows, prior_weights: Sequence[float]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
         batch = batch.to(self.ranks.device)
         generator: Generator = self.dmp.module
-        rollout = beam_search(
-            generator.tower.decoder,
-            generator.tower.trie,
-            generator.encode_last(batch.features),
-            self.config.evaluation.beam_width,
-            seen_item_BH=_padded(batch) if self.config.log.filter_seen else None,
-            prior=self._prior(batch, rows, prior_weight) if prior_weight else None,
-        )
-        return batch.row_B, rollout.item_BG, rollout.key_BG
+        hidden_BD = generator.encode_last(batch.features)
+        seen_item_BH = _padded(batch) if self.config.log.filter_seen else None
+        prior = self._prior(batch, rows) if any(prior_weights) else None
+        found = []
+        for weight in prior_weights:
+            rollout = beam_search(
+                generator.tower.decoder,
+                generator.tower.trie,
+                hidden_BD,
+                self.config.evaluation.beam_width,
+                seen_item_BH=seen_item_BH,
+                prior=replace(prior, weight=weight) if prior and weight else None,
+            )
+            found.append((batch.row_B, rollout.item_BG, rollout.key_BG))
+        return found
 
-    def _prior(self, batch: EvalBatch, rows: EvalRows, weight: float) -> Prior:
-        """The graph's next-item distribution, cut to its heaviest candidates."""
+    def _prior(self, batch: EvalBatch, rows: EvalRows) -> Prior:
+        """The evidence's next-item distribution over its candidates; weight open."""
         asked = rows.take(batch.row_B.clamp(min=0).cpu().numpy())
-        scores = self.graph.score(*histories(self.split.sequences, asked))
-        total_B = np.asarray(scores.sum(axis=1)).ravel()
-        kept = keep_heaviest(scores, PRIOR_CANDIDATES)
-        row_E = rows_of(kept.indptr)
-        place_E = place_in_row(row_E, len(asked))
-        width = int(place_E.max(initial=0)) + 1
-        item_BM = np.full((len(asked), width), -1, dtype=np.int64)
-        mass_BM = np.zeros((len(asked), width), dtype=np.float32)
-        item_BM[row_E, place_E] = kept.indices
-        mass_BM[row_E, place_E] = kept.data / total_B[row_E]
+        histories = histories_of(self.split.sequences, asked)
+        item_BM, probability_BM = self.evidence.candidates(histories)
         device = self.ranks.device
         return Prior(
-            item_BM=torch.from_numpy(item_BM).to(device),
-            probability_BM=torch.from_numpy(mass_BM).to(device),
-            weight=weight,
+            item_BM=torch.from_numpy(item_BM).long().to(device),
+            probability_BM=torch.from_numpy(probability_BM).to(device),
+            weight=0.0,
         )
 
 

@@ -48,7 +48,7 @@ NUM_EXAMPLES = 8
 SHOWN_HISTORY = 12
 SHOWN_ITEMS = 10
 GENERATOR = "generator"
-NETWORK_ALONE = "generator without graph prior"
+NETWORK_ALONE = "generator without evidence"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ def validation_ndcg(ranker: Ranker) -> Callable[[], float] | None:
     if not _may_choose(ranker.split, ranker.config):
         return None
     rows = _valid_rows(ranker)
-    return lambda: _ndcg(ranker, rows, 0.0, 10)
+    return lambda: _ndcg(ranker, rows, (0.0,), 10)[0]
 
 
 def choose_prior_weight(ranker: Ranker) -> float:
@@ -104,7 +104,7 @@ def choose_prior_weight(ranker: Ranker) -> float:
         return config.evaluation.prior_weight
     check_rows(ranker.split, config)
     rows = _valid_rows(ranker)
-    scores = [_ndcg(ranker, rows, weight, CHOICE_DEPTH) for weight in PRIOR_WEIGHTS]
+    scores = _ndcg(ranker, rows, PRIOR_WEIGHTS, CHOICE_DEPTH)
     return PRIOR_WEIGHTS[int(np.argmax(scores))]
 
 
@@ -118,7 +118,7 @@ def evaluate(ranker: Ranker, seconds: dict[str, float]) -> float:
         seconds: wall time of each stage so far, for the report.
 
     Returns:
-        The weight of the graph prior that was used.
+        The weight of the evidence that was used.
     """
     config = ranker.config
     chosen = sample_rows(
@@ -126,17 +126,16 @@ def evaluate(ranker: Ranker, seconds: dict[str, float]) -> float:
     )
     rows = ranker.split.test.take(chosen)
     weight = choose_prior_weight(ranker)
-    items_EK, score_EK = ranker.top_items(rows, weight)
-    found = [_found(GENERATOR, items_EK, rows)]
+    top, alone = ranker.top_items(rows, (weight, 0.0))
+    found = [_found(GENERATOR, top.item_EW, rows)]
     if weight:
-        alone_EK, _ = ranker.top_items(rows, 0.0)
-        found.append(_found(NETWORK_ALONE, alone_EK, rows))
+        found.append(_found(NETWORK_ALONE, alone.item_EW, rows))
 
     def write() -> None:
         if is_main_rank():
             systems = [*found, *_baselines(ranker, rows)]
             _write(ranker, rows, chosen, systems, weight, seconds)
-            _write_examples(ranker, rows, items_EK, score_EK)
+            _write_examples(ranker, rows, top.item_EW, top.score_EW)
 
     main_rank_first(write)
     return weight
@@ -165,10 +164,15 @@ def _valid_rows(ranker: Ranker) -> EvalRows:
     return rows.take(sample_rows(rows, config.evaluation.max_valid_rows, config.seed))
 
 
-def _ndcg(ranker: Ranker, rows: EvalRows, prior_weight: float, k: int) -> float:
-    items_EK, _ = ranker.top_items(rows, prior_weight)
-    rank_E = target_ranks(items_EK, rows.target_E)
-    return float(metric_values(rank_E, (k,))[:, 1].mean())
+def _ndcg(
+    ranker: Ranker, rows: EvalRows, prior_weights: tuple[float, ...], k: int
+) -> list[float]:
+    """NDCG@k by prior weight."""
+    ranks = [
+        target_ranks(top.item_EW, rows.target_E)
+        for top in ranker.top_items(rows, prior_weights)
+    ]
+    return [float(metric_values(rank_E, (k,))[:, 1].mean()) for rank_E in ranks]
 
 
 def _found(system: str, items_EK: Int32Array, rows: EvalRows) -> Found:

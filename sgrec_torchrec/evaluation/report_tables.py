@@ -11,7 +11,7 @@ from typing import Any
 from sgrec_torchrec.evaluation.report_pictures import Bar, bars, short
 
 OURS = "generator"
-PARTS_OF_OURS = ("generator without graph prior",)
+PARTS_OF_OURS = ("generator without evidence",)
 """Systems that are ours with something taken away: no baselines."""
 HEADLINE = "NDCG@10"
 FAMILIES = {"HR": "Hit rate", "NDCG": "NDCG"}

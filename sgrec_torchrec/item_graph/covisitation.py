@@ -1,11 +1,11 @@
 """Interaction logs to co-visitation: how often item j stands near item i.
 
 C[i, j] sums, over pairs of events of one user at most ``max_distance`` places apart,
-1 / distance where j comes after i and ``backward_weight`` / distance where it comes
-before. Events of one basket (same user, same timestamp) have no order in time, only
-that of a seeded shuffle: such a pair weighs (1 + backward_weight) / 2 / distance both
-ways, the mean over the two orders, with the distance the shuffle gave. In a log of
-single-event baskets this is the plain formula of ANCHORS.md.
+``forward_weight`` / distance^x where j comes after i and ``backward_weight`` /
+distance^x where it comes before, with x the ``distance_exponent``. Events of one basket
+(same user, same timestamp) have no order in time, only that of a seeded shuffle: such a
+pair weighs the mean of the two weights both ways, with the distance the shuffle gave.
+In a log of single-event baskets the defaults are the plain formula of ANCHORS.md.
 
 Scale: a log of R events has at most 2 R max_distance pairs. They are counted in
 passes over ranges of source items, each holding at most ``max_pairs`` pairs (28 bytes
@@ -136,19 +136,23 @@ def _pairs(
     items = sequences.items_R[start:stop]
     times = sequences.timestamps_R[start:stop]
     row = np.arange(start, stop)
-    back = config.backward_weight
+    forth, back = config.forward_weight, config.backward_weight
     in_range = (items >= low) & (items < high)
     for distance in range(1, min(config.max_distance, len(items) - 1) + 1):
         within = row[:-distance] + distance < end_row[:-distance]
         earlier, later = items[:-distance], items[distance:]
         is_basket = times[:-distance] == times[distance:]
         for source, target, here, weight in (
-            (earlier, later, in_range[:-distance], 1.0),
+            (earlier, later, in_range[:-distance], forth),
             (later, earlier, in_range[distance:], back),
         ):
             kept = np.flatnonzero(within & here)
-            weights = np.where(is_basket[kept], (1.0 + back) / 2.0, weight) / distance
-            yield source[kept], target[kept], weights
+            weights = np.where(is_basket[kept], (forth + back) / 2.0, weight)
+            yield (
+                source[kept],
+                target[kept],
+                weights / distance**config.distance_exponent,
+            )
 
 
 def _count(

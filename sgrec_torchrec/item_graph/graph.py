@@ -10,18 +10,16 @@ histories touches only the rows of the items that it holds.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
 from sgrec_torchrec.config import GraphConfig
-from sgrec_torchrec.distributed.atomic import atomic_folder, sha256_file, write_json
+from sgrec_torchrec.distributed.array_folder import read_arrays, write_arrays
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.item_graph.covisitation import (
     covisitation_edges,
@@ -45,6 +43,7 @@ from sgrec_torchrec.schema import (
 )
 
 FORMAT_VERSION = 1
+MANIFEST = "graph.json"
 BATCH_ROWS = 512
 ARRAYS = ("indptr_N1", "neighbours_E", "weights_E", "popularity_N")
 ARRAY_TYPES = ("int64", "int32", "float32", "int64")
@@ -112,21 +111,14 @@ class ItemGraph:
         Args:
             made_from: settings to keep beside them, for the reader's eyes.
         """
-        with atomic_folder(folder) as temporary:
-            for name in ARRAYS:
-                np.save(
-                    temporary / f"{name}.npy", getattr(self, name), allow_pickle=False
-                )
-            manifest = {
-                "format_version": FORMAT_VERSION,
-                "decay": self.decay,
-                "score_history": self.score_history,
-                "made_from": dict(made_from or {}),
-                "sha256": {
-                    name: sha256_file(temporary / f"{name}.npy") for name in ARRAYS
-                },
-            }
-            write_json(temporary / "graph.json", manifest)
+        facts = {
+            "format_version": FORMAT_VERSION,
+            "decay": self.decay,
+            "score_history": self.score_history,
+            "made_from": dict(made_from or {}),
+        }
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        write_arrays(folder / MANIFEST, arrays, facts)
 
     @classmethod
     def load(cls, folder: Path) -> "ItemGraph":
@@ -136,22 +128,18 @@ class ItemGraph:
             FileNotFoundError: naming the file that is missing.
             ValueError: naming the file that is damaged or of another format.
         """
-        path = folder / "graph.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: build the item graph first")
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            version, digests = manifest["format_version"], manifest["sha256"]
-            decay, score_history = manifest["decay"], manifest["score_history"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged: build the graph again") from error
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{path}: format_version {version}, this program reads "
-                f"{FORMAT_VERSION}: build the graph again"
-            )
-        arrays = {name: _load_array(folder, name, digests) for name in ARRAYS}
-        graph = cls(**arrays, decay=decay, score_history=score_history)
+        arrays, facts = read_arrays(
+            folder / MANIFEST,
+            ARRAYS,
+            ("decay", "score_history"),
+            format_version=FORMAT_VERSION,
+            what="the item graph",
+        )
+        graph = cls(
+            **arrays,
+            decay=facts["decay"],
+            score_history=facts["score_history"],
+        )
         graph.validate()
         return graph
 
@@ -345,19 +333,6 @@ def _contains(ordered: Int64Array, values: Int64Array) -> BoolArray:
     place = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
     found: BoolArray = ordered[place] == values
     return found
-
-
-def _load_array(folder: Path, name: str, digests: dict[str, str]) -> npt.NDArray[Any]:
-    path = folder / f"{name}.npy"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: build the item graph again")
-    if sha256_file(path) != digests.get(name):
-        raise ValueError(
-            f"{path} is damaged (its SHA-256 is not that of graph.json): build the "
-            "item graph again"
-        )
-    loaded: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return loaded
 
 
 def _refuse(bad: BoolArray, name: str, complaint: str) -> None:

@@ -23,10 +23,11 @@ import scipy.sparse as sp
 from sgrec_torchrec.config import GraphConfig
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.item_graph.row_order import keep_heaviest
-from sgrec_torchrec.schema import Catalogue
+from sgrec_torchrec.schema import Catalogue, Int64Array
 
 MAX_PRODUCTS = 2e10
 BLOCK_ENTRIES = 8_000_000
+SPREAD_ROWS = 1024
 
 
 def item_texts(catalogue: Catalogue) -> list[str]:
@@ -98,12 +99,48 @@ def squared_similarity(
 
 
 def text_edges(catalogue: Catalogue, config: GraphConfig) -> sp.csr_matrix:
-    """S^2, cut to ``max_neighbours`` a row: float64 CSR [N, N]."""
-    return squared_similarity(
-        tf_idf(item_texts(catalogue), binary=config.binary_text),
+    """S^2, cut to ``max_neighbours`` a row: float64 CSR [N, N].
+
+    Items of one text have one row: it is multiplied once, then spread over them, so
+    the work grows with the distinct texts (the Complete Journey has five items a text).
+    """
+    texts = item_texts(catalogue)
+    terms_NV = tf_idf(texts, binary=config.binary_text)
+    known: dict[str, int] = {}
+    text_N = np.array([known.setdefault(text, len(known)) for text in texts], np.int64)
+    first_D = np.unique(text_N, return_index=True)[1]
+    similar = squared_similarity(
+        terms_NV[first_D],
         floor=config.text_floor,
         max_neighbours=config.max_neighbours,
     )
+    if len(known) == len(texts):
+        return similar
+    is_telling_D = np.diff(terms_NV.indptr)[first_D] > 0
+    similar = similar + sp.diags_array(is_telling_D.astype(np.float64))
+    return _spread(similar.tocsr(), text_N, config.max_neighbours)
+
+
+def _spread(
+    similar: sp.csr_matrix, text_N: Int64Array, max_neighbours: int
+) -> sp.csr_matrix:
+    """Rows over distinct texts -> rows over items, cut, without the diagonal."""
+    num_items, num_texts = len(text_N), similar.shape[0]
+    has_text = sp.csr_matrix(
+        (np.ones(num_items), (text_N, np.arange(num_items))),
+        shape=(num_texts, num_items),
+    )
+    blocks = []
+    for low in range(0, num_texts, SPREAD_ROWS):
+        spread = similar[low : low + SPREAD_ROWS] @ has_text
+        # One more than asked: the item itself leaves its own row below.
+        blocks.append(keep_heaviest(spread.tocsr(), max_neighbours + 1))
+    rows = sp.vstack(blocks, format="csr")[text_N].tocoo()
+    other = rows.row != rows.col
+    edges = sp.csr_matrix(
+        (rows.data[other], (rows.row[other], rows.col[other])), shape=rows.shape
+    )
+    return keep_heaviest(edges, max_neighbours)
 
 
 def _drop_frequent(terms_NV: sp.csr_matrix) -> sp.csr_matrix:

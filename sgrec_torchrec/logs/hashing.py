@@ -7,6 +7,7 @@ number of its stream, then what it belongs to; streams in use:
     hash64(seed, BASKET, user, timestamp, item, copy)   order inside a basket
     hash64(seed, ORDER, epoch, sample)                  order of an epoch
     hash64(seed, POSITION, epoch, sample, position)     noise on a position
+    hash64(seed, FOLD, user[, event])                   held-out folds and rows
     hash64(hash64(seed, TEACHER, epoch, sample, position), draw, i)  teacher; i = 0, 1
 
 ``sample`` is a sample's number in the log, ``position`` counts from its begin marker.
@@ -22,6 +23,7 @@ BASKET = 1
 ORDER = 2
 POSITION = 3
 TEACHER = 4
+FOLD = 5
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15

@@ -1,0 +1,77 @@
+"""Arrays and a few facts <-> a folder of .npy files whose SHA-256 is checked on load.
+
+Arrays come back memory-mapped and read-only, so processes of one host share them.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sgrec_torchrec.distributed.atomic import atomic_folder, sha256_file, write_json
+
+Array = npt.NDArray[Any]
+
+
+def write_arrays(
+    manifest_path: Path, arrays: Mapping[str, Array], facts: Mapping[str, object]
+) -> None:
+    """Write the manifest's folder, all or none: one file an array, facts, sums.
+
+    Args:
+        facts: JSON values, ``format_version`` among them.
+    """
+    with atomic_folder(manifest_path.parent) as folder:
+        for name, array in arrays.items():
+            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        sums = {name: sha256_file(folder / f"{name}.npy") for name in arrays}
+        write_json(folder / manifest_path.name, {**facts, "sha256": sums})
+
+
+def read_arrays(
+    manifest_path: Path,
+    names: Collection[str],
+    fact_names: Collection[str],
+    *,
+    format_version: int,
+    what: str,
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """The named arrays and facts of what ``write_arrays`` wrote.
+
+    Args:
+        what: how errors call it, as "the item graph".
+
+    Raises:
+        FileNotFoundError: naming the file that is missing.
+        ValueError: naming the file that is damaged or of another format.
+    """
+    if not manifest_path.is_file():
+        raise FileNotFoundError(f"{manifest_path} is missing: build {what} first")
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        version, sums = manifest["format_version"], dict(manifest["sha256"])
+        facts = {name: manifest[name] for name in fact_names}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{manifest_path} is damaged: build {what} again") from error
+    if version != format_version:
+        raise ValueError(
+            f"{manifest_path}: format_version {version}, this program reads "
+            f"{format_version}: build {what} again"
+        )
+    return {name: _read(manifest_path, name, sums, what) for name in names}, facts
+
+
+def _read(manifest_path: Path, name: str, sums: dict[str, str], what: str) -> Array:
+    path = manifest_path.parent / f"{name}.npy"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: build {what} again")
+    if sha256_file(path) != sums.get(name):
+        raise ValueError(
+            f"{path} is damaged (its SHA-256 is not that of {manifest_path.name}): "
+            f"build {what} again"
+        )
+    loaded: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return loaded

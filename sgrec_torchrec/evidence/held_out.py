@@ -1,0 +1,133 @@
+"""Train rows with relations that have not seen them: what the scorer learns from.
+
+Relations made from a row's own user know its target: a scorer trained on them would
+trust them too much. So users are put into folds, and a fold's rows ask relations made
+without that fold (cross-fitting; Wolpert 1992, "Stacked generalization"). Nothing of
+the valid and test periods takes part.
+
+Scale: ``max_rows`` bounds the rows, so the cost beyond it is one more ``relations``
+build per fold. From 1e6 users on the rows come from a sample of users so small that
+one fold without them, and nothing else, would do.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from sgrec_torchrec.config import EvidenceConfig
+from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.evidence.gather import Evidence, gather_evidence, histories_of
+from sgrec_torchrec.evidence.relations import build_relations
+from sgrec_torchrec.logs.hashing import FOLD, hash64
+from sgrec_torchrec.schema import (
+    EvalRows,
+    Float32Array,
+    Int32Array,
+    Int64Array,
+    Sequences,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Rows whose target is among their candidates; the others teach nothing."""
+
+    item_EM: Int32Array
+    features_EMF: Float32Array
+    target_place_E: Int64Array
+    """Which candidate is the target."""
+    num_rows: int
+    """Rows asked, with those whose target was not found."""
+
+
+def hold_out(
+    sequences: Sequences,
+    end_U: Int32Array,
+    text: sp.csr_matrix,
+    config: EvidenceConfig,
+    *,
+    max_history: int,
+    filter_seen: bool,
+    seed: int,
+) -> HeldOut:
+    """Evidence of train rows, each from relations made without its user's fold.
+
+    Deterministic in ``seed``, which deals users into folds. Ranks do not communicate.
+    """
+    rows = train_rows(sequences, end_U, max_history, config.max_rows, seed)
+    fold_U = hash64(seed, FOLD, np.arange(sequences.num_users)) % config.num_folds
+    fold_E = fold_U[rows.user_E]
+    parts: list[Evidence] = []
+    order: list[Int64Array] = []
+    folds = range(config.num_folds)
+    for fold in progress(folds, description="held-out evidence", unit="fold"):
+        chosen = np.flatnonzero(fold_E == fold)
+        others_end_U = np.where(fold_U == fold, 0, end_U).astype(np.int32)
+        parts.append(
+            gather_evidence(
+                build_relations(sequences, others_end_U, text, config),
+                histories_of(sequences, rows.take(chosen)),
+                num_candidates=config.num_candidates,
+                score_history=config.score_history,
+                filter_seen=filter_seen,
+            )
+        )
+        order.append(chosen)
+    return _with_target(parts, rows.target_E[np.concatenate(order)])
+
+
+def train_rows(
+    sequences: Sequences,
+    end_U: Int32Array,
+    max_history: int,
+    max_rows: int,
+    seed: int,
+) -> EvalRows:
+    """At most ``max_rows`` events of the period that have a history.
+
+    Newest of each user first; which users give the last round is drawn by ``seed``.
+    """
+    length_U = end_U.astype(np.int64)
+    user_R = np.repeat(np.arange(sequences.num_users), length_U)
+    local_R = np.arange(len(user_R)) - np.repeat(
+        np.cumsum(length_U) - length_U, length_U
+    )
+    place_R = sequences.offsets_U1[user_R] + local_R
+    times_R = sequences.timestamps_R[place_R]
+    is_first_R = np.append(
+        True, (user_R[1:] != user_R[:-1]) | (times_R[1:] != times_R[:-1])
+    )[: len(user_R)]
+    basket_R = np.maximum.accumulate(np.where(is_first_R, np.arange(len(user_R)), 0))
+    history_end_R = local_R[basket_R]
+    asked = np.flatnonzero(history_end_R > 0)
+    if len(asked) > max_rows:
+        back = length_U[user_R[asked]] - local_R[asked]
+        noise = hash64(seed, FOLD, user_R[asked], local_R[asked])
+        asked = np.sort(asked[np.lexsort((noise, back))[:max_rows]])
+    end = history_end_R[asked]
+    return EvalRows(
+        user_E=user_R[asked],
+        history_start_E=np.maximum(end - max_history, 0).astype(np.int32),
+        history_end_E=end.astype(np.int32),
+        target_E=sequences.items_R[place_R[asked]],
+        target_timestamp_E=times_R[asked],
+    )
+
+
+def _with_target(parts: list[Evidence], target_E: Int32Array) -> HeldOut:
+    """All folds' rows together, without those whose target is no candidate."""
+    start, kept, places = 0, [], []
+    for part in parts:
+        stop = start + len(part.item_EM)
+        is_target_EM = part.item_EM == target_E[start:stop, None]
+        found = np.flatnonzero(is_target_EM.any(axis=1))
+        kept.append((part.item_EM[found], part.features_EMF[found]))
+        places.append(is_target_EM[found].argmax(axis=1))
+        start = stop
+    return HeldOut(
+        item_EM=np.concatenate([items for items, _ in kept]),
+        features_EMF=np.concatenate([features for _, features in kept]),
+        target_place_E=np.concatenate(places).astype(np.int64),
+        num_rows=len(target_E),
+    )

@@ -1,0 +1,89 @@
+"""Relations and a scorer as one thing that answers: who might come next, how likely.
+
+Reads and writes both; the answer is what ``generator.prior`` mixes into the beam.
+Letters: E rows, M candidates.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgrec_torchrec.config import EvidenceConfig
+from sgrec_torchrec.distributed.array_folder import Array, read_arrays, write_arrays
+from sgrec_torchrec.evidence.gather import Histories, gather_evidence
+from sgrec_torchrec.evidence.held_out import HeldOut
+from sgrec_torchrec.evidence.relations import Relations
+from sgrec_torchrec.evidence.scorer import EvidenceScorer
+from sgrec_torchrec.schema import Float32Array, Int32Array
+
+FORMAT_VERSION = 1
+MANIFEST = "evidence.json"
+RELATION_ARRAYS = tuple(field.name for field in dataclasses.fields(Relations))
+HELD_OUT_ARRAYS = ("item_EM", "features_EMF", "target_place_E")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidencePrior:
+    """Answers for any history; knows nothing of users."""
+
+    relations: Relations
+    scorer: EvidenceScorer
+    config: EvidenceConfig
+    filter_seen: bool
+
+    def candidates(self, histories: Histories) -> tuple[Int32Array, Float32Array]:
+        """Items [E, M], -1 at unused places, and probabilities float32 [E, M].
+
+        A row's probabilities sum to 1, or to 0 where nothing is known of its history.
+        On the CPU; ranks do not communicate.
+        """
+        evidence = gather_evidence(
+            self.relations,
+            histories,
+            num_candidates=self.config.num_candidates,
+            score_history=self.config.score_history,
+            filter_seen=self.filter_seen,
+        )
+        return evidence.item_EM, self.scorer.probability(evidence)
+
+
+def save_evidence(
+    folder: Path, relations: Relations, held_out: HeldOut, config: EvidenceConfig
+) -> None:
+    """Write both, all or none."""
+    arrays = {name: getattr(relations, name) for name in RELATION_ARRAYS}
+    arrays |= {name: getattr(held_out, name) for name in HELD_OUT_ARRAYS}
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "num_rows": held_out.num_rows,
+        "num_found": len(held_out.item_EM),
+        "made_from": dataclasses.asdict(config),
+    }
+    write_arrays(folder / MANIFEST, arrays, facts)
+
+
+def load_relations(folder: Path) -> Relations:
+    """Read and check what ``save_evidence`` wrote; see ``read_arrays`` for errors."""
+    arrays, _ = _read(folder, RELATION_ARRAYS)
+    relations = Relations(**arrays)
+    relations.validate()
+    return relations
+
+
+def load_held_out(folder: Path) -> HeldOut:
+    """The scorer's training rows; see ``read_arrays`` for errors."""
+    arrays, facts = _read(folder, HELD_OUT_ARRAYS)
+    return HeldOut(**arrays, num_rows=facts["num_rows"])
+
+
+def _read(
+    folder: Path, names: tuple[str, ...]
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    return read_arrays(
+        folder / MANIFEST,
+        names,
+        ("num_rows",),
+        format_version=FORMAT_VERSION,
+        what="the evidence",
+    )

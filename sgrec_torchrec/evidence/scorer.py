@@ -1,0 +1,157 @@
+"""Evidence -> a next-item distribution over the candidates, by a small network.
+
+Trained by softmax cross-entropy of the target among its row's candidates. Before any
+training it orders candidates by their votes, so a log that teaches nothing still gets
+a sensible prior. Letters: E rows, B rows of a batch, M candidates, F features.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sgrec_torchrec.config import EvidenceConfig
+from sgrec_torchrec.distributed.atomic import atomic_file
+from sgrec_torchrec.distributed.optimizer import warmup_cosine
+from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.evidence.gather import Evidence
+from sgrec_torchrec.evidence.held_out import HeldOut
+from sgrec_torchrec.schema import Float32Array
+
+WARMUP_STEPS = 20
+STEEPNESS = 4.0
+VOTE = -4
+"""Place of the vote among the features."""
+
+
+class EvidenceScorer(nn.Module):
+    """logit = a x + c silu(B silu(A x)), x = standardised ln(1 + 4 feature / scale)."""
+
+    scale_F: Tensor
+    mean_F: Tensor
+    deviation_F: Tensor
+
+    def __init__(self, num_features: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        for name in ("scale_F", "mean_F", "deviation_F"):
+            self.register_buffer(name, torch.ones(num_features))
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(num_features, 1, bias=False)
+        self.widen = nn.Linear(num_features, hidden)
+        self.mix = nn.Linear(hidden, hidden)
+        self.narrow = nn.Linear(hidden, 1, bias=False)
+        with torch.no_grad():
+            self.linear.weight.zero_()
+            self.linear.weight[0, VOTE] = 1.0
+            self.narrow.weight.zero_()
+
+    def forward(self, features_BMF: Tensor, is_real_BM: Tensor) -> Tensor:
+        """float32 [B, M]: unnormalised log-probabilities, -inf at unused places."""
+        scaled = STEEPNESS * features_BMF / self.scale_F
+        input_BMF = (torch.log1p(scaled) - self.mean_F) / self.deviation_F
+        wide = self.dropout(F.silu(self.widen(input_BMF)))
+        logit_BM1 = self.linear(input_BMF) + self.narrow(F.silu(self.mix(wide)))
+        logits_BM: Tensor = logit_BM1.squeeze(-1)
+        return logits_BM.masked_fill(~is_real_BM, float("-inf"))
+
+    @torch.no_grad()
+    def set_scales(self, held_out: HeldOut) -> None:
+        """Fit the input's scaling: mean of what is not 0, then mean and deviation."""
+        known = torch.from_numpy(held_out.features_EMF[held_out.item_EM >= 0])
+        if not len(known):
+            return
+        total_F, count_F = known.sum(0), (known > 0).sum(0)
+        self.scale_F.copy_(torch.where(count_F > 0, total_F / count_F, 1.0))
+        logs = torch.log1p(STEEPNESS * known / self.scale_F)
+        self.mean_F.copy_(logs.mean(0))
+        deviation_F = logs.std(0)
+        # A feature that never varies says nothing, whatever it will be later.
+        self.deviation_F.copy_(torch.where(deviation_F > 1e-6, deviation_F, torch.inf))
+
+    @torch.no_grad()
+    def probability(self, evidence: Evidence) -> Float32Array:
+        """float32 [E, M]: each row sums to 1, or is 0 where it has no candidate."""
+        self.eval()
+        is_real_EM = torch.from_numpy(evidence.item_EM >= 0)
+        logits_EM = self(torch.from_numpy(evidence.features_EMF), is_real_EM)
+        probability_EM: Float32Array = logits_EM.softmax(-1).nan_to_num(0.0).numpy()
+        return probability_EM
+
+
+def fit_scorer(
+    held_out: HeldOut, config: EvidenceConfig, num_features: int, seed: int
+) -> EvidenceScorer:
+    """Train on held-out rows with AdamW; deterministic in ``seed``, on the CPU.
+
+    Ranks do not communicate: call it on one.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        scorer = EvidenceScorer(num_features, config.hidden, config.dropout)
+        scorer.set_scales(held_out)
+        optimizer = torch.optim.AdamW(
+            scorer.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        )
+        num_rows = len(held_out.item_EM)
+        total_steps = config.num_epochs * -(-num_rows // config.batch_size)
+        step = 0
+        epochs = range(config.num_epochs)
+        for _ in progress(epochs, description="evidence scorer", unit="epoch"):
+            order = torch.randperm(num_rows)
+            for start in range(0, num_rows, config.batch_size):
+                rows_B = order[start : start + config.batch_size]
+                rate = config.lr * warmup_cosine(step, WARMUP_STEPS, total_steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                _step(scorer, optimizer, held_out, rows_B)
+                step += 1
+    return scorer.eval()
+
+
+def _step(
+    scorer: EvidenceScorer,
+    optimizer: torch.optim.Optimizer,
+    held_out: HeldOut,
+    rows_B: Tensor,
+) -> None:
+    rows = rows_B.numpy()
+    logits_BM = scorer(
+        torch.from_numpy(held_out.features_EMF[rows]),
+        torch.from_numpy(held_out.item_EM[rows] >= 0),
+    )
+    target_B = torch.from_numpy(held_out.target_place_E[rows])
+    loss = F.cross_entropy(logits_BM, target_B)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+def save_scorer(scorer: EvidenceScorer, path: Path) -> None:
+    """Write the weights as safetensors, whole or not at all."""
+    with atomic_file(path) as temporary:
+        save_file(scorer.state_dict(), temporary)
+
+
+def load_scorer(
+    path: Path, config: EvidenceConfig, num_features: int
+) -> EvidenceScorer:
+    """Read what ``save_scorer`` wrote.
+
+    Raises:
+        FileNotFoundError: naming the file.
+        ValueError: naming the file that is damaged or of other settings.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: fit the evidence scorer again")
+    scorer = EvidenceScorer(num_features, config.hidden)
+    try:
+        scorer.load_state_dict(load_file(path))
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}): fit it again") from error
+    finite = all(np.isfinite(one.numpy()).all() for one in scorer.parameters())
+    if not finite:
+        raise ValueError(f"{path} holds weights that are not finite: fit it again")
+    return scorer.eval()
