@@ -2,13 +2,15 @@
 
 Runs the pipeline of ``train.py`` per seed on the train period alone, choosing by the
 valid rows; where the protocol asks for it, once more on train and valid with the epochs
-and the prior weight that the first run chose. Writes rows of figures as JSON.
+and the evidence's weight that the first run chose. Then all seeds of the generator are
+tested against all seeds of each baseline on the same rows. Writes everything as JSON.
 """
 
 import dataclasses
 import json
 import statistics
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -19,47 +21,62 @@ from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import Ranks, is_main_rank, process_group
 from sgrec_torchrec.distributed.origin import describe_run
+from sgrec_torchrec.evaluation.baselines import BASELINES, Baseline
+from sgrec_torchrec.evaluation.compare import compare_seeds, hits_path
+from sgrec_torchrec.evaluation.offline import GENERATOR
+from sgrec_torchrec.sequential_peer import SYSTEM, SequentialPeer
 from sgrec_torchrec.train import RunResult, run
 
 REFITS = ("office",)
 """Logs whose published protocol learns from train and valid before the test."""
-LOG_WIDTH = 170
+LOG_WIDTH = 200
 SHOWN = ("HR@5", "NDCG@5", "HR@10", "NDCG@10")
+HEADLINE = "NDCG@10"
+JsonRow = dict[str, object]
 
 
 def benchmark(
-    data: str, *, num_seeds: int, json_path: Path | None, assignments: list[str]
-) -> list[dict[str, object]]:
+    data: str,
+    *,
+    num_seeds: int,
+    json_path: Path | None,
+    assignments: list[str],
+    tune_minutes: float | None = None,
+) -> list[JsonRow]:
     """Run all seeds and protocols; print the table; write ``json_path``.
 
     Args:
         data: a name in ``RUNS``.
         num_seeds: seeds 0 .. num_seeds - 1.
-        json_path: where the rows go; None writes none.
+        json_path: where everything goes; None writes nothing.
         assignments: ``stage.field=value`` overrides, for all runs.
+        tune_minutes: how long the self-attentive peer may search for its settings,
+            once; None leaves it out.
 
     Returns:
-        One row per (protocol, system, seed): its names and all metrics.
+        One row per (protocol, system, seed): its names, all metrics, slices, seconds.
 
     Raises:
         ValueError: for an unknown log or setting.
     """
     if data not in RUNS:
         raise ValueError(f"unknown log {data!r}: choose one of {', '.join(RUNS)}")
-    rows: list[dict[str, object]] = []
+    rows: list[JsonRow] = []
+    done: list[RunConfig] = []
     with process_group() as ranks:
         for seed in range(num_seeds):
             base = override(RUNS[data], assignments)
             config = dataclasses.replace(
                 base, seed=seed, name=f"benchmark/{data}/train-{seed}"
             )
-            first = run(config, ranks)
-            rows += _rows(data, "train", seed, config)
+            first = run(config, ranks, baselines=_baselines(config, tune_minutes))
+            done.append(config)
             if data in REFITS:
                 refit = _refit(config, first, f"benchmark/{data}/train+valid-{seed}")
-                run(refit, ranks)
-                rows += _rows(data, "train+valid", seed, refit)
-            _report(rows, json_path, ranks)
+                run(refit, ranks, baselines=_baselines(refit, tune_minutes))
+                done.append(refit)
+            rows = [row for config in done for row in _rows(data, config)]
+            _report(rows, _compared(done), json_path, ranks)
     return rows
 
 
@@ -78,9 +95,21 @@ def _refit(config: RunConfig, first: RunResult, name: str) -> RunConfig:
     )
 
 
-def _rows(
-    data: str, fit_on: str, seed: int, config: RunConfig
-) -> list[dict[str, object]]:
+def _baselines(config: RunConfig, tune_minutes: float | None) -> Mapping[str, Baseline]:
+    if tune_minutes is None:
+        return BASELINES
+    exchange = config.run_dir.parent / "sasrec"
+    peer = SequentialPeer(
+        folder=exchange / config.log.fit_on,
+        tuned_in=exchange / "train",
+        seed=config.seed,
+        max_history=config.log.max_history,
+        tune_minutes=tune_minutes,
+    )
+    return {**BASELINES, SYSTEM: peer}
+
+
+def _rows(data: str, config: RunConfig) -> list[JsonRow]:
     if not is_main_rank():
         return []
     path = config.run_dir / "evaluation" / "results.json"
@@ -88,34 +117,71 @@ def _rows(
     return [
         {
             "data": data,
-            "protocol": f"{results['protocol']}, fitted on {fit_on}",
+            "protocol": _protocol(config),
             "system": system["system"],
-            "seed": seed,
+            "seed": config.seed,
+            "prior_weight": results["prior_weight"],
+            "seconds": results["seconds"],
+            "slices": {name: system[name] for name in ("cold", "short")},
+            "intervals": system["intervals"],
             **system["metrics"],
         }
         for system in results["systems"]
     ]
 
 
+def _protocol(config: RunConfig) -> str:
+    return f"{config.log.protocol}, fitted on {config.log.fit_on}"
+
+
+def _compared(done: list[RunConfig]) -> list[JsonRow]:
+    """The generator against every other system, all seeds of both together."""
+    if not is_main_rank():
+        return []
+    runs: dict[str, list[Path]] = {}
+    for config in done:
+        folder = config.run_dir / "evaluation"
+        runs.setdefault(_protocol(config), []).append(folder)
+    rows: list[JsonRow] = []
+    for protocol, folders in runs.items():
+        ours = [hits_path(folder, GENERATOR) for folder in folders]
+        for path in sorted(folders[0].glob("hits-*.parquet")):
+            theirs = [folder / path.name for folder in folders]
+            if path == ours[0] or not all(one.is_file() for one in theirs):
+                continue
+            rows += [
+                {"protocol": protocol, "against": path.stem, **dataclasses.asdict(part)}
+                for part in compare_seeds(theirs, ours).differences
+            ]
+    return rows
+
+
 def _report(
-    rows: list[dict[str, object]], json_path: Path | None, ranks: Ranks
+    rows: list[JsonRow],
+    comparisons: list[JsonRow],
+    json_path: Path | None,
+    ranks: Ranks,
 ) -> None:
     if not is_main_rank():
         return
     if json_path:
-        write_json(
-            json_path,
-            {"meta": describe_run(), "world_size": ranks.world_size, "rows": rows},
-        )
+        whole = {
+            "meta": describe_run(),
+            "world_size": ranks.world_size,
+            "rows": rows,
+            "comparisons": comparisons,
+        }
+        write_json(json_path, whole)
     # A log file has no width of its own; narrower, the figures would wrap.
     console = Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)
     console.print(_table(rows))
+    console.print(_comparison_table(comparisons))
 
 
-def _table(rows: list[dict[str, object]]) -> Table:
+def _table(rows: list[JsonRow]) -> Table:
     """Median over seeds, with the range."""
     table = Table("protocol", "system", "seeds", *SHOWN)
-    groups: dict[tuple[object, object], list[dict[str, object]]] = {}
+    groups: dict[tuple[object, object], list[JsonRow]] = {}
     for row in rows:
         groups.setdefault((row["protocol"], row["system"]), []).append(row)
     for (protocol, system), members in groups.items():
@@ -125,4 +191,22 @@ def _table(rows: list[dict[str, object]]) -> Table:
             spread = f" [{values[0]:.4f}, {values[-1]:.4f}]" if len(values) > 1 else ""
             cells.append(f"{statistics.median(values):.4f}{spread}")
         table.add_row(str(protocol), str(system), str(len(members)), *cells)
+    return table
+
+
+def _comparison_table(comparisons: list[JsonRow]) -> Table:
+    """The generator's lead over each system: mean over seeds, paired over users."""
+    table = Table("protocol", "against", f"{HEADLINE} lead", "95 % interval", "p")
+    for row in comparisons:
+        if row["metric"] != HEADLINE:
+            continue
+        lead, theirs = float(str(row["difference"])), float(str(row["value_a"]))
+        percent = f" ({100 * lead / theirs:+.1f} %)" if theirs else ""
+        table.add_row(
+            str(row["protocol"]),
+            str(row["against"]).removeprefix("hits-"),
+            f"{lead:+.4f}{percent}",
+            f"[{row['low']:+.4f}, {row['high']:+.4f}]",
+            f"{row['p_value']:.4f}",
+        )
     return table

@@ -134,12 +134,25 @@ def benchmark(
     ],
     seeds: Annotated[int, typer.Option(help="Runs with seeds 0, 1, ...", min=1)] = 3,
     json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
+    peer: Annotated[
+        bool,
+        typer.Option(help="Train RecTools' SASRec too, in .venv-sequential."),
+    ] = True,
+    tune_minutes: Annotated[
+        float, typer.Option(help="Bound of the peer's search, once.", min=0)
+    ] = 10.0,
     assignments: Assignments = None,
 ) -> None:
     """Train and evaluate over several seeds, beside the baselines, in one table."""
     from sgrec_torchrec.benchmark import benchmark as run_benchmark
 
-    run_benchmark(data, num_seeds=seeds, json_path=json, assignments=assignments or [])
+    run_benchmark(
+        data,
+        num_seeds=seeds,
+        json_path=json,
+        assignments=assignments or [],
+        tune_minutes=tune_minutes if peer else None,
+    )
 
 
 def main() -> None:

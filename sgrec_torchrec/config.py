@@ -196,7 +196,8 @@ class GeneratorConfig:
 class PretrainConfig:
     """Next-item cross-entropy, with the item graph as a teacher."""
 
-    num_epochs: int = 16
+    num_epochs: int | None = None
+    """None: by the log's size."""
     stop_after_epochs: int | None = None
     """Stop early on the schedule of ``num_epochs``: what a refit takes from the run on
     the train period alone."""

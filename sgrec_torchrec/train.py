@@ -9,6 +9,7 @@ evaluation -> report. Stages whose settings and inputs are unchanged are reused.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sgrec_torchrec.arguments import errors_in_one_line, parse_run
@@ -18,6 +19,7 @@ from sgrec_torchrec.distributed.launch import Ranks, is_main_rank, process_group
 from sgrec_torchrec.distributed.origin import describe_run
 from sgrec_torchrec.distributed.stopwatch import Stopwatch
 from sgrec_torchrec.distributed.tracking import Tracker
+from sgrec_torchrec.evaluation.baselines import BASELINES, Baseline
 from sgrec_torchrec.evaluation.generate import Ranker
 from sgrec_torchrec.evaluation.offline import check_rows, evaluate, validation_ndcg
 from sgrec_torchrec.evaluation.report import write_report
@@ -56,6 +58,7 @@ def run(
     *,
     resume: bool = False,
     evaluate_only: bool = False,
+    baselines: Mapping[str, Baseline] = BASELINES,
 ) -> RunResult:
     """The eight steps. All ranks call together; the main rank writes."""
     watch = Stopwatch()
@@ -86,7 +89,7 @@ def run(
             ),
         )
         prior_weight = watch.together(
-            "evaluate", lambda: evaluate(ranker, watch.seconds)
+            "evaluate", lambda: evaluate(ranker, watch.seconds, baselines)
         )
     if is_main_rank():
         print(f"report: {write_report(config.run_dir)}")

@@ -30,7 +30,9 @@ MAY_IMPORT = {
     "serving": UP_TO_GENERATOR,
     "doctor": set(),
     "prepare": UP_TO_TOKENS,
-    "benchmark": UP_TO_GENERATOR | {"arguments", "evaluation", "prepare", "train"},
+    "sequential_peer": UP_TO_GENERATOR | {"evaluation"},
+    "benchmark": UP_TO_GENERATOR
+    | {"arguments", "evaluation", "prepare", "sequential_peer", "train"},
 }
 """Stage -> the others that it may import (itself is understood)."""
 ENTRY_POINTS = {"train", "cli"}

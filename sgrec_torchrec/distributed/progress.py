@@ -1,7 +1,7 @@
 """A progress bar with rate and time left, on the main rank only."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -21,8 +21,13 @@ def progress(
     """Yield from ``iterable`` while showing how far and how fast it goes.
 
     Where standard error is not a terminal (a log file, CI), it prints a line every
-    30 s at most. Ranks do not communicate.
+    30 s at most; of a single step it tells nothing. Ranks do not communicate.
     """
+    if total is None and isinstance(iterable, Sized):
+        total = len(iterable)
+    if total == 1:
+        yield from iterable
+        return
     interval_s = 0.2 if sys.stderr.isatty() else 30.0
     bar = tqdm(
         iterable,

@@ -8,6 +8,7 @@ Scale: bounded by ``evaluation.max_rows``; the tests hold blocks of U users time
 BLOCK_RESAMPLES draws.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,9 +179,29 @@ def compare(
     num_bootstrap: int = NUM_BOOTSTRAP,
     num_sign_flips: int = NUM_SIGN_FLIPS,
 ) -> Comparison:
-    """Run B against run A, row by row, users as the unit of both tests.
+    """Run B against run A, row by row: ``compare_seeds`` of one run each."""
+    return compare_seeds(
+        *([path_a], [path_b]),
+        seed=seed,
+        ks=ks,
+        num_bootstrap=num_bootstrap,
+        num_sign_flips=num_sign_flips,
+    )
 
-    The interval resamples users with replacement; the p value is that of the paired
+
+def compare_seeds(
+    paths_a: Sequence[Path],
+    paths_b: Sequence[Path],
+    *,
+    seed: int = 0,
+    ks: tuple[int, ...] = KS,
+    num_bootstrap: int = NUM_BOOTSTRAP,
+    num_sign_flips: int = NUM_SIGN_FLIPS,
+) -> Comparison:
+    """System B against system A, row by row, users as the unit of both tests.
+
+    A row's value is its mean over a system's runs (one per seed, any number). The
+    interval resamples users with replacement; the p value is that of the paired
     permutation test: under the null hypothesis a user's difference is as likely to
     have the other sign. p = (1 + flips at least as extreme) / (1 + flips).
 
@@ -189,9 +210,10 @@ def compare(
             which the runs differ (another user, target, or a row only one has), or
             where there are none.
     """
-    a, b = read_hits(path_a), read_hits(path_b)
-    _check_same_rows(path_a, a, path_b, b)
-    values_a, values_b = metric_values(a.rank_E, ks), metric_values(b.rank_E, ks)
+    a = read_hits(paths_a[0])
+    values_a, values_b = (
+        _mean_values(paths, paths_a[0], a, ks) for paths in (paths_a, paths_b)
+    )
     sums_UM, rows_U = sums_by_user(values_b - values_a, a.user_id_E.astype(str))
     low_M, high_M = bootstrap_interval(
         sums_UM, rows_U, seed=seed, num_resamples=num_bootstrap
@@ -213,6 +235,18 @@ def compare(
     return Comparison(
         num_rows=len(a.row_E), num_users=len(rows_U), differences=differences
     )
+
+
+def _mean_values(
+    paths: Sequence[Path], first_path: Path, first: Hits, ks: tuple[int, ...]
+) -> Float64Array:
+    """Metrics of each row, averaged over the runs: [E, M]."""
+    total = np.zeros((len(first.row_E), len(metric_names(ks))))
+    for path in paths:
+        hits = read_hits(path)
+        _check_same_rows(first_path, first, path, hits)
+        total += metric_values(hits.rank_E, ks)
+    return total / len(paths)
 
 
 def sign_flip_p_values(

@@ -7,7 +7,7 @@ compared row by row.
 
 import html
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import is_main_rank, main_rank_first
-from sgrec_torchrec.evaluation.baselines import BASELINES, Fitted
+from sgrec_torchrec.evaluation.baselines import BASELINES, Baseline, Fitted
 from sgrec_torchrec.evaluation.beyond import (
     Vectors,
     beyond_accuracy,
@@ -108,7 +108,11 @@ def choose_prior_weight(ranker: Ranker) -> float:
     return PRIOR_WEIGHTS[int(np.argmax(scores))]
 
 
-def evaluate(ranker: Ranker, seconds: dict[str, float]) -> float:
+def evaluate(
+    ranker: Ranker,
+    seconds: dict[str, float],
+    baselines: Mapping[str, Baseline] = BASELINES,
+) -> float:
     """Rank the test rows, beside the baselines, and write all figures.
 
     All ranks call together; the main rank writes.
@@ -116,6 +120,7 @@ def evaluate(ranker: Ranker, seconds: dict[str, float]) -> float:
     Args:
         ranker: the trained generator.
         seconds: wall time of each stage so far, for the report.
+        baselines: whom to compare with, by name.
 
     Returns:
         The weight of the evidence that was used.
@@ -133,7 +138,7 @@ def evaluate(ranker: Ranker, seconds: dict[str, float]) -> float:
 
     def write() -> None:
         if is_main_rank():
-            systems = [*found, *_baselines(ranker, rows)]
+            systems = [*found, *_compared(ranker, rows, baselines)]
             _write(ranker, rows, chosen, systems, weight, seconds)
             _write_examples(ranker, rows, top.item_EW, top.score_EW)
 
@@ -183,7 +188,9 @@ def _found(system: str, items_EK: Int32Array, rows: EvalRows) -> Found:
     )
 
 
-def _baselines(ranker: Ranker, rows: EvalRows) -> list[Found]:
+def _compared(
+    ranker: Ranker, rows: EvalRows, baselines: Mapping[str, Baseline]
+) -> list[Found]:
     config = ranker.config
     fitted = Fitted(
         split=ranker.split,
@@ -194,7 +201,7 @@ def _baselines(ranker: Ranker, rows: EvalRows) -> list[Found]:
     )
     return [
         _found(system, recommend(fitted, rows, max(KS)), rows)
-        for system, recommend in BASELINES.items()
+        for system, recommend in baselines.items()
     ]
 
 

@@ -25,7 +25,7 @@ import scipy.sparse as sp
 
 from sgrec_torchrec.config import EvidenceConfig, GraphConfig
 from sgrec_torchrec.item_graph.covisitation import covisitation_edges, popularity
-from sgrec_torchrec.item_graph.row_order import keep_heaviest
+from sgrec_torchrec.item_graph.row_order import heaviest_product, keep_heaviest
 from sgrec_torchrec.item_graph.text import text_edges
 from sgrec_torchrec.schema import (
     Catalogue,
@@ -46,7 +46,6 @@ BACKWARD_SHARE = 0.3
 NEAR_TEXT = 0.04
 """Squared similarity from which a text stands in for another one."""
 NEAREST_TEXTS = 20
-SMOOTHING_ROWS = 4096
 RECENT_SHARE = 0.2
 
 
@@ -135,8 +134,8 @@ def build_relations(
     stacked = sp.vstack(
         [
             *(forward, backward, around, text),
-            _product(near, visits, config.max_neighbours),
-            _product(visits, near, config.max_neighbours),
+            heaviest_product(near, visits, config.max_neighbours),
+            heaviest_product(visits, near, config.max_neighbours),
         ],
         format="csr",
     )
@@ -171,17 +170,3 @@ def _near_texts(text: sp.csr_matrix) -> sp.csr_matrix:
     total_N = np.asarray(near.sum(axis=1)).ravel()
     scaled: sp.csr_matrix = (sp.diags_array(1.0 / (1.0 + total_N)) @ near).tocsr()
     return scaled
-
-
-def _product(
-    left: sp.csr_matrix, right: sp.csr_matrix, max_neighbours: int
-) -> sp.csr_matrix:
-    """``left @ right`` in blocks of rows, each cut to its heaviest at once."""
-    blocks = [
-        keep_heaviest(
-            (left[low : low + SMOOTHING_ROWS] @ right).tocsr(), max_neighbours
-        )
-        for low in range(0, left.shape[0], SMOOTHING_ROWS)
-    ]
-    product: sp.csr_matrix = sp.vstack(blocks, format="csr")
-    return product

@@ -7,7 +7,6 @@ a sensible prior. Letters: E rows, B rows of a batch, M candidates, F features.
 
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -151,7 +150,6 @@ def load_scorer(
         scorer.load_state_dict(load_file(path))
     except (RuntimeError, OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): fit it again") from error
-    finite = all(np.isfinite(one.numpy()).all() for one in scorer.parameters())
-    if not finite:
+    if not all(one.isfinite().all() for one in scorer.parameters()):
         raise ValueError(f"{path} holds weights that are not finite: fit it again")
     return scorer.eval()

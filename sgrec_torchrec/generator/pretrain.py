@@ -29,7 +29,7 @@ from sgrec_torchrec.distributed.optimizer import (
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.generator.model import StepOutput
 from sgrec_torchrec.generator.trainee import Trainee
-from sgrec_torchrec.logs.stream import TrainStream
+from sgrec_torchrec.logs.stream import TrainStream, resolved
 from sgrec_torchrec.schema import TokenBatch
 
 FLUSH_EVERY_STEPS = 10
@@ -68,7 +68,8 @@ def pretrain(
     state = _load(trainee, trainee.checkpoints) if resume else PretrainState()
     if state.step == 0:
         _forget_older_run(trainee)
-    total_steps = settings.num_epochs * trainee.stream.steps_per_epoch
+    num_epochs = resolved("pretrain.num_epochs", settings.num_epochs)
+    total_steps = num_epochs * trainee.stream.steps_per_epoch
     pipeline = TrainPipelineSparseDist(
         trainee.dmp, trainee.optimizer, trainee.device, execute_all_batches=True
     )

@@ -13,6 +13,7 @@ from sgrec_torchrec.schema import Int32Array, Int64Array
 
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+PRODUCT_ROWS = 2048
 
 
 def rows_of(indptr: npt.NDArray[np.integer]) -> Int64Array:
@@ -68,6 +69,24 @@ def keep_heaviest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
     return sp.csr_matrix(
         (matrix.data[kept], matrix.indices[kept], indptr), shape=matrix.shape
     )
+
+
+def heaviest_product(
+    left: sp.csr_matrix, right: sp.csr_matrix, k: int
+) -> sp.csr_matrix:
+    """``left @ right``, each row cut to its k largest entries at once.
+
+    Goes in blocks of rows, so the whole product is never held.
+
+    Args:
+        left, right: CSR with values >= 0.
+    """
+    blocks = [
+        keep_heaviest((left[low : low + PRODUCT_ROWS] @ right).tocsr(), k)
+        for low in range(0, left.shape[0], PRODUCT_ROWS)
+    ]
+    product: sp.csr_matrix = sp.vstack(blocks, format="csr")
+    return product
 
 
 def first_k(

@@ -23,6 +23,8 @@ DENSE_LOG = (100.0, 0.1)
 """From so many events per item on, this share; in between, linear in the log."""
 STEPS_PER_EPOCH = 48
 BATCH_SIZES = (16, 1024)
+SHOWN_EVENTS = 2.5e6
+EPOCHS = (2, 16)
 DRAWS_PER_EPOCH = 100_000
 MAX_DRAWS = 8
 
@@ -99,6 +101,8 @@ def resolve(config: RunConfig, measures: LogMeasures) -> RunConfig:
         no less than the user's own codes need.
     pretrain.global_batch_size: the power of two that gives an epoch at least 48 steps,
         within [16, 1024]: a small log needs its updates, a large one its throughput.
+    pretrain.num_epochs: as many as show 2.5e6 events, within [2, 16]: a small log needs
+        its passes, a large one is long enough.
     pretrain.teacher_samples: about 1e5 draws an epoch, at most 8 a target: draws are
         what a small log can afford and a large one does not need.
     pretrain.teacher_weight: 0.8 up to 5 events per item, 0.1 from 100 on, linear in
@@ -130,6 +134,7 @@ def resolve(config: RunConfig, measures: LogMeasures) -> RunConfig:
             teacher_weight=teacher_weight,
             teacher_samples=_teacher_samples(config, measures),
             global_batch_size=_global_batch_size(config, measures),
+            num_epochs=_num_epochs(config, measures),
         ),
     )
 
@@ -155,6 +160,13 @@ def _global_batch_size(config: RunConfig, measures: LogMeasures) -> int:
     fitting = max(1, num_windows // STEPS_PER_EPOCH)
     smallest, largest = BATCH_SIZES
     return min(largest, max(smallest, 1 << (fitting.bit_length() - 1)))
+
+
+def _num_epochs(config: RunConfig, measures: LogMeasures) -> int:
+    if config.pretrain.num_epochs is not None:
+        return config.pretrain.num_epochs
+    fewest, most = EPOCHS
+    return min(most, max(fewest, round(SHOWN_EVENTS / max(1, measures.num_events))))
 
 
 def _teacher_samples(config: RunConfig, measures: LogMeasures) -> int:
