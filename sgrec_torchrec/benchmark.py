@@ -41,7 +41,8 @@ def benchmark(
     num_seeds: int,
     json_path: Path | None,
     assignments: list[str],
-    tune_minutes: float | None = None,
+    num_peer_seeds: int = 0,
+    tune_minutes: float = 10.0,
 ) -> list[JsonRow]:
     """Run all seeds and protocols; print the table; write ``json_path``.
 
@@ -50,8 +51,8 @@ def benchmark(
         num_seeds: seeds 0 .. num_seeds - 1.
         json_path: where everything goes; None writes nothing.
         assignments: ``stage.field=value`` overrides, for all runs.
-        tune_minutes: how long the self-attentive peer may search for its settings,
-            once; None leaves it out.
+        num_peer_seeds: with how many of the seeds the self-attentive peer is trained.
+        tune_minutes: how long it may search for its settings, once.
 
     Returns:
         One row per (protocol, system, seed): its names, all metrics, slices, seconds.
@@ -69,11 +70,14 @@ def benchmark(
             config = dataclasses.replace(
                 base, seed=seed, name=f"benchmark/{data}/train-{seed}"
             )
-            first = run(config, ranks, baselines=_baselines(config, tune_minutes))
+            has_peer = seed < num_peer_seeds
+            first = run(
+                config, ranks, baselines=_baselines(config, has_peer, tune_minutes)
+            )
             done.append(config)
             if data in REFITS:
                 refit = _refit(config, first, f"benchmark/{data}/train+valid-{seed}")
-                run(refit, ranks, baselines=_baselines(refit, tune_minutes))
+                run(refit, ranks, baselines=_baselines(refit, has_peer, tune_minutes))
                 done.append(refit)
             rows = [row for config in done for row in _rows(data, config)]
             _report(rows, _compared(done), json_path, ranks)
@@ -95,8 +99,10 @@ def _refit(config: RunConfig, first: RunResult, name: str) -> RunConfig:
     )
 
 
-def _baselines(config: RunConfig, tune_minutes: float | None) -> Mapping[str, Baseline]:
-    if tune_minutes is None:
+def _baselines(
+    config: RunConfig, has_peer: bool, tune_minutes: float
+) -> Mapping[str, Baseline]:
+    if not has_peer:
         return BASELINES
     exchange = config.run_dir.parent / "sasrec"
     peer = SequentialPeer(
@@ -146,9 +152,10 @@ def _compared(done: list[RunConfig]) -> list[JsonRow]:
     for protocol, folders in runs.items():
         ours = [hits_path(folder, GENERATOR) for folder in folders]
         for path in sorted(folders[0].glob("hits-*.parquet")):
-            theirs = [folder / path.name for folder in folders]
-            if path == ours[0] or not all(one.is_file() for one in theirs):
+            if path == ours[0]:
                 continue
+            theirs = [folder / path.name for folder in folders]
+            theirs = [one for one in theirs if one.is_file()]
             rows += [
                 {"protocol": protocol, "against": path.stem, **dataclasses.asdict(part)}
                 for part in compare_seeds(theirs, ours).differences

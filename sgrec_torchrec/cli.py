@@ -134,10 +134,10 @@ def benchmark(
     ],
     seeds: Annotated[int, typer.Option(help="Runs with seeds 0, 1, ...", min=1)] = 3,
     json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
-    peer: Annotated[
-        bool,
-        typer.Option(help="Train RecTools' SASRec too, in .venv-sequential."),
-    ] = True,
+    peer_seeds: Annotated[
+        int,
+        typer.Option(help="Seeds of RecTools' SASRec (.venv-sequential).", min=0),
+    ] = 1,
     tune_minutes: Annotated[
         float, typer.Option(help="Bound of the peer's search, once.", min=0)
     ] = 10.0,
@@ -151,7 +151,8 @@ def benchmark(
         num_seeds=seeds,
         json_path=json,
         assignments=assignments or [],
-        tune_minutes=tune_minutes if peer else None,
+        num_peer_seeds=peer_seeds,
+        tune_minutes=tune_minutes,
     )
 
 

@@ -111,6 +111,10 @@ class EvidenceConfig:
     dropout: float = 0.1
     batch_size: int = 64
     """Rows a step."""
+    max_taught: int = 200_000
+    """Train events, newest of each user first, that get soft targets."""
+    taught_items: int = 50
+    """Most likely items that a soft target keeps."""
 
     def __post_init__(self) -> None:
         check_fields(
@@ -127,6 +131,8 @@ class EvidenceConfig:
             weight_decay=(0, 10),
             dropout=(0, 0.95),
             batch_size=(1, 1 << 20),
+            max_taught=(0, 1 << 31),
+            taught_items=(1, 10_000),
         )
 
 
@@ -194,7 +200,7 @@ class GeneratorConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainConfig:
-    """Next-item cross-entropy, with the item graph as a teacher."""
+    """Next-item cross-entropy, with the evidence as a teacher."""
 
     num_epochs: int | None = None
     """None: by the log's size."""
@@ -211,11 +217,9 @@ class PretrainConfig:
     max_gradient_norm: float = 1.0
     """Clips the dense part; tables update inside backward and cannot be clipped."""
     teacher_weight: float | None = None
-    """Share of the loss on items drawn from the graph. None: by the log's density."""
+    """Share of the loss on draws from the evidence. None: by the log's density."""
     teacher_samples: int | None = None
-    """Items drawn from the graph per target and epoch. None: by the log's size."""
-    teacher_sharpness: float = 2.0
-    """Exponent on the graph's weights before drawing: above 1, more of the heaviest."""
+    """Items drawn from it per target and epoch. None: by the log's size."""
     valid_every_epochs: int = 2
     checkpoint_every_steps: int = 200
     keep_checkpoints: int = 2
@@ -236,7 +240,6 @@ class PretrainConfig:
             max_gradient_norm=(1e-9, math.inf),
             teacher_weight=(0, 1),
             teacher_samples=(0, 1000),
-            teacher_sharpness=(0, 10),
             valid_every_epochs=(1, 100_000),
             checkpoint_every_steps=(1, 1 << 31),
             keep_checkpoints=(1, 1000),

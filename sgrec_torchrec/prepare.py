@@ -1,6 +1,6 @@
 """Log, graph, evidence and tokens of a run: made once, reused while inputs stay.
 
-Turns settings into the folders ``canonical/ split/ graph/ evidence/ scorer/ tokens/``
+Turns settings into the folders ``canonical/ split/ graph/ evidence/ scorer/ ...``
 of a run. They are links into ``<out_dir>/prepared``, where a folder's name holds the
 hash of the settings that made it and of the stages before. So a second call does no
 work again, and runs that differ only in later settings share what they can.
@@ -20,6 +20,7 @@ from sgrec_torchrec.config import (
     RunConfig,
     TokenConfig,
 )
+from sgrec_torchrec.distributed.array_folder import read_arrays, write_arrays
 from sgrec_torchrec.distributed.atomic import atomic_file, atomic_folder, write_json
 from sgrec_torchrec.distributed.launch import is_main_rank
 from sgrec_torchrec.evidence.gather import num_features
@@ -36,6 +37,7 @@ from sgrec_torchrec.evidence.relations import (
     text_relation,
 )
 from sgrec_torchrec.evidence.scorer import fit_scorer, load_scorer, save_scorer
+from sgrec_torchrec.evidence.soft_targets import soft_targets
 from sgrec_torchrec.item_graph.choose import choose_graph
 from sgrec_torchrec.item_graph.covisitation import fit_ends
 from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph
@@ -43,12 +45,13 @@ from sgrec_torchrec.item_tokens.build import build_tokens, load_tokens
 from sgrec_torchrec.logs.importers import import_log
 from sgrec_torchrec.logs.importers.locate import resolve_path
 from sgrec_torchrec.logs.measure import measure_log, resolve
+from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS, SoftTargets
 from sgrec_torchrec.logs.split import load_split, prepare_split
 from sgrec_torchrec.schema import ItemTokens, SplitLog
 
 FORMAT = 1
 """Raise it when a stage's output changes meaning: older folders are made again."""
-SCORER = "scorer.safetensors"
+SCORER, TEACHER = "scorer.safetensors", "teacher.json"
 PACKAGED = ("movielens", "complete-journey")
 """Sources that read an installed package, not a path."""
 
@@ -129,6 +132,39 @@ def prepare_evidence(split: SplitLog, config: RunConfig) -> EvidencePrior:
         config=settings,
         filter_seen=filter_seen,
     )
+
+
+def prepare_teacher(
+    split: SplitLog, evidence: EvidencePrior, config: RunConfig
+) -> SoftTargets:
+    """What the evidence would have expected of the training period's newest events."""
+    if not config.pretrain.teacher_weight or not config.pretrain.teacher_samples:
+        return NO_SOFT_TARGETS
+    settings = config.evidence
+
+    def teach(folder: Path) -> None:
+        taught = soft_targets(
+            split.sequences,
+            fit_ends(split.sequences, config.log.fit_on),
+            text_relation(split.catalogue, settings),
+            evidence.scorer,
+            settings,
+            max_history=config.log.max_history,
+            filter_seen=evidence.filter_seen,
+            seed=config.log.seed,
+        )
+        facts = {"format_version": FORMAT}
+        write_arrays(folder / TEACHER, taught._asdict(), facts)
+
+    folder = _once(config, "teacher", [_stage_name(config, "scorer")], teach)
+    arrays, _ = read_arrays(
+        folder / TEACHER,
+        SoftTargets._fields,
+        (),
+        format_version=FORMAT,
+        what="the soft targets",
+    )
+    return SoftTargets(**arrays)
 
 
 def _gather(split: SplitLog, config: RunConfig, folder: Path) -> None:

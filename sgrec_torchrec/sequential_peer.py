@@ -55,7 +55,7 @@ class SequentialPeer:
         """
         if not SCRIPTS.is_dir():
             raise FileNotFoundError(
-                f"{SCRIPTS} is missing: benchmark in a checkout, or with --no-peer"
+                f"{SCRIPTS} is missing: benchmark in a checkout, or with --peer-seeds 0"
             )
         self._export(fitted, rows, k)
         tuned = self.tuned_in / TUNED

@@ -29,6 +29,7 @@ from sgrec_torchrec.prepare import (
     prepare_evidence,
     prepare_graph,
     prepare_log,
+    prepare_teacher,
     prepare_tokens,
 )
 
@@ -60,16 +61,19 @@ def run(
     evaluate_only: bool = False,
     baselines: Mapping[str, Baseline] = BASELINES,
 ) -> RunResult:
-    """The eight steps. All ranks call together; the main rank writes."""
+    """The nine steps. All ranks call together; the main rank writes."""
     watch = Stopwatch()
     split, config = watch.main_first("log", lambda: prepare_log(config))
     check_rows(split, config)
     graph, config = watch.main_first("graph", lambda: prepare_graph(split, config))
     evidence = watch.main_first("evidence", lambda: prepare_evidence(split, config))
+    teacher = watch.main_first(
+        "teacher", lambda: prepare_teacher(split, evidence, config)
+    )
     tokens = watch.main_first("tokens", lambda: prepare_tokens(split, graph, config))
     write_config(config)
     with Tracker(config.run_dir, enabled=is_main_rank()) as tracker:
-        trainee = build_trainee(split, graph, tokens, config, ranks, tracker)
+        trainee = build_trainee(split, teacher, tokens, config, ranks, tracker)
         ranker = Ranker(
             dmp=trainee.dmp,
             split=split,

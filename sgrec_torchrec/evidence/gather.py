@@ -20,6 +20,7 @@ import numba
 import numpy as np
 import torch
 
+from sgrec_torchrec.config import EvidenceConfig
 from sgrec_torchrec.evidence.relations import Relations
 from sgrec_torchrec.item_graph.graph import spans
 from sgrec_torchrec.schema import (
@@ -79,29 +80,26 @@ def histories_of(sequences: Sequences, rows: EvalRows) -> Histories:
     )
 
 
-def gather_evidence(
+def gather(
     relations: Relations,
     histories: Histories,
+    config: EvidenceConfig,
     *,
-    num_candidates: int,
-    score_history: int,
     filter_seen: bool,
 ) -> Evidence:
     """Candidates of each history and their features. Ranks do not communicate.
 
     Uses as many threads as torch does; the result does not depend on them. Work grows
-    with ``score_history`` times the neighbours of an item, scratch memory with 9 N
+    with ``score_history`` times the neighbours of an item, scratch memory with 12 N
     bytes a thread.
 
     Args:
-        num_candidates: M, the most that a row gets.
-        score_history: newest events whose neighbours are looked up.
         filter_seen: no item of the history is a candidate.
     """
     num_rows = len(histories.indptr_E1) - 1
     width = num_features(relations.num_relations)
-    item_EM = np.full((num_rows, num_candidates), -1, dtype=np.int32)
-    features_EMF = np.zeros((num_rows, num_candidates, width), dtype=np.float32)
+    item_EM = np.full((num_rows, config.num_candidates), -1, dtype=np.int32)
+    features_EMF = np.zeros((*item_EM.shape, width), dtype=np.float32)
 
     def fill(start: int) -> None:
         stop = min(start + ROWS_PER_TASK, num_rows)
@@ -110,7 +108,7 @@ def gather_evidence(
             histories.items_H,
             histories.baskets_back_H,
             (relations.indptr_R1, relations.neighbours_E, relations.weights_E),
-            (np.array(DECAYS, dtype=np.float32), score_history, filter_seen),
+            (np.array(DECAYS, dtype=np.float32), config.score_history, filter_seen),
             relations.num_items,
             item_EM[start:stop],
             features_EMF[start:stop],

@@ -10,6 +10,7 @@ build per fold. From 1e6 users on the rows come from a sample of users so small 
 one fold without them, and nothing else, would do.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +18,8 @@ import scipy.sparse as sp
 
 from sgrec_torchrec.config import EvidenceConfig
 from sgrec_torchrec.distributed.progress import progress
-from sgrec_torchrec.evidence.gather import Evidence, gather_evidence, histories_of
-from sgrec_torchrec.evidence.relations import build_relations
+from sgrec_torchrec.evidence.gather import Evidence, gather, histories_of
+from sgrec_torchrec.evidence.relations import Relations, build_relations
 from sgrec_torchrec.logs.hashing import FOLD, hash64
 from sgrec_torchrec.schema import (
     EvalRows,
@@ -41,6 +42,15 @@ class HeldOut:
     """Rows asked, with those whose target was not found."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRows:
+    """Rows of the training period, by rising event."""
+
+    rows: EvalRows
+    event_E: Int64Array
+    """The target's row in ``Sequences``."""
+
+
 def hold_out(
     sequences: Sequences,
     end_U: Int32Array,
@@ -55,26 +65,32 @@ def hold_out(
 
     Deterministic in ``seed``, which deals users into folds. Ranks do not communicate.
     """
-    rows = train_rows(sequences, end_U, max_history, config.max_rows, seed)
+    asked = train_rows(sequences, end_U, max_history, config.max_rows, seed)
+    parts, order = [], []
+    for chosen, relations in folds(sequences, end_U, text, config, asked.rows, seed):
+        histories = histories_of(sequences, asked.rows.take(chosen))
+        parts.append(gather(relations, histories, config, filter_seen=filter_seen))
+        order.append(chosen)
+    return _with_target(parts, asked.rows.target_E[np.concatenate(order)])
+
+
+def folds(
+    sequences: Sequences,
+    end_U: Int32Array,
+    text: sp.csr_matrix,
+    config: EvidenceConfig,
+    rows: EvalRows,
+    seed: int,
+) -> Iterator[tuple[Int64Array, Relations]]:
+    """Yield, fold by fold, its rows and relations made without its users."""
     fold_U = hash64(seed, FOLD, np.arange(sequences.num_users)) % config.num_folds
     fold_E = fold_U[rows.user_E]
-    parts: list[Evidence] = []
-    order: list[Int64Array] = []
-    folds = range(config.num_folds)
-    for fold in progress(folds, description="held-out evidence", unit="fold"):
-        chosen = np.flatnonzero(fold_E == fold)
+    for fold in progress(
+        range(config.num_folds), description="held-out evidence", unit="fold"
+    ):
         others_end_U = np.where(fold_U == fold, 0, end_U).astype(np.int32)
-        parts.append(
-            gather_evidence(
-                build_relations(sequences, others_end_U, text, config),
-                histories_of(sequences, rows.take(chosen)),
-                num_candidates=config.num_candidates,
-                score_history=config.score_history,
-                filter_seen=filter_seen,
-            )
-        )
-        order.append(chosen)
-    return _with_target(parts, rows.target_E[np.concatenate(order)])
+        relations = build_relations(sequences, others_end_U, text, config)
+        yield np.flatnonzero(fold_E == fold), relations
 
 
 def train_rows(
@@ -83,7 +99,7 @@ def train_rows(
     max_history: int,
     max_rows: int,
     seed: int,
-) -> EvalRows:
+) -> TrainRows:
     """At most ``max_rows`` events of the period that have a history.
 
     Newest of each user first; which users give the last round is drawn by ``seed``.
@@ -106,13 +122,14 @@ def train_rows(
         noise = hash64(seed, FOLD, user_R[asked], local_R[asked])
         asked = np.sort(asked[np.lexsort((noise, back))[:max_rows]])
     end = history_end_R[asked]
-    return EvalRows(
+    rows = EvalRows(
         user_E=user_R[asked],
         history_start_E=np.maximum(end - max_history, 0).astype(np.int32),
         history_end_E=end.astype(np.int32),
         target_E=sequences.items_R[place_R[asked]],
         target_timestamp_E=times_R[asked],
     )
+    return TrainRows(rows=rows, event_E=place_R[asked])
 
 
 def _with_target(parts: list[Evidence], target_E: Int32Array) -> HeldOut:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sgrec_torchrec.config import EvidenceConfig
 from sgrec_torchrec.distributed.array_folder import Array, read_arrays, write_arrays
-from sgrec_torchrec.evidence.gather import Histories, gather_evidence
+from sgrec_torchrec.evidence.gather import Histories, gather
 from sgrec_torchrec.evidence.held_out import HeldOut
 from sgrec_torchrec.evidence.relations import Relations
 from sgrec_torchrec.evidence.scorer import EvidenceScorer
@@ -38,12 +38,8 @@ class EvidencePrior:
         A row's probabilities sum to 1, or to 0 where nothing is known of its history.
         On the CPU; ranks do not communicate.
         """
-        evidence = gather_evidence(
-            self.relations,
-            histories,
-            num_candidates=self.config.num_candidates,
-            score_history=self.config.score_history,
-            filter_seen=self.filter_seen,
+        evidence = gather(
+            self.relations, histories, self.config, filter_seen=self.filter_seen
         )
         return evidence.item_EM, self.scorer.probability(evidence)
 

@@ -13,8 +13,8 @@ from sgrec_torchrec.distributed.optimizer import build_optimizer
 from sgrec_torchrec.distributed.sharding import shard
 from sgrec_torchrec.distributed.tracking import Tracker
 from sgrec_torchrec.generator.model import Generator
-from sgrec_torchrec.item_graph.graph import ItemGraph
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
+from sgrec_torchrec.logs.sampling import SoftTargets
 from sgrec_torchrec.logs.stream import TrainStream
 from sgrec_torchrec.schema import ItemTokens, SplitLog
 
@@ -43,7 +43,7 @@ class Trainee:
 
 def build_trainee(
     split: SplitLog,
-    graph: ItemGraph,
+    soft_targets: SoftTargets,
     tokens: ItemTokens,
     config: RunConfig,
     ranks: Ranks,
@@ -64,13 +64,12 @@ def build_trainee(
             # A table may be larger than one host: nothing is allocated before sharding.
             table_device=torch.device("meta"),
         )
-    weights_E = graph.weights_E**config.pretrain.teacher_sharpness
     stream = TrainStream(
         split,
         tokens.codes_NL,
         tokens.num_codes,
         config,
-        (graph.indptr_N1, graph.neighbours_E, weights_E, graph.decay),
+        soft_targets,
         ranks.rank,
         ranks.world_size,
     )

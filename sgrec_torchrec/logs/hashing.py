@@ -8,7 +8,7 @@ number of its stream, then what it belongs to; streams in use:
     hash64(seed, ORDER, epoch, sample)                  order of an epoch
     hash64(seed, POSITION, epoch, sample, position)     noise on a position
     hash64(seed, FOLD, user[, event])                   held-out folds and rows
-    hash64(hash64(seed, TEACHER, epoch, sample, position), draw, i)  teacher; i = 0, 1
+    hash64(hash64(seed, TEACHER, epoch, sample, position), draw)  teacher
 
 ``sample`` is a sample's number in the log, ``position`` counts from its begin marker.
 """

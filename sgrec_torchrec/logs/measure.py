@@ -106,8 +106,8 @@ def resolve(config: RunConfig, measures: LogMeasures) -> RunConfig:
     pretrain.teacher_samples: about 1e5 draws an epoch, at most 8 a target: draws are
         what a small log can afford and a large one does not need.
     pretrain.teacher_weight: 0.8 up to 5 events per item, 0.1 from 100 on, linear in
-        the logarithm between: the sparser the log, the more the item graph knows
-        that the generator cannot learn from it.
+        the logarithm between: the sparser the log, the more the evidence knows
+        that the network cannot learn from it.
 
     ``graph.text_weight`` stays None: ``item_graph.choose`` finds it on valid rows.
     ``log.path`` and ``tokens.text_model`` keep their None, which is a choice itself.

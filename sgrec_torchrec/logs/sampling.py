@@ -1,7 +1,7 @@
 """What one training sample is, in which order an epoch takes them, and the teacher.
 
-Letters: U users, W samples (windows of users), C contexts, H newest history items,
-S targets, Q draws per target, N items, E edges of the item graph.
+Letters: U users, W samples (windows of users), S targets, D draws per target, E taught
+events, Q items of one.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,6 @@ import numpy.typing as npt
 
 from sgrec_torchrec.logs.hashing import ORDER, TEACHER, hash64, uniform
 from sgrec_torchrec.schema import Float32Array, Int32Array, Int64Array
-
-Float64Array = npt.NDArray[np.float64]
-CONTEXTS_PER_BLOCK = 1 << 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,123 +66,64 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> Int64Array:
     return np.argsort(hash64(seed, ORDER, epoch, np.arange(num_samples)), kind="stable")
 
 
-class GraphRows(NamedTuple):
-    """The item graph as the teacher reads it; row i holds what follows item i."""
+class SoftTargets(NamedTuple):
+    """What else might have come next, for some events of the training period.
 
-    indptr_N1: Int64Array
-    neighbours_E: Int32Array
-    weights_E: Float32Array
-    decay: float
+    Events are named by their row of ``Sequences``, rising. Item q of event e has
+    probability ``cumulative_EQ[e, q] - cumulative_EQ[e, q - 1]``; the last entry of a
+    row is 1. Items of no probability may be -1.
+    """
+
+    row_E: Int64Array
+    item_EQ: Int32Array
+    cumulative_EQ: Float32Array
+
+
+NO_SOFT_TARGETS = SoftTargets(
+    row_E=np.zeros(0, dtype=np.int64),
+    item_EQ=np.zeros((0, 1), dtype=np.int32),
+    cumulative_EQ=np.zeros((0, 1), dtype=np.float32),
+)
 
 
 class Teacher:
-    """Draws items from the item graph's next-item distribution.
+    """Draws items from soft targets. Memory: 8 bytes an item of them."""
 
-    With history h (newest first) the graph scores item j by sum_d decay^d A[h_d, j]
-    over the newest ``score_history`` items. A draw from the normalised score picks d
-    by decay^d * rowsum(A[h_d]), then j by A[h_d, j]: two binary searches in cumulative
-    sums. Memory: 8 bytes an edge beside the graph itself.
-    """
-
-    def __init__(
-        self, graph: GraphRows, *, score_history: int, num_draws: int, seed: int
-    ) -> None:
-        self.neighbours_E = graph.neighbours_E
-        self.indptr_N1 = np.asarray(graph.indptr_N1, dtype=np.int64)
-        self.total_E1 = np.zeros(len(graph.weights_E) + 1)
-        np.cumsum(graph.weights_E, dtype=np.float64, out=self.total_E1[1:])
-        self.decay_H = float(graph.decay) ** np.arange(score_history)
+    def __init__(self, targets: SoftTargets, *, num_draws: int, seed: int) -> None:
+        self.targets = targets
         self.num_draws = num_draws
         self.seed = seed
 
     def draw(
-        self,
-        item_T: Int64Array,
-        context_S: Int64Array,
-        depth_S: Int64Array,
-        noise_key_S: tuple[int, Int64Array, Int64Array],
+        self, row_S: Int64Array, noise_key_S: tuple[int, Int64Array, Int64Array]
     ) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
         """Draw for each target.
 
         Args:
-            item_T: items by position; what stands at a begin marker is not read.
-            context_S: position of each target's context, never falling.
-            depth_S: events of the history up to and with the context.
+            row_S: the target's event.
             noise_key_S: (epoch, sample, position of the target in its sample).
 
         Returns:
-            int64 [S, Q] items, and bool [S]: False where the graph knows nothing of the
-            history; the items drawn there mean nothing.
+            int64 [S', D] items for those targets that have any, and bool [S]: which
+            those are.
         """
-        is_new_S = np.append(True, context_S[1:] != context_S[:-1])
-        context_C, depth_C = context_S[is_new_S], depth_S[is_new_S]
-        target_starts = np.append(np.flatnonzero(is_new_S), len(context_S))
-        item_T = np.maximum(item_T, 0)
-        mass_T = self.total_E1[self.indptr_N1[item_T + 1]]
-        mass_T -= self.total_E1[self.indptr_N1[item_T]]
-        items_SQ = np.zeros((len(context_S), self.num_draws), dtype=np.int64)
-        has_mass_S = np.zeros(len(context_S), dtype=np.bool_)
-        for first in range(0, len(context_C), CONTEXTS_PER_BLOCK):
-            last = min(first + CONTEXTS_PER_BLOCK, len(context_C))
-            block = slice(target_starts[first], target_starts[last])
-            noise_SQ2 = self._noise(noise_key_S, block)
-            place_SQ, has_mass_S[block] = self._pick_place(
-                mass_T,
-                context_C[first:last],
-                depth_C[first:last],
-                np.cumsum(is_new_S[block]) - 1,
-                noise_SQ2[..., 0],
-            )
-            source_SQ = item_T.take(place_SQ, mode="clip")
-            items_SQ[block] = self._pick_neighbour(source_SQ, noise_SQ2[..., 1])
-        return items_SQ, has_mass_S
-
-    def _noise(
-        self, noise_key_S: tuple[int, Int64Array, Int64Array], block: slice
-    ) -> Float64Array:
-        """Two numbers in [0, 1) for each draw of a block of targets."""
+        known = self.targets.row_E
+        if not len(known):
+            empty = np.zeros((0, self.num_draws), dtype=np.int64)
+            return empty, np.zeros(len(row_S), dtype=np.bool_)
+        place_S = np.minimum(np.searchsorted(known, row_S), len(known) - 1)
+        is_taught_S = known[place_S] == row_S
+        place = place_S[is_taught_S]
         epoch, sample_S, position_S = noise_key_S
-        target_S = hash64(self.seed, TEACHER, epoch, sample_S[block], position_S[block])
-        draws_Q1 = np.arange(self.num_draws)[:, None]
-        return uniform(hash64(target_S[:, None, None], draws_Q1, np.arange(2)))
-
-    def _pick_place(
-        self,
-        mass_T: Float64Array,
-        context_C: Int64Array,
-        depth_C: Int64Array,
-        row_S: Int64Array,
-        noise_SQ: Float64Array,
-    ) -> tuple[Int64Array, npt.NDArray[np.bool_]]:
-        """The position of each draw's history item, and where there is any mass."""
-        num_back = max(1, min(len(self.decay_H), int(depth_C.max(initial=0))))
-        back_H = np.arange(num_back)
-        # Places before the history are read but weigh nothing.
-        mass_CH = mass_T.take(context_C[:, None] - back_H, mode="wrap")
-        mass_CH *= self.decay_H[:num_back]
-        mass_CH *= back_H < depth_C[:, None]
-        total = np.concatenate([[0.0], np.cumsum(mass_CH)])
-        low_S, high_S = total[row_S * num_back], total[(row_S + 1) * num_back]
-        cell_SQ = search_cells(total, low_S[:, None], high_S[:, None], noise_SQ)
-        return context_C[row_S][:, None] - cell_SQ % num_back, high_S > low_S
-
-    def _pick_neighbour(
-        self, source_SQ: Int64Array, noise_SQ: Float64Array
-    ) -> Int64Array:
-        low_SQ = self.total_E1[self.indptr_N1[source_SQ]]
-        high_SQ = self.total_E1[self.indptr_N1[source_SQ + 1]]
-        edge_SQ = search_cells(self.total_E1, low_SQ, high_SQ, noise_SQ)
-        if not len(self.neighbours_E):
-            return np.zeros_like(source_SQ)
-        return np.asarray(self.neighbours_E[edge_SQ], dtype=np.int64)
-
-
-def search_cells(
-    total: Float64Array, low: Float64Array, high: Float64Array, noise: Float64Array
-) -> Int64Array:
-    """Cell c of positive weight with total[c] <= low + noise * (high - low)."""
-    wanted = low + noise * (high - low)
-    # Rounding must not carry a draw over the end of its own row.
-    wanted = np.minimum(wanted, np.nextafter(high, -np.inf))
-    cell = np.searchsorted(total, wanted, side="right") - 1
-    return np.clip(cell, 0, max(0, len(total) - 2))
+        hashed = hash64(
+            *(self.seed, TEACHER, epoch),
+            *(sample_S[is_taught_S], position_S[is_taught_S]),
+        )
+        noise_SD = uniform(hash64(hashed[:, None], np.arange(self.num_draws)))
+        cumulative_SQ = self.targets.cumulative_EQ[place]
+        picked_SD = (noise_SD[..., None] >= cumulative_SQ[:, None]).sum(axis=-1)
+        items_SQ = self.targets.item_EQ[place]
+        # Noise just below 1 must not run over a row that rounds to less than 1.
+        picked_SD = np.minimum(picked_SD, items_SQ.shape[1] - 1)
+        drawn_SD = np.take_along_axis(items_SQ, picked_SD, axis=1)
+        return drawn_SD.astype(np.int64), is_taught_S

@@ -17,7 +17,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from sgrec_torchrec.config import GeneratorConfig, RunConfig
 from sgrec_torchrec.logs.features import EventColumns, history_features
 from sgrec_torchrec.logs.hashing import POSITION, hash64
-from sgrec_torchrec.logs.sampling import GraphRows, Teacher, cut_windows, epoch_order
+from sgrec_torchrec.logs.sampling import SoftTargets, Teacher, cut_windows, epoch_order
 from sgrec_torchrec.schema import (
     EvalRows,
     Int32Array,
@@ -42,7 +42,7 @@ class TrainStream:
     may be short; a rank without a sample gets a begin marker with a target of weight
     0, since sharded tables fail on an empty batch.
 
-    Memory: the split itself, 32 bytes a sample and 8 bytes a graph edge, on each rank.
+    Memory: the split itself, 32 bytes a sample and the soft targets, on each rank.
 
     Raises:
         ValueError: for codes of another catalogue, an unresolved teacher weight, a
@@ -55,8 +55,7 @@ class TrainStream:
         codes_NL: Int32Array,
         num_codes: int,
         config: RunConfig,
-        graph_rows: tuple[Int64Array, Int32Array, npt.NDArray[np.float32], float]
-        | None = None,
+        soft_targets: SoftTargets | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -76,25 +75,22 @@ class TrainStream:
             raise ValueError("the training period holds no event: import more rows")
         self.teacher_weight = 0.0
         self.teacher: Teacher | None = None
-        if graph_rows is not None:
-            self._use_teacher(GraphRows(*graph_rows))
+        if soft_targets is not None:
+            self._use_teacher(soft_targets)
 
-    def _use_teacher(self, graph: GraphRows) -> None:
+    def _use_teacher(self, soft_targets: SoftTargets) -> None:
         pretrain = self.config.pretrain
         weight = resolved("pretrain.teacher_weight", pretrain.teacher_weight)
         num_draws = resolved("pretrain.teacher_samples", pretrain.teacher_samples)
-        if len(graph.indptr_N1) != self.tokens.num_items + 1:
+        if soft_targets.item_EQ.max(initial=-1) >= self.tokens.num_items:
             raise ValueError(
-                f"the item graph has {len(graph.indptr_N1) - 1} items, the tokens "
-                f"{self.tokens.num_items}: build both from one split"
+                f"the soft targets name item {soft_targets.item_EQ.max()}, the tokens "
+                f"describe {self.tokens.num_items}: build both from one split"
             )
         if weight > 0 and num_draws > 0:
             self.teacher_weight = weight
             self.teacher = Teacher(
-                graph,
-                score_history=self.config.graph.score_history,
-                num_draws=num_draws,
-                seed=self.config.seed,
+                soft_targets, num_draws=num_draws, seed=self.config.seed
             )
 
     @property
@@ -143,10 +139,8 @@ class TrainStream:
             self.events, row_B, length_B, self.tokens, self.config.generator
         )
         targets = self._with_teacher(
-            features["item"].values().numpy() - 1,
             context_S,
-            depth_S,
-            self.events.items_R[row_F[asked_F]].astype(np.int64),
+            row_F[asked_F],
             (epoch, sample_B[sequence_S], local_F[asked_F]),
         )
         sequence_T, position_T = _ragged(length_B + 1)
@@ -157,26 +151,23 @@ class TrainStream:
 
     def _with_teacher(
         self,
-        item_T: Int64Array,
         context_S: Int64Array,
-        depth_S: Int64Array,
-        target_S: Int64Array,
+        row_S: Int64Array,
         noise_key_S: tuple[int, Int64Array, Int64Array],
     ) -> tuple[Int64Array, Int64Array, npt.NDArray[np.float32]]:
         """Contexts, items and weights of the true targets, then of the draws."""
+        target_S = self.events.items_R[row_S].astype(np.int64)
         weight_S = np.ones(len(target_S), dtype=np.float32)
         if self.teacher is None:
             return context_S, target_S, weight_S
-        drawn_SQ, has_mass_S = self.teacher.draw(
-            item_T, context_S, depth_S, noise_key_S
-        )
-        drawn_SQ, num_draws = drawn_SQ[has_mass_S], drawn_SQ.shape[1]
-        weight_S[has_mass_S] = 1.0 - self.teacher_weight
-        share = np.full(drawn_SQ.size, self.teacher_weight / num_draws, np.float32)
-        drawn_context = np.repeat(context_S[has_mass_S], num_draws)
+        drawn_SD, is_taught_S = self.teacher.draw(row_S, noise_key_S)
+        num_draws = drawn_SD.shape[1]
+        weight_S[is_taught_S] = 1.0 - self.teacher_weight
+        share = np.full(drawn_SD.size, self.teacher_weight / num_draws, np.float32)
+        drawn_context = np.repeat(context_S[is_taught_S], num_draws)
         return (
             np.concatenate([context_S, drawn_context]),
-            np.concatenate([target_S, drawn_SQ.reshape(-1)]),
+            np.concatenate([target_S, drawn_SD.reshape(-1)]),
             np.concatenate([weight_S, share]),
         )
 
