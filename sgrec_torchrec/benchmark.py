@@ -10,7 +10,7 @@ import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -21,7 +21,7 @@ from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import Ranks, is_main_rank, process_group
 from sgrec_torchrec.distributed.origin import describe_run
-from sgrec_torchrec.evaluation.baselines import BASELINES, Baseline
+from sgrec_torchrec.evaluation.baselines import BASELINES
 from sgrec_torchrec.evaluation.compare import compare_seeds, hits_path
 from sgrec_torchrec.evaluation.offline import GENERATOR
 from sgrec_torchrec.sequential_peer import SYSTEM, SequentialPeer
@@ -43,6 +43,7 @@ def benchmark(
     assignments: list[str],
     num_peer_seeds: int = 0,
     tune_minutes: float = 10.0,
+    resume: bool = False,
 ) -> list[JsonRow]:
     """Run all seeds and protocols; print the table; write ``json_path``.
 
@@ -53,6 +54,8 @@ def benchmark(
         assignments: ``stage.field=value`` overrides, for all runs.
         num_peer_seeds: with how many of the seeds the self-attentive peer is trained.
         tune_minutes: how long it may search for its settings, once.
+        resume: go on from the checkpoints of an earlier call; a seed that is trained
+            already is only evaluated.
 
     Returns:
         One row per (protocol, system, seed): its names, all metrics, slices, seconds.
@@ -70,14 +73,15 @@ def benchmark(
             config = dataclasses.replace(
                 base, seed=seed, name=f"benchmark/{data}/train-{seed}"
             )
-            has_peer = seed < num_peer_seeds
-            first = run(
-                config, ranks, baselines=_baselines(config, has_peer, tune_minutes)
+            measured = partial(
+                _run, ranks=ranks, resume=resume, tune_minutes=tune_minutes
             )
+            has_peer = seed < num_peer_seeds
+            first = measured(config, has_peer=has_peer)
             done.append(config)
             if data in REFITS:
                 refit = _refit(config, first, f"benchmark/{data}/train+valid-{seed}")
-                run(refit, ranks, baselines=_baselines(refit, has_peer, tune_minutes))
+                measured(refit, has_peer=has_peer)
                 done.append(refit)
             rows = [row for config in done for row in _rows(data, config)]
             _report(rows, _compared(done), json_path, ranks)
@@ -99,20 +103,26 @@ def _refit(config: RunConfig, first: RunResult, name: str) -> RunConfig:
     )
 
 
-def _baselines(
-    config: RunConfig, has_peer: bool, tune_minutes: float
-) -> Mapping[str, Baseline]:
-    if not has_peer:
-        return BASELINES
-    exchange = config.run_dir.parent / "sasrec"
-    peer = SequentialPeer(
-        folder=exchange / config.log.fit_on,
-        tuned_in=exchange / "train",
-        seed=config.seed,
-        max_history=config.log.max_history,
-        tune_minutes=tune_minutes,
-    )
-    return {**BASELINES, SYSTEM: peer}
+def _run(
+    config: RunConfig,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    has_peer: bool,
+    tune_minutes: float,
+) -> RunResult:
+    # These have no seed: one run has their figures for all.
+    baselines = dict(BASELINES) if config.seed == 0 else {}
+    if has_peer:
+        exchange = config.run_dir.parent / "sasrec"
+        baselines[SYSTEM] = SequentialPeer(
+            folder=exchange / config.log.fit_on,
+            tuned_in=exchange / "train",
+            seed=config.seed,
+            max_history=config.log.max_history,
+            tune_minutes=tune_minutes,
+        )
+    return run(config, ranks, resume=resume, baselines=baselines)
 
 
 def _rows(data: str, config: RunConfig) -> list[JsonRow]:

@@ -141,6 +141,9 @@ def benchmark(
     tune_minutes: Annotated[
         float, typer.Option(help="Bound of the peer's search, once.", min=0)
     ] = 10.0,
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the checkpoints of an earlier call.")
+    ] = False,
     assignments: Assignments = None,
 ) -> None:
     """Train and evaluate over several seeds, beside the baselines, in one table."""
@@ -153,6 +156,7 @@ def benchmark(
         assignments=assignments or [],
         num_peer_seeds=peer_seeds,
         tune_minutes=tune_minutes,
+        resume=resume,
     )
 
 
