@@ -47,6 +47,13 @@ NEAR_TEXT = 0.04
 """Squared similarity from which a text stands in for another one."""
 NEAREST_TEXTS = 20
 RECENT_SHARE = 0.2
+ARRAY_TYPES = {
+    "indptr_R1": "int64",
+    "neighbours_E": "int32",
+    "weights_E": "float32",
+    "popularity_N": "int64",
+    "recent_N": "int64",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +87,15 @@ class Relations:
             ValueError: naming the array and what is wrong with it.
         """
         starts = self.indptr_R1
-        if starts[0] != 0 or (np.diff(starts) < 0).any():
+        for name, kind in ARRAY_TYPES.items():
+            if getattr(self, name).dtype != kind:
+                raise ValueError(f"{name} is {getattr(self, name).dtype}, not {kind}")
+        if len(self.recent_N) != self.num_items:
+            raise ValueError(
+                f"recent_N has {len(self.recent_N)} items, popularity_N "
+                f"{self.num_items}"
+            )
+        if not len(starts) or starts[0] != 0 or (np.diff(starts) < 0).any():
             raise ValueError("indptr_R1: must start at 0 and never fall")
         if (len(starts) - 1) % max(1, self.num_items):
             raise ValueError(

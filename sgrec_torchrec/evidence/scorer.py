@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -88,7 +89,7 @@ def fit_scorer(
     Ranks do not communicate: call it on one.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         scorer = EvidenceScorer(num_features, config.hidden, config.dropout)
         scorer.set_scales(held_out)
         optimizer = torch.optim.AdamW(
@@ -148,8 +149,11 @@ def load_scorer(
     scorer = EvidenceScorer(num_features, config.hidden)
     try:
         scorer.load_state_dict(load_file(path))
-    except (RuntimeError, OSError, ValueError) as error:
+    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): fit it again") from error
-    if not all(one.isfinite().all() for one in scorer.parameters()):
+    # deviation_F is infinite where a feature never varied.
+    if any(one.isnan().any() for one in scorer.state_dict().values()) or not all(
+        one.isfinite().all() for one in scorer.parameters()
+    ):
         raise ValueError(f"{path} holds weights that are not finite: fit it again")
     return scorer.eval()

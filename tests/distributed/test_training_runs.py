@@ -82,12 +82,14 @@ def test_every_rank_gets_the_lists_of_one_rank(
     runs, outputs: Path, finished_ranker, world_size: int
 ) -> None:
     rows = finished_ranker.split.test.take(np.arange(NUM_ROWS))
-    items_EK, score_EK = finished_ranker.top_items(rows, 0.4)
+    (top,) = finished_ranker.top_items(rows, (0.4,))
     for rank in range(world_size):
         path = outputs / f"lists-{world_size}-{rank}.npz"
         with np.load(path, allow_pickle=False) as lists:
-            np.testing.assert_array_equal(lists["items_EK"][:, :10], items_EK[:, :10])
-            np.testing.assert_allclose(lists["score_EK"], score_EK, rtol=1e-4)
+            np.testing.assert_array_equal(
+                lists["items_EK"][:, :10], top.item_EW[:, :10]
+            )
+            np.testing.assert_allclose(lists["score_EK"], top.score_EW, rtol=1e-4)
 
 
 def test_ranks_without_a_sample_train_and_evaluate_along(runs) -> None:

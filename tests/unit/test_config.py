@@ -56,7 +56,10 @@ def test_later_assignment_wins() -> None:
     ("assignment", "message"),
     [
         ("generator.dim", "write stage.field=value"),
-        ("generater.dim=4", "no field 'generater'; there are evaluation, generator"),
+        (
+            "generater.dim=4",
+            "no field 'generater'; there are evaluation, evidence, generator",
+        ),
         ("generator.width=4", r"no field 'width'; there are .*dim"),
         ("seed.x=4", "seed has no fields of its own"),
         ("generator.dim=wide", "'wide' is not of type"),
@@ -74,6 +77,11 @@ def test_later_assignment_wins() -> None:
         ("tokens.num_codes=1", r"tokens.num_codes = 1 is outside \[2, 32000\]"),
         ("graph.decay=1.5", r"graph.decay = 1.5 is outside \[0, 1\]"),
         ("graph.decay=nan", r"graph.decay = nan is outside"),
+        ("graph.forward_weight=-1", "graph.forward_weight = -1.0 is outside"),
+        ("graph.distance_exponent=11", "graph.distance_exponent = 11.0 is outside"),
+        ("evidence.num_folds=1", r"evidence.num_folds = 1 is outside \[2, 100\]"),
+        ("evidence.num_candidates=0", "evidence.num_candidates = 0 is outside"),
+        ("evidence.dropout=1", "evidence.dropout = 1.0 is outside"),
         ("generator.num_layers=0", r"generator.num_layers = 0 is outside \[1, 128\]"),
         ("pretrain.num_epochs=0", "pretrain.num_epochs = 0 is outside"),
         ("pretrain.teacher_weight=2", "pretrain.teacher_weight = 2.0 is outside"),

@@ -2,19 +2,31 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sgrec_torchrec import prepare
 from sgrec_torchrec.arguments import override, parse_run
 from sgrec_torchrec.config import RunConfig
-from sgrec_torchrec.prepare import prepare_graph, prepare_log, prepare_tokens
+from sgrec_torchrec.evidence.gather import histories_of
+from sgrec_torchrec.prepare import (
+    prepare_evidence,
+    prepare_graph,
+    prepare_log,
+    prepare_tokens,
+)
 
-STAGES = ("canonical", "split", "graph-form", "graph", "tokens")
+STAGES = (
+    *("canonical", "split", "graph-form", "graph"),
+    *("evidence", "scorer", "tokens"),
+)
 BUILDERS = {
     "import_log": "canonical",
     "prepare_split": "split",
     "choose_graph": "graph-form",
     "build_graph": "graph",
+    "save_evidence": "evidence",
+    "fit_scorer": "scorer",
     "build_tokens": "tokens",
 }
 
@@ -42,6 +54,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def prepare_all(config: RunConfig) -> RunConfig:
     split, config = prepare_log(config)
     graph, config = prepare_graph(split, config)
+    prepare_evidence(split, config)
     prepare_tokens(split, graph, config)
     return config
 
@@ -91,11 +104,14 @@ def test_resolved_settings_find_the_same_folders(
         ("generator.dim=32", []),
         ("evaluation.beam_width=9", []),
         ("tokens.num_codes=32", ["tokens"]),
+        ("seed=9", ["scorer"]),
+        ("evidence.lr=0.1", ["evidence", "scorer"]),
         ("graph.decay=0.5", ["graph-form", "graph", "tokens"]),
-        ("log.fit_on=train+valid", ["graph", "tokens"]),
+        ("log.fit_on=train+valid", ["graph", "evidence", "scorer", "tokens"]),
         # Another form is asked for; what is chosen, and so the graph, is the same.
-        ("log.filter_seen=true", ["graph-form"]),
-        ("log.max_history=7", ["split", "graph-form", "graph", "tokens"]),
+        ("log.filter_seen=true", ["graph-form", "evidence", "scorer"]),
+        ("log.max_history=7", list(STAGES[1:])),
+        ("log.seed=7", list(STAGES[1:])),
     ],
 )
 def test_a_changed_setting_rebuilds_only_what_depends_on_it(
@@ -194,3 +210,32 @@ def test_missing_log_is_named(config: RunConfig) -> None:
     lost = override(config, ["log.path=/nowhere/log"])
     with pytest.raises(FileNotFoundError, match="/nowhere/log"):
         prepare_log(lost)
+
+
+def test_evidence_is_of_the_fitted_period_and_answers_alike_when_read_again(
+    config: RunConfig,
+) -> None:
+    split, resolved = prepare_log(config)
+    sequences = split.sequences
+    first = prepare_evidence(split, resolved)
+    assert first.relations.popularity_N.sum() == sequences.train_end_U.sum()
+    refit = prepare_evidence(split, override(resolved, ["log.fit_on=train+valid"]))
+    assert refit.relations.popularity_N.sum() == sequences.valid_end_U.sum()
+    again = prepare_evidence(split, resolved)
+    histories = histories_of(sequences, split.test)
+    for one, other in zip(
+        first.candidates(histories), again.candidates(histories), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("filter_seen", [False, True])
+def test_evidence_leaves_out_seen_items_where_asked(
+    config: RunConfig, filter_seen: bool
+) -> None:
+    config = override(config, [f"log.filter_seen={filter_seen}"])
+    split, config = prepare_log(config)
+    histories = histories_of(split.sequences, split.test)
+    item_EM, _ = prepare_evidence(split, config).candidates(histories)
+    seen = set(histories.items_H[: histories.indptr_E1[1]].tolist())
+    assert seen.isdisjoint(item_EM[0].tolist()) == filter_seen

@@ -11,6 +11,7 @@ import pytest
 from sgrec_torchrec import train
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.launch import process_group
+from sgrec_torchrec.evaluation.baselines import BASELINES
 from sgrec_torchrec.evaluation.offline import GENERATOR, NETWORK_ALONE
 from sgrec_torchrec.item_tokens.build import load_tokens
 from sgrec_torchrec.logs.split import load_split
@@ -23,7 +24,8 @@ def results(run_dir: Path) -> dict:
 def test_pipeline_leaves_every_file_of_a_run(finished_run: Path) -> None:
     expected = {
         *("config.json", "meta.json", "metrics.jsonl", "report.html", "tensorboard"),
-        *("canonical", "split", "graph", "tokens", "best", "checkpoints"),
+        *("canonical", "split", "graph", "evidence", "scorer", "tokens"),
+        *("best", "checkpoints"),
     }
     assert expected <= {path.name for path in finished_run.iterdir()}
     written = {path.name for path in (finished_run / "evaluation").iterdir()}
@@ -69,7 +71,7 @@ def test_table_has_the_generator_and_all_baselines_over_all_rows(
     table = results(finished_run)
     assert table["rows"] == table["users"] == 200
     assert [system["system"] for system in table["systems"]] == [
-        *(GENERATOR, NETWORK_ALONE, "popularity", "co-visitation", "item graph")
+        *(GENERATOR, NETWORK_ALONE, *BASELINES)
     ]
     for system in table["systems"]:
         assert 0 < system["metrics"]["NDCG@10"] <= system["metrics"]["HR@10"] <= 1
@@ -77,7 +79,7 @@ def test_table_has_the_generator_and_all_baselines_over_all_rows(
         assert low <= system["metrics"]["HR@10"] <= high
     popularity = table["systems"][2]
     assert popularity["p_vs_generator"]["NDCG@10"] < 0.01
-    assert {"log", "graph", "tokens", "pretrain"} <= set(table["seconds"])
+    assert {"log", "graph", "evidence", "tokens", "pretrain"} <= set(table["seconds"])
 
 
 def test_hits_in_parquet_give_the_figures_again(finished_run: Path) -> None:

@@ -25,8 +25,12 @@ def main() -> None:
     with process_group(device="cpu", timeout_s=240) as ranks:
         ranker = restored_ranker(Path(finished), ranks)
         rows = ranker.split.test.take(np.arange(NUM_ROWS))
-        items_EK, score_EK = ranker.top_items(rows, 0.4)
-        np.savez(f"{out}-{ranks.rank}.npz", items_EK=items_EK, score_EK=score_EK)
+        (top,) = ranker.top_items(rows, (0.4,))
+        np.savez(
+            f"{out}-{ranks.rank}.npz",
+            items_EK=top.item_EW,
+            score_EK=top.score_EW,
+        )
         for argv in command_lines:
             run(parse_run(argv)[0], ranks)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sgrec_torchrec.evaluation import generate
 from sgrec_torchrec.evaluation.generate import Ranker
+from sgrec_torchrec.evidence.gather import histories_of
 from sgrec_torchrec.generator.decoder import item_logprob
 from sgrec_torchrec.logs.stream import eval_batches
 from sgrec_torchrec.schema import EvalRows
@@ -20,22 +20,24 @@ def some_rows(ranker: Ranker, count: int) -> EvalRows:
     return ranker.split.test.take(np.arange(count))
 
 
-def changed(ranker: Ranker, **changes: object) -> Ranker:
+def changed(
+    ranker: Ranker, *, filter_seen: bool = False, num_candidates: int = 500
+) -> Ranker:
     """The same ranker with a full beam and other settings."""
     settings = replace(ranker.config.evaluation, beam_width=WIDTH, batch_size=3)
-    log = replace(ranker.config.log, filter_seen=bool(changes.get("filter_seen")))
+    log = replace(ranker.config.log, filter_seen=filter_seen)
     config = replace(ranker.config, evaluation=settings, log=log)
-    return replace(ranker, config=config)
+    form = replace(ranker.evidence.config, num_candidates=num_candidates)
+    evidence = replace(ranker.evidence, config=form, filter_seen=filter_seen)
+    return replace(ranker, config=config, evidence=evidence)
 
 
 @torch.no_grad()
-def slow_scores(
-    ranker: Ranker, rows: EvalRows, weight: float, num_candidates: int
-) -> np.ndarray:
+def slow_scores(ranker: Ranker, rows: EvalRows, weight: float) -> np.ndarray:
     """float64 [E, N]: log of the mixture; seen items at -inf where they are filtered.
 
-    Each row's history is encoded alone; every item is asked for its probability; the
-    graph's scores are normalised over all items and cut to the heaviest by hand.
+    Each row's history is encoded alone, every item is asked for its probability, and
+    the evidence for its candidates.
     """
     num_items = ranker.tokens.num_items
     generator = ranker.dmp.module
@@ -61,12 +63,13 @@ def slow_scores(
         network_N = logprob_NL.double().sum(1).exp().numpy()
         first = sequences.offsets_U1[one.user_E[0]]
         seen = sequences.items_R[first : first + one.history_end_E[0]]
-        shown = seen[one.history_start_E[0] :]
-        graph_N = ranker.graph.score(np.array([0, len(shown)]), shown).toarray()[0]
-        order = np.lexsort((np.arange(num_items), -graph_N))
+        item_EM, probability_EM = ranker.evidence.candidates(
+            histories_of(sequences, one)
+        )
         prior_N = np.zeros(num_items)
-        kept = order[:num_candidates]
-        prior_N[kept] = graph_N[kept] / max(graph_N.sum(), 1e-300)
+        for item, probability in zip(item_EM[0], probability_EM[0], strict=True):
+            if item >= 0:
+                prior_N[item] = probability
         scores_EN[row] = np.log((1 - weight) * network_N + weight * prior_N)
         if ranker.config.log.filter_seen:
             scores_EN[row, seen] = -np.inf
@@ -78,17 +81,15 @@ def slow_scores(
     [(0.0, False, 500), (0.4, False, 500), (0.4, True, 500), (0.6, False, 5)],
 )
 def test_lists_equal_the_slow_reference(
-    finished_ranker: Ranker,
-    monkeypatch: pytest.MonkeyPatch,
-    weight: float,
-    filter_seen: bool,
-    num_candidates: int,
+    finished_ranker: Ranker, weight: float, filter_seen: bool, num_candidates: int
 ) -> None:
-    monkeypatch.setattr(generate, "PRIOR_CANDIDATES", num_candidates)
-    ranker = changed(finished_ranker, filter_seen=filter_seen)
+    ranker = changed(
+        finished_ranker, filter_seen=filter_seen, num_candidates=num_candidates
+    )
     rows = some_rows(ranker, 7)  # batches of 3, 3 and 1
-    items_EK, score_EK = ranker.top_items(rows, weight)
-    slow_EN = slow_scores(ranker, rows, weight, num_candidates)
+    (top,) = ranker.top_items(rows, (weight,))
+    items_EK, score_EK = top.item_EW, top.score_EW
+    slow_EN = slow_scores(ranker, rows, weight)
     assert items_EK.shape == score_EK.shape == (7, WIDTH)
     assert items_EK.dtype == np.int32
     assert score_EK.dtype == np.float32
@@ -109,46 +110,105 @@ def test_filter_takes_out_items_older_than_the_shown_history(
     ranker = changed(finished_ranker, filter_seen=True)
     rows = some_rows(ranker, 4)
     rows = replace(rows, history_start_E=(rows.history_end_E - 1).astype(np.int32))
-    items_EK, _ = ranker.top_items(rows, 0.4)
+    (top,) = ranker.top_items(rows, (0.4,))
     for row in range(4):
         first = ranker.split.sequences.offsets_U1[rows.user_E[row]]
         end = first + rows.history_end_E[row]
         seen = ranker.split.sequences.items_R[first:end]
         assert len(set(seen)) > 1
-        assert set(seen).isdisjoint(items_EK[row])
+        assert set(seen).isdisjoint(top.item_EW[row])
 
 
 def test_rows_come_back_in_the_order_asked(finished_ranker: Ranker) -> None:
     ranker = changed(finished_ranker)
     rows = some_rows(ranker, 7)
     backwards = rows.take(np.arange(7)[::-1].copy())
-    items_EK, score_EK = ranker.top_items(rows, 0.4)
-    again_EK, again_score_EK = ranker.top_items(backwards, 0.4)
-    np.testing.assert_array_equal(again_EK[::-1, :5], items_EK[:, :5])
-    np.testing.assert_allclose(again_score_EK[::-1], score_EK, rtol=1e-5)
+    (top,) = ranker.top_items(rows, (0.4,))
+    (again,) = ranker.top_items(backwards, (0.4,))
+    np.testing.assert_array_equal(again.item_EW[::-1, :5], top.item_EW[:, :5])
+    np.testing.assert_allclose(again.score_EW[::-1], top.score_EW, rtol=1e-5)
 
 
-def test_histories_that_the_graph_does_not_know_are_ranked_by_the_network(
+def test_several_weights_in_one_call_equal_one_call_each(
     finished_ranker: Ranker,
 ) -> None:
-    graph = finished_ranker.graph
-    empty = replace(
-        graph,
-        indptr_N1=np.zeros_like(graph.indptr_N1),
-        neighbours_E=graph.neighbours_E[:0],
-        weights_E=graph.weights_E[:0],
-    )
-    ranker = replace(changed(finished_ranker), graph=empty)
+    ranker = changed(finished_ranker)
+    rows = some_rows(ranker, 7)
+    weights = (0.6, 0.0, 0.2)
+    together = ranker.top_items(rows, weights)
+    assert len(together) == 3
+    for weight, top in zip(weights, together, strict=True):
+        (alone,) = ranker.top_items(rows, (weight,))
+        np.testing.assert_array_equal(top.item_EW, alone.item_EW)
+        np.testing.assert_array_equal(top.score_EW, alone.score_EW)
+    assert not np.array_equal(together[0].score_EW, together[2].score_EW)
+
+
+def test_evidence_is_not_asked_where_no_weight_needs_it(
+    finished_ranker: Ranker,
+) -> None:
+    ranker = replace(changed(finished_ranker), evidence=None)
     rows = some_rows(ranker, 4)
-    items_EK, score_EK = ranker.top_items(rows, 0.5)
-    alone_EK, alone_score_EK = ranker.top_items(rows, 0.0)
-    np.testing.assert_array_equal(items_EK, alone_EK)
+    (alone,) = ranker.top_items(rows, (0.0,))
+    (expected,) = changed(finished_ranker).top_items(rows, (0.0,))
+    np.testing.assert_array_equal(alone.score_EW, expected.score_EW)
+
+
+def without_edges(ranker: Ranker) -> Ranker:
+    relations = ranker.evidence.relations
+    empty = replace(
+        relations,
+        indptr_R1=np.zeros_like(relations.indptr_R1),
+        neighbours_E=relations.neighbours_E[:0],
+        weights_E=relations.weights_E[:0],
+    )
+    return replace(ranker, evidence=replace(ranker.evidence, relations=empty))
+
+
+def test_rows_without_evidence_are_ranked_by_the_network(
+    finished_ranker: Ranker,
+) -> None:
+    # Filtered of what was seen, relations without edges have no candidate at all.
+    ranker = without_edges(changed(finished_ranker, filter_seen=True))
+    rows = some_rows(ranker, 4)
+    mixed, alone = ranker.top_items(rows, (0.5, 0.0))
+    np.testing.assert_array_equal(mixed.item_EW, alone.item_EW)
+    is_real = alone.item_EW >= 0
+    assert is_real.any(axis=1).all()
+    np.testing.assert_allclose(
+        mixed.score_EW[is_real], alone.score_EW[is_real] + np.log(0.5), rtol=1e-4
+    )
+
+
+def test_relations_without_edges_still_know_what_repeats(
+    finished_ranker: Ranker,
+) -> None:
+    ranker = without_edges(changed(finished_ranker))
+    rows = some_rows(ranker, 4)
+    (mixed,) = ranker.top_items(rows, (0.98,))
+    for row in range(4):
+        first = ranker.split.sequences.offsets_U1[rows.user_E[row]]
+        low, high = first + rows.history_start_E[row], first + rows.history_end_E[row]
+        seen = set(ranker.split.sequences.items_R[low:high].tolist())
+        assert set(mixed.item_EW[row, : len(seen)].tolist()) == seen
+
+
+def test_row_without_a_history_is_ranked_by_the_network(
+    finished_ranker: Ranker,
+) -> None:
+    ranker = changed(finished_ranker)
+    rows = some_rows(ranker, 4)
+    start_E = rows.history_start_E.copy()
+    start_E[1] = rows.history_end_E[1]
+    mixed, alone = ranker.top_items(replace(rows, history_start_E=start_E), (0.5, 0.0))
+    np.testing.assert_array_equal(mixed.item_EW[1], alone.item_EW[1])
     count = ranker.tokens.num_items
     np.testing.assert_allclose(
-        score_EK[:, :count], alone_score_EK[:, :count] + np.log(0.5), rtol=1e-4
+        mixed.score_EW[1, :count], alone.score_EW[1, :count] + np.log(0.5), rtol=1e-4
     )
+    assert not np.array_equal(mixed.item_EW[0], alone.item_EW[0])
 
 
 def test_no_rows_are_refused(finished_ranker: Ranker) -> None:
     with pytest.raises(ValueError, match="no rows to rank"):
-        finished_ranker.top_items(some_rows(finished_ranker, 0), 0.0)
+        finished_ranker.top_items(some_rows(finished_ranker, 0), (0.0,))

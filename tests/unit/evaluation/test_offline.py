@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +12,7 @@ import pytest
 from sgrec_torchrec.arguments import override
 from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.evaluation import offline
+from sgrec_torchrec.evaluation.generate import TopItems
 from sgrec_torchrec.evaluation.offline import (
     check_rows,
     choose_prior_weight,
@@ -38,13 +39,17 @@ def make_ranker(
     config: RunConfig, valid: EvalRows, place_of: Callable[[float], int]
 ) -> SimpleNamespace:
     """Finds every target at the place that ``place_of(prior weight)`` names."""
-    asked: list[tuple[int, float]] = []
+    asked: list[tuple[int, tuple[float, ...]]] = []
 
-    def top_items(rows: EvalRows, weight: float) -> tuple[np.ndarray, np.ndarray]:
-        asked.append((len(rows), weight))
-        items_EK = np.full((len(rows), 10), -1, dtype=np.int32)
-        items_EK[:, place_of(weight) - 1] = rows.target_E
-        return items_EK, np.zeros(items_EK.shape, dtype=np.float32)
+    def top_items(rows: EvalRows, prior_weights: Sequence[float]) -> list[TopItems]:
+        asked.append((len(rows), tuple(prior_weights)))
+        found = []
+        for weight in prior_weights:
+            item_EW = np.full((len(rows), 20), -1, dtype=np.int32)
+            item_EW[:, place_of(weight) - 1] = rows.target_E
+            score_EW = np.zeros(item_EW.shape, dtype=np.float32)
+            found.append(TopItems(item_EW=item_EW, score_EW=score_EW))
+        return found
 
     split = SimpleNamespace(valid=valid, test=valid, protocol="given")
     return SimpleNamespace(config=config, split=split, top_items=top_items, asked=asked)
@@ -79,7 +84,16 @@ def test_weight_is_the_one_that_ranks_the_valid_rows_best(monkeypatch) -> None:
     monkeypatch.setattr(offline, "PRIOR_WEIGHTS", tuple(places))
     ranker = make_ranker(CONFIG, make_rows([0, 1, 2]), places.__getitem__)
     assert choose_prior_weight(ranker) == 0.4
-    assert ranker.asked == [(3, weight) for weight in places]
+    # All weights in one call: histories are encoded once.
+    assert ranker.asked == [(3, tuple(places))]
+
+
+def test_weight_is_chosen_deeper_than_ten(monkeypatch) -> None:
+    # At depth 10 no weight has a hit and the first would be taken.
+    places = {0.0: 20, 0.2: 18, 0.4: 11, 0.6: 15}
+    monkeypatch.setattr(offline, "PRIOR_WEIGHTS", tuple(places))
+    ranker = make_ranker(CONFIG, make_rows([0, 1, 2]), places.__getitem__)
+    assert choose_prior_weight(ranker) == 0.4
 
 
 def test_of_equal_weights_the_smallest_is_taken() -> None:
@@ -101,7 +115,7 @@ def test_validation_asks_the_network_alone_on_a_bounded_sample() -> None:
     assert validate is not None
     # Each target stands third: 1 / log2(1 + 3).
     assert validate() == pytest.approx(0.5)
-    assert ranker.asked == [(4, 0.0)]
+    assert ranker.asked == [(4, (0.0,))]
 
 
 def test_refit_has_nothing_to_validate_on() -> None:

@@ -57,7 +57,7 @@ def test_key_figures_compare_with_the_best_baseline(results: dict[str, Any]) -> 
 
 
 def test_a_part_of_the_generator_is_no_baseline(results: dict[str, Any]) -> None:
-    results["systems"][2]["system"] = "generator without graph prior"
+    results["systems"][2]["system"] = "generator without evidence"
     figures = {figure.label: figure for figure in key_figures(results)}
     # The item graph's place is taken: .0983 over co-visitation's .0790 is 24.4 %.
     assert figures["Over best baseline"].text == "+24.4 %"

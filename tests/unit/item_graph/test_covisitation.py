@@ -34,11 +34,12 @@ def reference(
         times = sequences.timestamps_R[start : start + end_U[user]]
         for p in range(len(items)):
             for q in range(p + 1, min(p + config.max_distance, len(items) - 1) + 1):
-                forward, backward = 1.0, config.backward_weight
+                forward, backward = config.forward_weight, config.backward_weight
                 if times[p] == times[q]:
-                    forward = backward = (1.0 + config.backward_weight) / 2
-                total[items[p], items[q]] += forward / (q - p)
-                total[items[q], items[p]] += backward / (q - p)
+                    forward = backward = (forward + backward) / 2
+                near = (q - p) ** -config.distance_exponent
+                total[items[p], items[q]] += forward * near
+                total[items[q], items[p]] += backward * near
     return total
 
 
@@ -62,6 +63,28 @@ def test_pairs_of_one_basket_weigh_the_same_both_ways(make_split) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def test_forward_weight_and_distance_exponent_by_hand(make_split) -> None:
+    # Items 0 and 1 share a timestamp: (3 + 1) / 2 = 2 each way at distance 1.
+    sequences = make_split([[0, 1, 2]], 3, timestamps=[[5, 5, 9]]).sequences
+    config = GraphConfig(forward_weight=3.0, backward_weight=1.0, distance_exponent=2.0)
+    found = counts(sequences, config, sequences.train_end_U)
+    expected = [[0, 2, 3 / 2**2], [2, 0, 3], [1 / 2**2, 1, 0]]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_a_direction_of_weight_zero_has_no_edges(make_split) -> None:
+    sequences = make_split([[0, 1, 2]], 3).sequences
+    end_U, popularity_N = sequences.train_end_U, np.ones(3, dtype=np.int64)
+    config = GraphConfig(forward_weight=0.0, backward_weight=1.0)
+    edges = covisitation_edges(sequences, config, end_U, popularity_N)
+    assert edges.nnz == 3
+    assert (np.triu(edges.toarray()) == 0).all()
+    config = GraphConfig(backward_weight=0.0)
+    edges = covisitation_edges(sequences, config, end_U, popularity_N)
+    assert edges.nnz == 3
+    assert (np.tril(edges.toarray()) == 0).all()
+
+
 def test_events_after_the_cut_and_other_users_never_pair(make_split) -> None:
     split = make_split([[0, 1, 2], [3, 4]], 5, train_end=[2, 1])
     sequences = split.sequences
@@ -82,12 +105,20 @@ def test_passes_and_chunks_change_nothing(
     np.testing.assert_allclose(found, reference(sequences, config, end_U), rtol=1e-12)
 
 
-def test_baskets_agree_with_the_formula_on_a_random_log(make_split) -> None:
+@pytest.mark.parametrize(
+    ("forward", "backward", "exponent"),
+    [(1.0, 0.2, 1.0), (0.0, 1.0, 1.0), (1.0, 0.0, 0.5), (0.7, 1.3, 2.0), (1.0, 1.0, 0)],
+)
+def test_baskets_agree_with_the_formula_on_a_random_log(
+    make_split, forward: float, backward: float, exponent: float
+) -> None:
     generator = np.random.default_rng(3)
     users = [generator.integers(0, 9, size=20).tolist() for _ in range(12)]
     times = [np.sort(generator.integers(0, 7, size=20)).tolist() for _ in range(12)]
     sequences = make_split(users, 9, timestamps=times).sequences
-    config = GraphConfig(backward_weight=0.2)
+    config = GraphConfig(
+        forward_weight=forward, backward_weight=backward, distance_exponent=exponent
+    )
     end_U = sequences.valid_end_U
     found = counts(sequences, config, end_U)
     np.testing.assert_allclose(found, reference(sequences, config, end_U), rtol=1e-12)

@@ -97,3 +97,84 @@ def test_title_and_brand_are_compared(make_split) -> None:
 def test_a_catalogue_without_text_has_no_edges(make_split) -> None:
     split = make_split([[0]], 3)
     assert text_edges(split.catalogue, GraphConfig()).nnz == 0
+
+
+SHARED = [
+    *("red pen", "blue pen", "red pen", "", "pen box", "red pen", ""),
+    *("blue pen", "!?", "A4 paper box", "red paper", "ink", "blue pen", "Red Pen"),
+]
+"""Texts of 3, 3 and 2 items, one in two spellings, three without a term."""
+
+
+@pytest.mark.parametrize("spread_rows", [1, 3, 1024])
+@pytest.mark.parametrize("floor", [0.0, 0.4])
+@pytest.mark.parametrize("binary", [False, True])
+def test_items_of_one_text_have_the_edges_of_the_whole_product(
+    make_split, monkeypatch, spread_rows: int, floor: float, binary: bool
+) -> None:
+    monkeypatch.setattr(module, "SPREAD_ROWS", spread_rows)
+    split = make_split([[0]], len(SHARED), titles=SHARED)
+    config = GraphConfig(text_floor=floor, binary_text=binary, max_neighbours=50)
+    found = text_edges(split.catalogue, config)
+    expected = reference(SHARED, binary=binary)
+    assert ((expected > 0) & (expected < 0.4)).any()
+    expected[expected < floor] = 0.0
+    np.testing.assert_allclose(found.toarray(), expected**2, rtol=1e-10, atol=1e-14)
+    assert found.has_sorted_indices
+
+
+def test_items_of_one_text_are_wholly_similar_to_each_other_alone(make_split) -> None:
+    split = make_split([[0]], len(SHARED), titles=SHARED)
+    found = text_edges(split.catalogue, GraphConfig(max_neighbours=50)).toarray()
+    assert (found[0, [2, 5]] == 1).all()
+    assert found[0, 13] == pytest.approx(1)  # another spelling
+    assert (np.diag(found) == 0).all()
+
+
+def test_texts_without_a_telling_term_have_no_edges(make_split) -> None:
+    split = make_split([[0]], len(SHARED), titles=SHARED)
+    found = text_edges(split.catalogue, GraphConfig(max_neighbours=50)).toarray()
+    blank = [3, 6, 8]
+    assert not found[blank].any()
+    assert not found[:, blank].any()
+    # One text for all: its terms tell nothing, ln(N / df) = 0.
+    split = make_split([[0]], 4, titles=["red pen"] * 4)
+    assert text_edges(split.catalogue, GraphConfig()).nnz == 0
+
+
+@pytest.mark.parametrize(
+    ("max_neighbours", "expected"),
+    [
+        (1, [[2], [3], [0], [1], [0], [1], [0], []]),
+        (2, [[2, 4], [3, 5], [0, 4], [1, 5], [0, 2], [1, 3], [0, 1], []]),
+        (
+            3,
+            [
+                *([2, 4, 6], [3, 5, 6], [0, 4, 6], [1, 5, 6]),
+                *([0, 2, 6], [1, 3, 6], [0, 1, 2], []),
+            ],
+        ),
+    ],
+)
+def test_shared_texts_cut_ties_to_smaller_columns(
+    make_split, max_neighbours: int, expected: list[list[int]]
+) -> None:
+    # Red 0, 2, 4 and blue 1, 3, 5 are equally near to 6, and nearer to it than to
+    # each other.
+    titles = [*["red pen", "blue pen"] * 3, "pen", "box"]
+    split = make_split([[0]], 8, titles=titles)
+    config = GraphConfig(max_neighbours=max_neighbours)
+    found = text_edges(split.catalogue, config)
+    rows = np.split(found.indices, found.indptr[1:-1])
+    assert [row.tolist() for row in rows] == expected
+
+
+def test_own_item_does_not_take_a_neighbours_place(make_split) -> None:
+    # Six of one text, two neighbours: the last one's are the first two, whatever the
+    # item itself ties with.
+    split = make_split([[0]], 7, titles=["red pen"] * 6 + ["box"])
+    found = text_edges(split.catalogue, GraphConfig(max_neighbours=2))
+    rows = np.split(found.indices, found.indptr[1:-1])
+    assert [row.tolist() for row in rows] == [
+        *([1, 2], [0, 2], [0, 1], [0, 1], [0, 1], [0, 1], [])
+    ]

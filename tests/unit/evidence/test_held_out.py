@@ -1,0 +1,243 @@
+"""Training rows of the scorer: which events they ask, and by whose relations."""
+
+import dataclasses
+from collections import Counter
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from sgrec_torchrec.config import EvidenceConfig
+from sgrec_torchrec.evidence.gather import gather, histories_of
+from sgrec_torchrec.evidence.held_out import HeldOut, hold_out, train_rows
+from sgrec_torchrec.evidence.relations import build_relations
+from sgrec_torchrec.schema import Sequences
+
+SETTINGS = EvidenceConfig(num_candidates=8, num_folds=3)
+ARRAYS = ("item_EM", "features_EMF", "target_place_E")
+# Places of features: 6 relations with 5 each, 3 of repeats, the vote, two counts.
+REPEATS, EVENTS = 30, 34
+
+
+def no_text(num_items: int) -> sp.csr_matrix:
+    return sp.csr_matrix((num_items, num_items))
+
+
+def held(
+    sequences: Sequences,
+    config: EvidenceConfig = SETTINGS,
+    *,
+    filter_seen: bool = False,
+    seed: int = 0,
+) -> HeldOut:
+    return hold_out(
+        sequences,
+        sequences.train_end_U,
+        no_text(sequences.num_items),
+        config,
+        max_history=100,
+        filter_seen=filter_seen,
+        seed=seed,
+    )
+
+
+def targets(held_out: HeldOut) -> np.ndarray:
+    rows = np.arange(len(held_out.item_EM))
+    return held_out.item_EM[rows, held_out.target_place_E]
+
+
+@pytest.fixture
+def private(make_sequences) -> Sequences:
+    """User u has a, b, a, and nobody else has a = 2 u or b = 2 u + 1."""
+    return make_sequences([[2 * u, 2 * u + 1, 2 * u] for u in range(10)], 20)
+
+
+@pytest.fixture
+def random_log(make_sequences) -> Sequences:
+    """20 users, 15 items, one event in four of the basket before; 2 events later."""
+    generator = np.random.default_rng(8)
+    lengths = generator.integers(2, 15, 20)
+    return make_sequences(
+        [generator.integers(0, 15, n).tolist() for n in lengths],
+        15,
+        timestamps=[np.cumsum(generator.random(n) < 0.75).tolist() for n in lengths],
+        train_end=(lengths - 2).tolist(),
+    )
+
+
+def test_relations_never_saw_the_user_of_a_row(private) -> None:
+    held_out = held(private)
+    # The second a of every user; b is reached by nothing but its own user's events.
+    assert sorted(targets(held_out).tolist()) == list(range(0, 20, 2))
+    assert held_out.num_rows == 20
+    is_real_EM = held_out.item_EM >= 0
+    assert is_real_EM.sum() == 20
+    assert not held_out.features_EMF[..., :REPEATS].any()
+    assert not held_out.features_EMF[..., EVENTS : EVENTS + 2].any()
+    assert (held_out.features_EMF[is_real_EM, REPEATS] == 1).all()
+    # The same rows by relations that saw everyone do have such evidence.
+    end_U = private.train_end_U
+    rows = train_rows(private, end_U, 100, 100, 0).rows
+    seen = gather(
+        build_relations(private, end_U, no_text(20), SETTINGS),
+        histories_of(private, rows),
+        SETTINGS,
+        filter_seen=False,
+    )
+    assert seen.features_EMF[..., :REPEATS].any()
+    assert seen.features_EMF[..., EVENTS].any()
+
+
+def test_relations_saw_all_other_folds(make_sequences) -> None:
+    # All 40 users have 0 then 1; a row's relations know all but those of its fold.
+    sequences = make_sequences([[0, 1]] * 40, 2)
+    held_out = held(sequences)
+    assert targets(held_out).tolist() == [1] * 40
+    place = (np.arange(40), held_out.target_place_E)
+    others = np.expm1(held_out.features_EMF[place][:, EVENTS].astype(np.float64))
+    others = np.round(others).astype(int)
+    sizes = 40 - np.unique(others)
+    assert len(sizes) <= 3
+    assert (sizes > 0).all()
+    for size in sizes:
+        assert (others == 40 - size).sum() % size == 0
+    # Forward: one pair a user, damped by sqrt(1 + others).
+    np.testing.assert_allclose(
+        held_out.features_EMF[place][:, 0], others / np.sqrt(1 + others), rtol=1e-5
+    )
+
+
+def test_rows_whose_target_is_no_candidate_are_left_out_and_counted(
+    random_log,
+) -> None:
+    few = dataclasses.replace(SETTINGS, num_candidates=2)
+    held_out = held(random_log, few)
+    rows = train_rows(random_log, random_log.train_end_U, 100, few.max_rows, 0).rows
+    assert held_out.num_rows == len(rows)
+    assert 0 < len(held_out.item_EM) < len(rows)
+    assert held_out.target_place_E.dtype == np.int64
+    assert {len(getattr(held_out, name)) for name in ARRAYS} == {len(held_out.item_EM)}
+    assert (targets(held_out) >= 0).all()
+
+
+def test_targets_are_those_of_the_rows(random_log) -> None:
+    wide = dataclasses.replace(SETTINGS, num_candidates=15)
+    held_out = held(random_log, wide)
+    rows = train_rows(random_log, random_log.train_end_U, 100, 10**6, 0).rows
+    asked = Counter(
+        zip(rows.target_E.tolist(), rows.history_end_E.tolist(), strict=True)
+    )
+    lengths = np.expm1(held_out.features_EMF[:, 0, -1]).round().astype(int).tolist()
+    found = Counter(zip(targets(held_out).tolist(), lengths, strict=True))
+    # Row by row, a target that is no candidate of its row at most leaves it out.
+    assert not found - asked
+    assert asked.total() - found.total() < 5
+
+
+def test_filtered_rows_never_have_a_repeat_as_target(private, random_log) -> None:
+    assert len(held(private, filter_seen=True).item_EM) == 0
+    held_out = held(random_log, filter_seen=True)
+    assert len(held_out.item_EM) > 0
+    assert not held_out.features_EMF[..., REPEATS].any()
+
+
+def test_same_seed_same_rows_other_seed_other_folds(random_log) -> None:
+    first, again, other = held(random_log), held(random_log), held(random_log, seed=1)
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
+    assert not np.array_equal(first.features_EMF, other.features_EMF)
+
+
+def test_events_after_the_period_change_nothing(random_log) -> None:
+    items_R = random_log.items_R.copy()
+    place_R = np.arange(len(items_R))
+    first_U, end_U = random_log.offsets_U1[:-1], random_log.train_end_U
+    later = place_R >= np.repeat(first_U + end_U, np.diff(random_log.offsets_U1))
+    assert later.any()
+    items_R[later] = 14 - items_R[later]
+    other = held(dataclasses.replace(random_log, items_R=items_R))
+    first = held(random_log)
+    assert first.num_rows == other.num_rows
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(first, name), getattr(other, name))
+
+
+def test_no_event_after_the_period_is_asked(random_log) -> None:
+    end_U = random_log.train_end_U
+    rows = train_rows(random_log, end_U, 100, 10**6, 0).rows
+    asked = set()
+    for row in range(len(rows)):
+        user, end = int(rows.user_E[row]), int(rows.history_end_E[row])
+        first = random_log.offsets_U1[user]
+        learned = slice(first, first + end_U[user])
+        times = random_log.timestamps_R[learned]
+        assert 0 < end < end_U[user]
+        assert (times[:end] < rows.target_timestamp_E[row]).all()
+        assert times[end] == rows.target_timestamp_E[row]
+        basket = random_log.items_R[learned][times == rows.target_timestamp_E[row]]
+        assert rows.target_E[row] in basket
+        asked.add((user, end))
+    # Every basket but a user's first one, and each of its events.
+    assert len(asked) > 20
+    assert len(rows) > len(asked)
+
+
+def test_event_of_a_row_is_its_target(random_log) -> None:
+    asked = train_rows(random_log, random_log.train_end_U, 100, 30, 0)
+    assert len(asked.rows) == 30
+    assert (np.diff(asked.event_E) > 0).all()
+    items_E, times_E = (
+        column[asked.event_E]
+        for column in (random_log.items_R, random_log.timestamps_R)
+    )
+    np.testing.assert_array_equal(items_E, asked.rows.target_E)
+    np.testing.assert_array_equal(times_E, asked.rows.target_timestamp_E)
+    first_E = random_log.offsets_U1[asked.rows.user_E]
+    assert (asked.event_E >= first_E + asked.rows.history_end_E).all()
+
+
+def test_history_ends_before_the_targets_basket(make_sequences) -> None:
+    sequences = make_sequences([[0, 1, 2, 3, 4]], 5, timestamps=[[1, 1, 2, 2, 7]])
+    rows = train_rows(sequences, sequences.train_end_U, 3, 100, 0).rows
+    assert rows.target_E.tolist() == [2, 3, 4]
+    assert rows.history_end_E.tolist() == [2, 2, 4]
+    assert rows.history_start_E.tolist() == [0, 0, 1]  # max_history is 3
+    assert rows.target_timestamp_E.tolist() == [2, 2, 7]
+
+
+@pytest.mark.parametrize(
+    ("max_rows", "expected"),
+    [
+        (3, [(0, 4), (1, 2), (2, 1)]),
+        (5, [(0, 3), (0, 4), (1, 1), (1, 2), (2, 1)]),
+        (6, [(0, 2), (0, 3), (0, 4), (1, 1), (1, 2), (2, 1)]),
+        (7, [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1), (1, 2), (2, 1)]),
+        (99, [(0, 1), (0, 2), (0, 3), (0, 4), (1, 1), (1, 2), (2, 1)]),
+    ],
+)
+def test_newest_rows_of_each_user_come_first(
+    make_sequences, max_rows: int, expected: list[tuple[int, int]]
+) -> None:
+    # Users of 5, 3 and 2 events; an event without a history asks nothing.
+    sequences = make_sequences([[0] * 5, [1] * 3, [2] * 2], 3)
+    rows = train_rows(sequences, sequences.train_end_U, 100, max_rows, 0).rows
+    found = zip(rows.user_E.tolist(), rows.history_end_E.tolist(), strict=True)
+    assert list(found) == expected
+
+
+def test_seed_draws_who_gives_the_last_round(make_sequences) -> None:
+    sequences = make_sequences([[0, 1]] * 50, 2)
+    drawn = [
+        train_rows(sequences, sequences.train_end_U, 100, 20, seed).rows.user_E.tolist()
+        for seed in (0, 0, 1)
+    ]
+    assert [len(users) for users in drawn] == [20, 20, 20]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("users", [[[0], [1]], [[], []]])
+def test_a_log_without_histories_has_no_rows(make_sequences, users) -> None:
+    held_out = held(make_sequences(users, 2))
+    assert held_out.num_rows == 0
+    assert held_out.item_EM.shape == (0, 8)
+    assert held_out.features_EMF.shape == (0, 8, 37)
