@@ -367,6 +367,7 @@ RUNS: dict[str, RunConfig] = {
     "smoke": RunConfig(
         name="smoke",
         log=LogConfig(max_history=50),
+        evidence=EvidenceConfig(max_rows=2_000, num_epochs=2, max_taught=10_000),
         tokens=TokenConfig(source="behaviour"),
         generator=GeneratorConfig(dim=32, num_layers=1, decoder_width=64),
         pretrain=PretrainConfig(num_epochs=1, warmup_steps=5),

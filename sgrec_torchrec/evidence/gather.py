@@ -224,10 +224,13 @@ def _describe(items, back, span, edges, decays, place_N, features_MF):  # type: 
     indptr, neighbours, weights = edges
     num_items = len(place_N)
     per_relation = 2 + len(decays)
+    decayed = np.empty(len(decays))
     column = 0
     for first in range(0, len(indptr) - 1, num_items):
         for at in range(start, high):
             distance = back[at]
+            for nth in range(len(decays)):
+                decayed[nth] = decays[nth] ** distance
             for edge in range(indptr[first + items[at]], indptr[first + items[at] + 1]):
                 place = place_N[neighbours[edge]]
                 if place < 0:
@@ -239,7 +242,7 @@ def _describe(items, back, span, edges, decays, place_N, features_MF):  # type: 
                 if weight > feature_F[column + 1]:
                     feature_F[column + 1] = weight
                 for nth in range(len(decays)):
-                    feature_F[column + 2 + nth] += weight * decays[nth] ** distance
+                    feature_F[column + 2 + nth] += weight * decayed[nth]
         column += per_relation
     for at in range(low, high):
         place = place_N[items[at]]

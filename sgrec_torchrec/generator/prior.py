@@ -1,6 +1,6 @@
 """A sparse next-item distribution beside the network's, followed through the trie.
 
-The item graph (or any other source) gives each user a few hundred items with
+The evidence (or any other source) gives each user a few hundred items with
 probabilities. Their sums per prefix mix with the network's prefix probabilities, so a
 beam over the mixture stays exact: p(prefix) = (1 - w) p_network + w p_prior.
 

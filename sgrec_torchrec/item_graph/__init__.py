@@ -2,5 +2,5 @@
 
 Co-visitation counts (``covisitation``) and text similarity (``text``) become one CSR
 graph (``graph``), whose form ``choose`` picks on the valid rows. The graph is a
-baseline that a generator must beat, a source of embeddings, and a teacher.
+baseline that a generator must beat and a source of embeddings.
 """
