@@ -12,6 +12,7 @@ import statistics
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -29,10 +30,13 @@ from sgrec_torchrec.train import RunResult, run
 
 REFITS = ("office",)
 """Logs whose published protocol learns from train and valid before the test."""
-LOG_WIDTH = 200
+LOG_WIDTH = 260
 SHOWN = ("HR@5", "NDCG@5", "HR@10", "NDCG@10")
+SLICES = ("cold", "short")
+"""Targets without a train event; histories of at most 5 events."""
+SLICE_METRIC = "HR@10"
 HEADLINE = "NDCG@10"
-JsonRow = dict[str, object]
+JsonRow = dict[str, Any]
 
 
 def benchmark(
@@ -138,7 +142,7 @@ def _rows(data: str, config: RunConfig) -> list[JsonRow]:
             "seed": config.seed,
             "prior_weight": results["prior_weight"],
             "seconds": results["seconds"],
-            "slices": {name: system[name] for name in ("cold", "short")},
+            "slices": {name: system[name] for name in SLICES},
             "intervals": system["intervals"],
             **system["metrics"],
         }
@@ -196,19 +200,30 @@ def _report(
 
 
 def _table(rows: list[JsonRow]) -> Table:
-    """Median over seeds, with the range."""
-    table = Table("protocol", "system", "seeds", *SHOWN)
+    """Median over seeds, with the range; what a cold item and a short history get."""
+    slices = [f"{name} {SLICE_METRIC}" for name in SLICES]
+    table = Table("protocol", "system", "seeds", *SHOWN, *slices, "train min")
     groups: dict[tuple[object, object], list[JsonRow]] = {}
     for row in rows:
         groups.setdefault((row["protocol"], row["system"]), []).append(row)
     for (protocol, system), members in groups.items():
-        cells = []
-        for name in SHOWN:
-            values = sorted(float(str(one[name])) for one in members)
-            spread = f" [{values[0]:.4f}, {values[-1]:.4f}]" if len(values) > 1 else ""
-            cells.append(f"{statistics.median(values):.4f}{spread}")
-        table.add_row(str(protocol), str(system), str(len(members)), *cells)
+        cells = [_spread([one[name] for one in members]) for name in SHOWN]
+        for name in SLICES:
+            parts = [one["slices"][name] for one in members]
+            cells.append(_spread([part[SLICE_METRIC] for part in parts]))
+        seconds = [sum(one["seconds"].values()) for one in members]
+        minutes = f"{max(seconds) / 60:.1f}" if system == GENERATOR else ""
+        table.add_row(str(protocol), str(system), str(len(members)), *cells, minutes)
     return table
+
+
+def _spread(values: list[object]) -> str:
+    """The median of those that are there, and the range of several."""
+    known = sorted(float(str(value)) for value in values if value is not None)
+    if not known:
+        return ""
+    spread = f" [{known[0]:.4f}, {known[-1]:.4f}]" if len(known) > 1 else ""
+    return f"{statistics.median(known):.4f}{spread}"
 
 
 def _comparison_table(comparisons: list[JsonRow]) -> Table:
@@ -217,7 +232,7 @@ def _comparison_table(comparisons: list[JsonRow]) -> Table:
     for row in comparisons:
         if row["metric"] != HEADLINE:
             continue
-        lead, theirs = float(str(row["difference"])), float(str(row["value_a"]))
+        lead, theirs = row["difference"], row["value_a"]
         percent = f" ({100 * lead / theirs:+.1f} %)" if theirs else ""
         table.add_row(
             str(row["protocol"]),
