@@ -25,7 +25,7 @@ from sgrec_torchrec.distributed.origin import describe_run
 from sgrec_torchrec.evaluation.baselines import BASELINES
 from sgrec_torchrec.evaluation.compare import compare_seeds, hits_path
 from sgrec_torchrec.evaluation.offline import GENERATOR
-from sgrec_torchrec.sequential_peer import SYSTEM, SequentialPeer
+from sgrec_torchrec.sequential_peer import SYSTEM, TUNED, SequentialPeer
 from sgrec_torchrec.train import RunResult, run
 
 REFITS = ("office",)
@@ -119,6 +119,8 @@ def _run(
     baselines = dict(BASELINES) if config.seed == 0 else {}
     if has_peer:
         exchange = config.run_dir.parent / "sasrec"
+        if not resume and config.seed == 0 and config.log.fit_on == "train":
+            (exchange / "train" / TUNED).unlink(missing_ok=True)
         baselines[SYSTEM] = SequentialPeer(
             folder=exchange / config.log.fit_on,
             tuned_in=exchange / "train",
@@ -132,8 +134,7 @@ def _run(
 def _rows(data: str, config: RunConfig) -> list[JsonRow]:
     if not is_main_rank():
         return []
-    path = config.run_dir / "evaluation" / "results.json"
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = _results(config)
     return [
         {
             "data": data,
@@ -150,6 +151,12 @@ def _rows(data: str, config: RunConfig) -> list[JsonRow]:
     ]
 
 
+def _results(config: RunConfig) -> dict[str, Any]:
+    path = config.run_dir / "evaluation" / "results.json"
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return results
+
+
 def _protocol(config: RunConfig) -> str:
     return f"{config.log.protocol}, fitted on {config.log.fit_on}"
 
@@ -158,21 +165,19 @@ def _compared(done: list[RunConfig]) -> list[JsonRow]:
     """The generator against every other system, all seeds of both together."""
     if not is_main_rank():
         return []
-    runs: dict[str, list[Path]] = {}
+    runs: dict[tuple[str, str], list[Path]] = {}
     for config in done:
         folder = config.run_dir / "evaluation"
-        runs.setdefault(_protocol(config), []).append(folder)
+        for system in _results(config)["systems"]:
+            key = (_protocol(config), system["system"])
+            runs.setdefault(key, []).append(hits_path(folder, system["system"]))
     rows: list[JsonRow] = []
-    for protocol, folders in runs.items():
-        ours = [hits_path(folder, GENERATOR) for folder in folders]
-        for path in sorted(folders[0].glob("hits-*.parquet")):
-            if path == ours[0]:
-                continue
-            theirs = [folder / path.name for folder in folders]
-            theirs = [one for one in theirs if one.is_file()]
+    for (protocol, system), theirs in runs.items():
+        if system != GENERATOR:
+            differences = compare_seeds(theirs, runs[protocol, GENERATOR]).differences
             rows += [
-                {"protocol": protocol, "against": path.stem, **dataclasses.asdict(part)}
-                for part in compare_seeds(theirs, ours).differences
+                {"protocol": protocol, "against": system, **dataclasses.asdict(part)}
+                for part in differences
             ]
     return rows
 
@@ -236,7 +241,7 @@ def _comparison_table(comparisons: list[JsonRow]) -> Table:
         percent = f" ({100 * lead / theirs:+.1f} %)" if theirs else ""
         table.add_row(
             str(row["protocol"]),
-            str(row["against"]).removeprefix("hits-"),
+            str(row["against"]),
             f"{lead:+.4f}{percent}",
             f"[{row['low']:+.4f}, {row['high']:+.4f}]",
             f"{row['p_value']:.4f}",

@@ -133,8 +133,8 @@ def _call(*command: str) -> None:
 
 def _read_lists(path: Path, num_rows: int, k: int) -> Int32Array:
     table = pq.read_table(path)
-    if table.num_rows != num_rows:
-        raise ValueError(f"{path} has {table.num_rows} rows, not the {num_rows} asked")
+    if table["row"].to_pylist() != list(range(num_rows)):
+        raise ValueError(f"{path} does not hold the {num_rows} rows asked, in order")
     items_EK = np.full((num_rows, k), -1, dtype=np.int32)
     lists = table["items"].combine_chunks()
     length_E = pc.list_value_length(lists).to_numpy(zero_copy_only=False)

@@ -210,6 +210,8 @@ def compare_seeds(
             which the runs differ (another user, target, or a row only one has), or
             where there are none.
     """
+    if not paths_a or not paths_b:
+        raise ValueError("nothing to compare: each system needs the hits of a run")
     a = read_hits(paths_a[0])
     values_a, values_b = (
         _mean_values(paths, paths_a[0], a, ks) for paths in (paths_a, paths_b)

@@ -83,7 +83,7 @@ def heaviest_product(
     """
     blocks = [
         keep_heaviest((left[low : low + PRODUCT_ROWS] @ right).tocsr(), k)
-        for low in range(0, left.shape[0], PRODUCT_ROWS)
+        for low in range(0, max(1, left.shape[0]), PRODUCT_ROWS)
     ]
     product: sp.csr_matrix = sp.vstack(blocks, format="csr")
     return product

@@ -78,6 +78,27 @@ class SoftTargets(NamedTuple):
     item_EQ: Int32Array
     cumulative_EQ: Float32Array
 
+    def validate(self, num_items: int) -> None:
+        """Check shapes and ranges once, where soft targets enter the process.
+
+        Raises:
+            ValueError: naming what is wrong with them.
+        """
+        if not len(self.row_E) == len(self.item_EQ) == len(self.cumulative_EQ):
+            raise ValueError("soft targets: the arrays are of different lengths")
+        if (np.diff(self.row_E) <= 0).any():
+            raise ValueError("soft targets: row_E must rise")
+        share_EQ = np.diff(self.cumulative_EQ, axis=1, prepend=np.float32(0))
+        if (share_EQ < 0).any() or not (self.cumulative_EQ[:, -1:] > 0).all():
+            raise ValueError("soft targets: cumulative_EQ must not fall, nor end at 0")
+        bad = (self.item_EQ >= num_items) | ((self.item_EQ < 0) & (share_EQ > 0))
+        if bad.any():
+            event, place = np.argwhere(bad)[0]
+            raise ValueError(
+                f"the soft targets name item {self.item_EQ[event, place]}, the tokens "
+                f"describe {num_items}: build both from one split"
+            )
+
 
 NO_SOFT_TARGETS = SoftTargets(
     row_E=np.zeros(0, dtype=np.int64),
@@ -123,7 +144,9 @@ class Teacher:
         cumulative_SQ = self.targets.cumulative_EQ[place]
         picked_SD = (noise_SD[..., None] >= cumulative_SQ[:, None]).sum(axis=-1)
         items_SQ = self.targets.item_EQ[place]
-        # Noise just below 1 must not run over a row that rounds to less than 1.
-        picked_SD = np.minimum(picked_SD, items_SQ.shape[1] - 1)
+        # Noise just below 1 must not run over a row that rounds to less than 1, past
+        # its last item of any probability.
+        last_S1 = (cumulative_SQ < cumulative_SQ[:, -1:]).sum(axis=1, keepdims=True)
+        picked_SD = np.minimum(picked_SD, last_S1)
         drawn_SD = np.take_along_axis(items_SQ, picked_SD, axis=1)
         return drawn_SD.astype(np.int64), is_taught_S

@@ -82,11 +82,7 @@ class TrainStream:
         pretrain = self.config.pretrain
         weight = resolved("pretrain.teacher_weight", pretrain.teacher_weight)
         num_draws = resolved("pretrain.teacher_samples", pretrain.teacher_samples)
-        if soft_targets.item_EQ.max(initial=-1) >= self.tokens.num_items:
-            raise ValueError(
-                f"the soft targets name item {soft_targets.item_EQ.max()}, the tokens "
-                f"describe {self.tokens.num_items}: build both from one split"
-            )
+        soft_targets.validate(self.tokens.num_items)
         if weight > 0 and num_draws > 0:
             self.teacher_weight = weight
             self.teacher = Teacher(

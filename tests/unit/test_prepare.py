@@ -9,16 +9,18 @@ from sgrec_torchrec import prepare
 from sgrec_torchrec.arguments import override, parse_run
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.evidence.gather import histories_of
+from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS, SoftTargets
 from sgrec_torchrec.prepare import (
     prepare_evidence,
     prepare_graph,
     prepare_log,
+    prepare_teacher,
     prepare_tokens,
 )
 
 STAGES = (
     *("canonical", "split", "graph-form", "graph"),
-    *("evidence", "scorer", "tokens"),
+    *("evidence", "scorer", "teacher", "tokens"),
 )
 BUILDERS = {
     "import_log": "canonical",
@@ -27,6 +29,7 @@ BUILDERS = {
     "build_graph": "graph",
     "save_evidence": "evidence",
     "fit_scorer": "scorer",
+    "soft_targets": "teacher",
     "build_tokens": "tokens",
 }
 
@@ -54,7 +57,8 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def prepare_all(config: RunConfig) -> RunConfig:
     split, config = prepare_log(config)
     graph, config = prepare_graph(split, config)
-    prepare_evidence(split, config)
+    evidence = prepare_evidence(split, config)
+    prepare_teacher(split, evidence, config)
     prepare_tokens(split, graph, config)
     return config
 
@@ -101,15 +105,21 @@ def test_resolved_settings_find_the_same_folders(
     ("assignment", "rebuilt"),
     [
         ("pretrain.num_epochs=9", []),
+        ("pretrain.teacher_weight=0.9", []),
+        ("pretrain.teacher_samples=5", []),
         ("generator.dim=32", []),
         ("evaluation.beam_width=9", []),
         ("tokens.num_codes=32", ["tokens"]),
-        ("seed=9", ["scorer"]),
-        ("evidence.lr=0.1", ["evidence", "scorer"]),
+        ("seed=9", ["scorer", "teacher"]),
+        ("evidence.lr=0.1", ["evidence", "scorer", "teacher"]),
+        ("evidence.taught_items=3", ["evidence", "scorer", "teacher"]),
         ("graph.decay=0.5", ["graph-form", "graph", "tokens"]),
-        ("log.fit_on=train+valid", ["graph", "evidence", "scorer", "tokens"]),
+        (
+            "log.fit_on=train+valid",
+            ["graph", "evidence", "scorer", "teacher", "tokens"],
+        ),
         # Another form is asked for; what is chosen, and so the graph, is the same.
-        ("log.filter_seen=true", ["graph-form", "evidence", "scorer"]),
+        ("log.filter_seen=true", ["graph-form", "evidence", "scorer", "teacher"]),
         ("log.max_history=7", list(STAGES[1:])),
         ("log.seed=7", list(STAGES[1:])),
     ],
@@ -239,3 +249,76 @@ def test_evidence_leaves_out_seen_items_where_asked(
     item_EM, _ = prepare_evidence(split, config).candidates(histories)
     seen = set(histories.items_H[: histories.indptr_E1[1]].tolist())
     assert seen.isdisjoint(item_EM[0].tolist()) == filter_seen
+
+
+def soft_targets_of(config: RunConfig) -> SoftTargets:
+    split, config = prepare_log(config)
+    return prepare_teacher(split, prepare_evidence(split, config), config)
+
+
+def test_teacher_knows_events_of_the_fitted_period_and_reads_alike_again(
+    config: RunConfig, built: list[str]
+) -> None:
+    sequences = prepare_log(config)[0].sequences
+    first = soft_targets_of(config)
+    assert "teacher" in built
+    built.clear()
+    again = soft_targets_of(config)
+    assert built == []
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    refit = soft_targets_of(override(config, ["log.fit_on=train+valid"]))
+    for found, end_U in (
+        (first, sequences.train_end_U),
+        (refit, sequences.valid_end_U),
+    ):
+        user_E = np.searchsorted(sequences.offsets_U1, found.row_E, side="right") - 1
+        place_E = found.row_E - sequences.offsets_U1[user_E]
+        # Every event but a user's first one: nothing is filtered, so all have items.
+        assert len(found.row_E) == (end_U - 1).sum()
+        assert (place_E < end_U[user_E]).all()
+        assert (place_E > 0).all()
+
+
+def test_a_training_without_events_to_teach_reads_an_empty_teacher(
+    config: RunConfig,
+) -> None:
+    found = soft_targets_of(override(config, ["evidence.max_taught=0"]))
+    assert len(found.row_E) == 0
+    assert (config.run_dir / "teacher").is_dir()
+
+
+@pytest.mark.parametrize(
+    "assignment", ["pretrain.teacher_weight=0", "pretrain.teacher_samples=0"]
+)
+def test_a_run_without_a_teacher_builds_none(
+    config: RunConfig, built: list[str], assignment: str
+) -> None:
+    assert soft_targets_of(override(config, [assignment])) is NO_SOFT_TARGETS
+    assert built == ["canonical", "split", "evidence", "scorer"]
+    assert not (config.run_dir / "teacher").exists()
+
+
+@pytest.mark.parametrize("name", SoftTargets._fields)
+def test_a_damaged_array_of_the_teacher_is_named(config: RunConfig, name: str) -> None:
+    soft_targets_of(config)
+    path = config.run_dir / "teacher" / f"{name}.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}\.npy is damaged.*the soft targets"):
+        soft_targets_of(config)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{name}\.npy is missing"):
+        soft_targets_of(config)
+
+
+def test_a_damaged_manifest_of_the_teacher_is_named(config: RunConfig) -> None:
+    soft_targets_of(config)
+    path = config.run_dir / "teacher" / prepare.TEACHER
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"teacher\.json is damaged: build the soft"):
+        soft_targets_of(config)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"teacher\.json is missing"):
+        soft_targets_of(config)

@@ -9,6 +9,7 @@ import pytest
 
 from sgrec_torchrec.evaluation.compare import (
     compare,
+    compare_seeds,
     hits_path,
     read_hits,
     render,
@@ -231,3 +232,64 @@ def test_absent_columns_and_files_are_named(paths) -> None:
     paths[0].write_bytes(b"PAR1 but no more")
     with pytest.raises(ValueError, match="is damaged"):
         read_hits(paths[0])
+
+
+def test_seeds_are_averaged_row_by_row_and_then_over_rows(tmp_path) -> None:
+    # Ranks of two rows, of one user each; A has two runs, B three.
+    runs_a, runs_b = [[1, 0], [2, 4]], [[1, 1], [1, 0], [3, 1]]
+    paths = {"a": [], "b": []}
+    for name, runs in (("a", runs_a), ("b", runs_b)):
+        for nth, ranks in enumerate(runs):
+            paths[name].append(tmp_path / f"{name}{nth}.parquet")
+            write(paths[name][-1], ranks, user_id=["anna", "ben"])
+    found = compare_seeds(
+        paths["a"], paths["b"], ks=(1, 3), num_bootstrap=500, num_sign_flips=200
+    )
+    assert (found.num_rows, found.num_users) == (2, 2)
+    lines = {line.metric: line for line in found.differences}
+    # HR@1: A's rows have 1/2 (rank 1, then 2) and 0; B's 2/3 and 2/3.
+    line = lines["HR@1"]
+    assert line.value_a == pytest.approx((1 / 2 + 0) / 2)
+    assert line.value_b == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert line.difference == pytest.approx(2 / 3 - 1 / 4)
+    # Users gain 1/6 and 2/3: no resample goes beyond either.
+    assert (line.low, line.high) == pytest.approx((1 / 6, 2 / 3))
+    # NDCG@3: 1 at rank 1, 1 / log2(3) at 2, 1 / 2 at 3, and 0 at 4 or not found.
+    second = 1 / np.log2(3)
+    line = lines["NDCG@3"]
+    assert line.value_a == pytest.approx(((1 + second) / 2 + 0) / 2)
+    assert line.value_b == pytest.approx(((1 + 1 + 1 / 2) / 3 + (1 + 0 + 1) / 3) / 2)
+
+
+def test_one_run_each_is_the_plain_comparison(paths, ranks) -> None:
+    write(paths[0], ranks)
+    write(paths[1], ranks[::-1])
+    counts = {"seed": 3, "num_bootstrap": 50, "num_sign_flips": 50}
+    one, other = ([path] for path in paths)
+    assert compare_seeds(one, other, **counts) == compare(*paths, **counts)
+
+
+def test_a_run_twice_says_no_more_than_once(paths, ranks) -> None:
+    write(paths[0], ranks)
+    write(paths[1], ranks[::-1])
+    once = compare(*paths, num_sign_flips=50)
+    twice = compare_seeds([paths[0]] * 2, [paths[1]] * 4, num_sign_flips=50)
+    for one, two in zip(once.differences, twice.differences, strict=True):
+        assert two.p_value == one.p_value
+        for name in ("value_a", "value_b", "difference", "low", "high"):
+            assert getattr(two, name) == pytest.approx(getattr(one, name))
+
+
+@pytest.mark.parametrize("odd", ["a1", "b0", "b1"])
+def test_every_run_must_be_of_the_same_rows(tmp_path, ranks, odd) -> None:
+    paths = {name: tmp_path / f"{name}.parquet" for name in ("a0", "a1", "b0", "b1")}
+    for name, path in paths.items():
+        users = ["x"] * NUM_ROWS if name == odd else None
+        write(path, ranks, **({"user_id": users} if users else {}))
+    both = ([paths["a0"], paths["a1"]], [paths["b0"], paths["b1"]])
+    message = rf"a0\.parquet and .*{odd}\.parquet are not of the same rows"
+    with pytest.raises(ValueError, match=message):
+        compare_seeds(*both)
+    paths[odd].unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{odd}\.parquet is missing"):
+        compare_seeds(*both)

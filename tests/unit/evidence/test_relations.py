@@ -240,3 +240,28 @@ def test_broken_relations_are_refused(make_relations, field, value, message) -> 
     relations = make_relations(np.ones((2, 2, 2)) - np.eye(2), [3, 3])
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(relations, **{field: value}).validate()
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "right"),
+    [
+        ("indptr_R1", "int32", "int64"),
+        ("neighbours_E", "int64", "int32"),
+        ("weights_E", "float64", "float32"),
+        ("popularity_N", "int32", "int64"),
+        ("recent_N", "float64", "int64"),
+    ],
+)
+def test_arrays_of_other_types_are_refused(make_relations, field, wrong, right) -> None:
+    relations = make_relations(np.ones((2, 2, 2)) - np.eye(2), [3, 3])
+    other = getattr(relations, field).astype(wrong)
+    with pytest.raises(ValueError, match=f"{field} is {wrong}, not {right}"):
+        dataclasses.replace(relations, **{field: other}).validate()
+
+
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_recent_counts_of_another_catalogue_are_refused(make_relations, length) -> None:
+    relations = make_relations(np.ones((2, 2, 2)) - np.eye(2), [3, 3])
+    odd = dataclasses.replace(relations, recent_N=np.zeros(length, dtype=np.int64))
+    with pytest.raises(ValueError, match=f"recent_N has {length} items, popularity_N"):
+        odd.validate()

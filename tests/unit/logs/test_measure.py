@@ -151,6 +151,24 @@ def test_teacher_draws_fall_with_the_size_of_the_log(num_events, expected):
     assert config.pretrain.teacher_samples == expected
 
 
+@pytest.mark.parametrize(
+    ("num_events", "expected"),
+    # 2.5e6 / events, rounded: 25 and 15.6 of at most 16, 10, 2.94, 1.56, 0
+    [
+        (0, 16),
+        (100_000, 16),
+        (160_000, 16),
+        (250_000, 10),
+        (850_000, 3),
+        (1_600_000, 2),
+        (10**9, 2),
+    ],
+)
+def test_epochs_fall_with_the_size_of_the_log(num_events, expected):
+    config = resolve(RunConfig(name="x"), with_(num_events=num_events))
+    assert config.pretrain.num_epochs == expected
+
+
 def test_settings_of_the_user_stay():
     mine = [
         "log.filter_seen=false",
@@ -158,6 +176,7 @@ def test_settings_of_the_user_stay():
         "pretrain.teacher_weight=0.25",
         "pretrain.teacher_samples=3",
         "pretrain.global_batch_size=7",
+        "pretrain.num_epochs=40",
     ]
     config = override(RunConfig(name="x"), mine)
     assert resolve(config, with_(repeat_share=0.0)) == config

@@ -7,27 +7,58 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sgrec_torchrec.logs import sampling
 from sgrec_torchrec.logs.sampling import (
-    GraphRows,
+    NO_SOFT_TARGETS,
+    SoftTargets,
     Teacher,
     cut_windows,
     epoch_order,
-    search_cells,
 )
 
-NUM_ITEMS = 7
+BELOW_ONE = np.float32(1) - np.float32(2) ** -24
+"""The largest float32 under 1."""
 
 
-def make_graph(decay=0.7):
-    """Rows of 0 to 3 neighbours; items 2 and 3 have none."""
-    rows = [[(1, 0.5)], [(2, 1.0), (4, 3.0)], [], [], [(5, 2.0), (6, 1.0), (0, 1.0)]]
-    rows += [[(0, 4.0)], [(3, 0.25), (1, 0.75)]]
-    return GraphRows(
-        indptr_N1=np.cumsum([0, *(len(row) for row in rows)]),
-        neighbours_E=np.array([j for row in rows for j, _ in row], np.int32),
-        weights_E=np.array([w for row in rows for _, w in row], np.float32),
-        decay=decay,
+def make_soft_targets(
+    rows: list[int], items: list[list[int]], cumulative: list[list[float]]
+) -> SoftTargets:
+    return SoftTargets(
+        row_E=np.array(rows, np.int64),
+        item_EQ=np.array(items, np.int32),
+        cumulative_EQ=np.array(cumulative, np.float32),
     )
+
+
+@pytest.fixture
+def soft_targets() -> SoftTargets:
+    """Events 2, 5 and 9, with three, one and two items."""
+    return make_soft_targets(
+        [2, 5, 9],
+        [[4, 1, 0], [3, -1, -1], [2, 6, -1]],
+        [[0.5, 0.8, 1.0], [1.0, 1.0, 1.0], [0.25, 1.0, 1.0]],
+    )
+
+
+def draw(targets: SoftTargets, rows: list[int], num_draws: int = 4, *, epoch: int = 0):
+    """What is drawn for these events: each is a sample's first target."""
+    teacher = Teacher(targets, num_draws=num_draws, seed=1)
+    zero_S = np.zeros(len(rows), dtype=np.int64)
+    return teacher.draw(np.array(rows), (epoch, np.arange(len(rows)), zero_S))
+
+
+@pytest.fixture
+def fixed_noise(monkeypatch: pytest.MonkeyPatch):
+    """fixed_noise(*values): the noise of draws 0, 1, ... of every target."""
+
+    def fix(*values: float) -> int:
+        def noise(hashed: np.ndarray) -> np.ndarray:
+            return np.broadcast_to(np.array(values), hashed.shape)
+
+        monkeypatch.setattr(sampling, "uniform", noise)
+        return len(values)
+
+    return fix
 
 
 @given(
@@ -55,35 +86,97 @@ def test_an_epochs_order_is_a_permutation_of_its_own():
     assert not np.array_equal(epoch_order(50, 0, 0), epoch_order(50, 1, 0))
 
 
-@pytest.mark.parametrize("history", [1, 2, 50])
-@pytest.mark.parametrize("decay", [0.0, 0.7, 1.0])
-def test_draws_follow_the_graphs_normalised_score(history, decay):
-    graph = make_graph(decay)
-    dense = np.zeros((NUM_ITEMS, NUM_ITEMS))
-    for item in range(NUM_ITEMS):
-        row = slice(graph.indptr_N1[item], graph.indptr_N1[item + 1])
-        dense[item, graph.neighbours_E[row]] = graph.weights_E[row]
-    items = np.array([-1, 4, 1, 3, 6, -1, 2, 3])
-    draws = 20_000
-    teacher = Teacher(graph, score_history=history, num_draws=draws, seed=1)
-    contexts, depths = np.array([2, 4, 7]), np.array([2, 4, 2])
-    drawn, has_mass = teacher.draw(
-        items, contexts, depths, (0, np.array([0, 0, 1]), np.array([2, 4, 2]))
+def test_draws_follow_the_probabilities(soft_targets) -> None:
+    num_draws = 20_000
+    drawn_SD, is_taught_S = draw(soft_targets, [9, 2], num_draws)
+    assert is_taught_S.tolist() == [True, True]
+    assert drawn_SD.dtype == np.int64
+    expected_SN = num_draws * np.array(
+        # items 2 and 6: .25 and 1 - .25; items 4, 1 and 0: .5, .8 - .5 and 1 - .8
+        [[0, 0, 0.25, 0, 0, 0, 0.75], [0.2, 0.3, 0, 0, 0.5, 0, 0]]
     )
-    assert has_mass.tolist() == [True, True, False]
-    for row, newest_first in ((0, [1, 4]), (1, [6, 3, 1, 4])):
-        score = np.zeros(NUM_ITEMS)
-        for back, item in enumerate(newest_first[:history]):
-            score += decay**back * dense[item]
-        share = np.bincount(drawn[row], minlength=NUM_ITEMS) / draws
-        # s.d. of a share is at most sqrt(.25 / 20000) = .0035
-        np.testing.assert_allclose(share, score / score.sum(), atol=0.018)
-        assert not share[score == 0].any()
+    for drawn_D, expected_N in zip(drawn_SD, expected_SN, strict=True):
+        found_N = np.bincount(drawn_D, minlength=7)
+        possible_N = expected_N > 0
+        assert not found_N[~possible_N].any()
+        # One time in 1000, chi-square of two degrees of freedom passes 13.8.
+        error_N = (found_N - expected_N)[possible_N] ** 2 / expected_N[possible_N]
+        assert error_N.sum() < 13.8
 
 
-def test_a_draw_never_leaves_its_row_nor_takes_a_weightless_cell():
-    # cells 0 | 1 2 3 | 4 with weights 1 | 0 1 0 | 1: row two is [1, 2)
-    total = np.array([0.0, 1.0, 1.0, 2.0, 2.0, 3.0])
-    noise = np.array([0.0, 0.5, 1.0 - 2.0**-53])
-    low, high = np.full(3, 1.0), np.full(3, 2.0)
-    assert search_cells(total, low, high, noise).tolist() == [2, 2, 2]
+def test_only_events_with_soft_targets_get_draws(soft_targets) -> None:
+    asked = [0, 2, 3, 5, 5, 9, 10]
+    drawn_SD, is_taught_S = draw(soft_targets, asked)
+    assert is_taught_S.tolist() == [False, True, False, True, True, True, False]
+    assert drawn_SD.shape == (4, 4)
+    assert set(drawn_SD[0].tolist()) <= {4, 1, 0}
+    assert drawn_SD[1:3].tolist() == [[3] * 4] * 2
+    assert set(drawn_SD[3].tolist()) <= {2, 6}
+
+
+def test_a_draw_depends_on_its_own_target_alone(soft_targets) -> None:
+    teacher = Teacher(soft_targets, num_draws=50, seed=1)
+    row_S, sample_S, position_S = np.array([[2, 3, 9, 2], [7, 7, 8, 8], [0, 1, 0, 3]])
+    whole_SD, _ = teacher.draw(row_S, (4, sample_S, position_S))
+    for place, target in ((0, 0), (1, 2), (2, 3)):
+        one = slice(target, target + 1)
+        alone_SD, _ = teacher.draw(row_S[one], (4, sample_S[one], position_S[one]))
+        assert alone_SD[0].tolist() == whole_SD[place].tolist()
+
+
+def test_every_epoch_sample_position_and_seed_draws_anew(soft_targets) -> None:
+    found = set()
+    keys = [(1, 0, 0, 0), (1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1), (2, 0, 0, 0)]
+    for seed, epoch, sample, position in keys:
+        teacher = Teacher(soft_targets, num_draws=50, seed=seed)
+        noise_key = (epoch, np.array([sample]), np.array([position]))
+        drawn_SD, _ = teacher.draw(np.array([2]), noise_key)
+        assert len(set(drawn_SD[0].tolist())) == 3
+        found.add(tuple(drawn_SD[0].tolist()))
+    assert len(found) == len(keys)
+
+
+def test_no_soft_targets_give_no_draws() -> None:
+    drawn_SD, is_taught_S = draw(NO_SOFT_TARGETS, [0, 3])
+    assert drawn_SD.shape == (0, 4)
+    assert drawn_SD.dtype == np.int64
+    assert is_taught_S.tolist() == [False, False]
+    assert NO_SOFT_TARGETS.item_EQ.dtype == np.int32
+    assert NO_SOFT_TARGETS.cumulative_EQ.dtype == np.float32
+
+
+def test_no_target_asked_gives_no_draws(soft_targets) -> None:
+    drawn_SD, is_taught_S = draw(soft_targets, [])
+    assert drawn_SD.shape == (0, 4)
+    assert is_taught_S.shape == (0,)
+
+
+def test_noise_picks_the_item_whose_share_holds_it(soft_targets, fixed_noise) -> None:
+    count = fixed_noise(0.0, 0.4999, 0.5, 0.7999, 0.8001, 1 - 2.0**-53)
+    drawn_SD, _ = draw(soft_targets, [2], count)
+    assert drawn_SD[0].tolist() == [4, 4, 1, 1, 0, 0]
+
+
+def test_an_item_without_probability_is_never_drawn(soft_targets, fixed_noise) -> None:
+    count = fixed_noise(0.0, 0.2499, 0.25, 1 - 2.0**-53)
+    drawn_SD, _ = draw(soft_targets, [5, 9], count)
+    assert drawn_SD.tolist() == [[3] * 4, [2, 2, 6, 6]]
+    # Neither before the first, nor between two.
+    gaps = make_soft_targets([0], [[-1, 3, -1, 5]], [[0.0, 0.25, 0.25, 1.0]])
+    assert draw(gaps, [0], count)[0].tolist() == [[3, 3, 5, 5]]
+
+
+@pytest.mark.parametrize(
+    ("items", "cumulative"),
+    [
+        ([4, 6], [0.5, BELOW_ONE]),
+        ([4, 6, -1], [0.5, BELOW_ONE, BELOW_ONE]),
+        ([6, -1, -1], [BELOW_ONE] * 3),
+    ],
+)
+def test_a_row_that_rounds_to_less_than_one_gives_its_last_item(
+    fixed_noise, items: list[int], cumulative: list[float]
+) -> None:
+    count = fixed_noise(1 - 2.0**-53, float(BELOW_ONE))
+    drawn_SD, _ = draw(make_soft_targets([0], [items], [cumulative]), [0], count)
+    assert drawn_SD.tolist() == [[6, 6]]

@@ -9,14 +9,9 @@ import numpy as np
 import pytest
 
 from sgrec_torchrec.config import GeneratorConfig, LogConfig, PretrainConfig, RunConfig
-from sgrec_torchrec.logs.sampling import GraphRows, epoch_order
+from sgrec_torchrec.logs.sampling import epoch_order
 from sgrec_torchrec.logs.stream import TrainStream, eval_batches
-from sgrec_torchrec.schema import (
-    Catalogue,
-    EvalRows,
-    Sequences,
-    SplitLog,
-)
+from sgrec_torchrec.schema import EvalRows
 
 NUM_ITEMS, NUM_CODES, NUM_LEVELS = 7, 4, 2
 CODES = np.random.default_rng(5).integers(0, NUM_CODES, (NUM_ITEMS, NUM_LEVELS))
@@ -24,88 +19,19 @@ CODES = CODES.astype(np.int32)
 KEYS = ["item", "code_0", "code_1", "gap", "event", "value"]
 
 
-def make_split(seed=0, num_users=20, longest=30):
-    """A random log with baskets; user 0 has no train event."""
-    generator = np.random.default_rng(seed)
-    lengths = generator.integers(1, longest, num_users)
-    times = [
-        np.sort(generator.integers(0, 1000 if u % 2 else 2 * n, n))
-        for u, n in enumerate(lengths)
-    ]
-    cuts = []
-    for stamps in times:
-        starts = [0, *(np.flatnonzero(np.diff(stamps)) + 1).tolist(), len(stamps)]
-        cuts.append(sorted(generator.choice(starts, 2).tolist()))
-    cuts[0][0] = 0
-    total = int(lengths.sum())
-    values = generator.exponential(10, total).astype(np.float32)
-    values[::5] = np.nan
-    sequences = Sequences(
-        offsets_U1=np.append(0, np.cumsum(lengths)),
-        items_R=generator.integers(0, NUM_ITEMS, total, dtype=np.int32),
-        timestamps_R=np.concatenate(times),
-        events_R=generator.integers(-1, 2, total).astype(np.int16),
-        values_R=values,
-        train_end_U=np.array([cut[0] for cut in cuts], np.int32),
-        valid_end_U=np.array([cut[1] for cut in cuts], np.int32),
-        num_items=NUM_ITEMS,
-        num_event_types=2,
-        has_clock=True,
-        has_value=True,
-    )
-    empty = EvalRows(
-        user_E=np.zeros(0, np.int64),
-        history_start_E=np.zeros(0, np.int32),
-        history_end_E=np.zeros(0, np.int32),
-        target_E=np.zeros(0, np.int32),
-        target_timestamp_E=np.zeros(0, np.int64),
-    )
-    catalogue = Catalogue(
-        item_ids=[],
-        titles=[],
-        brands=[],
-        categories=[],
-        texts=[],
-        embedding_ND=None,
-        sid_NL=None,
-    )
-    return SplitLog(
-        sequences=sequences,
-        valid=empty,
-        test=empty,
-        catalogue=catalogue,
-        user_ids=[],
-        protocol="chronological",
-    )
-
-
-def make_config(*, batch=4, max_history=6, teacher=0.5, fit_on="train", history=50):
-    config = RunConfig(
+def make_config(*, batch=4, max_history=6, fit_on="train"):
+    return RunConfig(
         name="x",
         seed=3,
         log=LogConfig(max_history=max_history, fit_on=fit_on),
         pretrain=PretrainConfig(
-            global_batch_size=batch, teacher_weight=teacher, teacher_samples=2
+            global_batch_size=batch, teacher_weight=0.5, teacher_samples=2
         ),
     )
-    graph = dataclasses.replace(config.graph, score_history=history)
-    return dataclasses.replace(config, graph=graph)
 
 
-def make_graph(decay=0.7):
-    """Rows of 0 to 3 neighbours; items 2 and 3 have none."""
-    rows = [[(1, 0.5)], [(2, 1.0), (4, 3.0)], [], [], [(5, 2.0), (6, 1.0), (0, 1.0)]]
-    rows += [[(0, 4.0)], [(3, 0.25), (1, 0.75)]]
-    return GraphRows(
-        indptr_N1=np.cumsum([0, *(len(row) for row in rows)]),
-        neighbours_E=np.array([j for row in rows for j, _ in row], np.int32),
-        weights_E=np.array([w for row in rows for _, w in row], np.float32),
-        decay=decay,
-    )
-
-
-def make_stream(split, config, graph=None, rank=0, world_size=1):
-    return TrainStream(split, CODES, NUM_CODES, config, graph, rank, world_size)
+def make_stream(split, config, soft_targets=None, rank=0, world_size=1):
+    return TrainStream(split, CODES, NUM_CODES, config, soft_targets, rank, world_size)
 
 
 def reference_features(split, user, start, end):
@@ -161,7 +87,7 @@ def unpack(batch):
 
 @pytest.mark.parametrize("fit_on", ["train", "train+valid"])
 @pytest.mark.parametrize("max_history", [1, 6, 100])
-def test_batches_equal_the_reference(fit_on, max_history):
+def test_batches_equal_the_reference(make_split, fit_on, max_history):
     split = make_split()
     config = make_config(max_history=max_history, fit_on=fit_on)
     stream = make_stream(split, config)
@@ -197,14 +123,16 @@ def test_batches_equal_the_reference(fit_on, max_history):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-@pytest.mark.parametrize("with_graph", [False, True])
-def test_union_of_ranks_is_the_same_for_any_world_size(batch_size, with_graph):
+@pytest.mark.parametrize("is_taught", [False, True])
+def test_union_of_ranks_is_the_same_for_any_world_size(
+    make_split, make_soft_targets, batch_size, is_taught
+):
     split, config = make_split(), make_config(batch=batch_size)
-    graph = make_graph() if with_graph else None
-    whole = list(make_stream(split, config, graph).batches(epoch=1))
+    taught = make_soft_targets(split) if is_taught else None
+    whole = list(make_stream(split, config, taught).batches(epoch=1))
     for world_size in (2, 4):
         ranks = [
-            list(make_stream(split, config, graph, rank, world_size).batches(epoch=1))
+            list(make_stream(split, config, taught, rank, world_size).batches(epoch=1))
             for rank in range(world_size)
         ]
         assert {len(batches) for batches in ranks} == {len(whole)}
@@ -221,31 +149,33 @@ def test_union_of_ranks_is_the_same_for_any_world_size(batch_size, with_graph):
             assert union == Counter(unpack(one))
 
 
-@pytest.mark.parametrize("with_graph", [False, True])
-def test_scaled_weights_of_all_ranks_average_to_one(with_graph):
-    graph = make_graph() if with_graph else None
-    streams = [
-        make_stream(make_split(), make_config(), graph, rank, 3) for rank in range(3)
-    ]
+@pytest.mark.parametrize("is_taught", [False, True])
+def test_scaled_weights_of_all_ranks_average_to_one(
+    make_split, make_soft_targets, is_taught
+):
+    split = make_split()
+    taught = make_soft_targets(split) if is_taught else None
+    streams = [make_stream(split, make_config(), taught, rank, 3) for rank in range(3)]
     for parts in zip(*(stream.batches(0) for stream in streams), strict=True):
         total = sum(part.loss_scale * part.target_weight_S.sum() for part in parts)
         assert total.item() / 3 == pytest.approx(1.0, rel=1e-5)
 
 
-def test_a_rank_without_samples_gets_one_begin_marker_of_weight_zero():
+def test_a_rank_without_samples_gets_one_begin_marker_of_weight_zero(make_split):
     config = make_config(batch=2)
     batch = next(make_stream(make_split(), config, rank=4, world_size=5).batches(0))
     assert unpack(batch) == [(((0,),) * len(KEYS), (0,), ((0, 0, 0.0),))]
 
 
-def test_resuming_yields_the_rest_of_the_epoch():
-    stream = make_stream(make_split(), make_config(batch=2), make_graph())
+def test_resuming_yields_the_rest_of_the_epoch(make_split, make_soft_targets):
+    split = make_split()
+    stream = make_stream(split, make_config(batch=2), make_soft_targets(split))
     whole = [unpack(batch) for batch in stream.batches(3)]
     assert len(whole) == stream.steps_per_epoch > 3
     assert [unpack(batch) for batch in stream.batches(3, first_step=2)] == whole[2:]
 
 
-def test_equal_timestamps_of_two_users_are_no_basket():
+def test_equal_timestamps_of_two_users_are_no_basket(make_split):
     split = make_split(num_users=2)
     sequences = dataclasses.replace(
         split.sequences,
@@ -262,57 +192,15 @@ def test_equal_timestamps_of_two_users_are_no_basket():
     assert targets == [((0, 0, 1.0), (1, 1, 1.0)), ((0, 2, 1.0), (1, 3, 1.0))]
 
 
-def test_no_position_of_two_epochs_shares_its_noise():
+def test_no_position_of_two_epochs_shares_its_noise(make_split):
     stream = make_stream(make_split(), make_config(batch=100))
     first, second = (next(stream.batches(epoch)).position_key_T for epoch in (0, 1))
     assert not set(first.tolist()) & set(second.tolist())
     assert len(set(first.tolist())) == len(first)
 
 
-def test_teacher_splits_each_targets_weight_where_the_graph_knows_the_history():
-    graph = make_graph()
-    has_row = np.diff(graph.indptr_N1) > 0
-    stream = make_stream(make_split(), make_config(teacher=0.4), graph)
-    seen = Counter()
-    for batch in stream.batches(0):
-        for (items, *_), _, targets in unpack(batch):
-            for context in {target[0] for target in targets}:
-                history = [item - 1 for item in items[1 : context + 1]]
-                has_mass = any(has_row[item] for item in history)
-                weights = Counter(
-                    round(weight, 6) for place, _, weight in targets if place == context
-                )
-                if has_mass:
-                    assert set(weights) == {0.6, 0.2}
-                    assert weights[0.2] == 2 * weights[0.6]
-                else:
-                    assert set(weights) == {1.0}
-                seen[has_mass] += 1
-    assert min(seen[True], seen[False]) > 3
-
-
-def test_teacher_draws_the_same_in_blocks(monkeypatch):
-    config, split = make_config(batch=50), make_split()
-    whole = [unpack(b) for b in make_stream(split, config, make_graph()).batches(0)]
-    monkeypatch.setattr("sgrec_torchrec.logs.sampling.CONTEXTS_PER_BLOCK", 2)
-    blocks = [unpack(b) for b in make_stream(split, config, make_graph()).batches(0)]
-    assert blocks == whole
-
-
-def test_a_graph_without_edges_teaches_nothing():
-    zeros = np.zeros(0)
-    graph = GraphRows(
-        np.zeros(NUM_ITEMS + 1, np.int64),
-        zeros.astype(np.int32),
-        zeros.astype(np.float32),
-        0.7,
-    )
-    for batch in make_stream(make_split(), make_config(), graph).batches(0):
-        assert (batch.target_weight_S == 1).all()
-
-
 @pytest.mark.parametrize("world_size", [1, 2, 4, 40])
-def test_eval_batches_hold_every_row_once_in_step_on_all_ranks(world_size):
+def test_eval_batches_hold_every_row_once_in_step_on_all_ranks(make_split, world_size):
     split = make_split()
     s = split.sequences
     generator = np.random.default_rng(2)
@@ -363,28 +251,17 @@ def test_eval_batches_hold_every_row_once_in_step_on_all_ranks(world_size):
     assert all(size == sizes[0] for size in sizes)
 
 
-def test_codes_of_another_catalogue_are_an_error():
+def test_codes_of_another_catalogue_are_an_error(make_split):
     with pytest.raises(ValueError, match="describe 6 items, the split has 7"):
         TrainStream(make_split(), CODES[:6], NUM_CODES, make_config())
 
 
-def test_a_rank_outside_the_world_is_an_error():
+def test_a_rank_outside_the_world_is_an_error(make_split):
     with pytest.raises(ValueError, match=r"rank 2 is outside \[0, 2\)"):
         make_stream(make_split(), make_config(), rank=2, world_size=2)
 
 
-def test_an_unresolved_teacher_weight_is_an_error():
-    with pytest.raises(ValueError, match=r"teacher_weight is None"):
-        make_stream(make_split(), make_config(teacher=None), make_graph())
-
-
-def test_a_graph_of_another_catalogue_is_an_error():
-    graph = make_graph()._replace(indptr_N1=np.zeros(3, np.int64))
-    with pytest.raises(ValueError, match="the item graph has 2 items, the tokens 7"):
-        make_stream(make_split(), make_config(), graph)
-
-
-def test_a_train_period_without_events_is_an_error():
+def test_a_train_period_without_events_is_an_error(make_split):
     split = make_split()
     nothing = np.zeros(split.sequences.num_users, np.int32)
     sequences = dataclasses.replace(split.sequences, train_end_U=nothing)
