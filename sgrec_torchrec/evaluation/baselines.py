@@ -2,8 +2,8 @@
 
 All are item graphs: popularity is the graph without edges (every score ties at zero,
 and ties rank by popularity, then item index), co-visitation the graph without text,
-item-kNN the cosines of items over users. Formulas and figures: ANCHORS.md, repeated in
-``item_graph.graph``.
+item-kNN the cosines of items over users, own history every item's edge to itself.
+Formulas and figures: ANCHORS.md, repeated in ``item_graph.graph``.
 """
 
 import dataclasses
@@ -24,6 +24,9 @@ from sgrec_torchrec.schema import EvalRows, Int32Array, Sequences, SplitLog
 NEIGHBOURS = (20, 100, 500)
 """Sizes that item-kNN chooses from."""
 MAX_CHOICE_ROWS = 3_000
+OWN_HISTORY = "own history"
+ALMOST_FREQUENCY = 0.99999
+"""Decay an event: counts decide, and age between equal ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,23 @@ def item_graph(fitted: Fitted, rows: EvalRows, k: int) -> Int32Array:
     return _top(fitted.graph, fitted, rows, k)
 
 
+def own_history(fitted: Fitted, rows: EvalRows, k: int) -> Int32Array:
+    """What the user had most often, of those the newest; then popular items.
+
+    P-TopFreq of Li et al., "A Next Basket Recommendation Reality Check", TOIS 2023.
+    Strong wherever items are bought again, empty where seen items are left out.
+    """
+    itself = GraphConfig(
+        text_weight=0.0, decay=ALMOST_FREQUENCY, score_history=10_000, max_neighbours=1
+    )
+    graph = graph_of(
+        sp.csr_matrix(sp.eye_array(fitted.graph.num_items)),
+        fitted.graph.popularity_N,
+        itself,
+    )
+    return _top(graph, fitted, rows, k)
+
+
 def item_knn(fitted: Fitted, rows: EvalRows, k: int) -> Int32Array:
     """Cosine of items over the users who had them, summed over the history.
 
@@ -90,6 +110,7 @@ def item_knn(fitted: Fitted, rows: EvalRows, k: int) -> Int32Array:
 
 BASELINES: dict[str, Baseline] = {
     "popularity": popularity,
+    OWN_HISTORY: own_history,
     "item-kNN": item_knn,
     "co-visitation": covisitation,
     "item graph": item_graph,

@@ -15,7 +15,12 @@ import numpy as np
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import is_main_rank, main_rank_first
-from sgrec_torchrec.evaluation.baselines import BASELINES, Baseline, Fitted
+from sgrec_torchrec.evaluation.baselines import (
+    BASELINES,
+    OWN_HISTORY,
+    Baseline,
+    Fitted,
+)
 from sgrec_torchrec.evaluation.beyond import (
     Vectors,
     beyond_accuracy,
@@ -202,6 +207,7 @@ def _compared(
     return [
         _found(system, recommend(fitted, rows, max(KS)), rows)
         for system, recommend in baselines.items()
+        if not (system == OWN_HISTORY and fitted.filter_seen)
     ]
 
 
