@@ -95,8 +95,11 @@ class EvidenceConfig:
 
     max_neighbours: int = 300
     """Neighbours kept per item and relation: bounds the relations by this times 6 N."""
+    max_history: int | None = None
+    """Newest events that the evidence may see. None: ``log.max_history``, or more where
+    items are bought again."""
     score_history: int = 50
-    """Newest history items whose neighbours are looked up."""
+    """Newest of these whose neighbours are looked up."""
     num_candidates: int = 200
     """Items of a row that the scorer weighs."""
     num_folds: int = 5
@@ -121,6 +124,7 @@ class EvidenceConfig:
             "evidence",
             self,
             max_neighbours=(1, 100_000),
+            max_history=(1, 1_000_000),
             score_history=(1, 10_000),
             num_candidates=(1, 10_000),
             num_folds=(2, 100),

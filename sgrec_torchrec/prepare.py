@@ -47,6 +47,7 @@ from sgrec_torchrec.logs.importers.locate import resolve_path
 from sgrec_torchrec.logs.measure import measure_log, resolve
 from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS, SoftTargets
 from sgrec_torchrec.logs.split import load_split, prepare_split
+from sgrec_torchrec.logs.stream import resolved
 from sgrec_torchrec.schema import ItemTokens, SplitLog
 
 FORMAT = 1
@@ -149,7 +150,7 @@ def prepare_teacher(
             text_relation(split.catalogue, settings),
             evidence.scorer,
             settings,
-            max_history=config.log.max_history,
+            max_history=resolved("evidence.max_history", settings.max_history),
             filter_seen=evidence.filter_seen,
             seed=config.log.seed,
         )
@@ -176,7 +177,7 @@ def _gather(split: SplitLog, config: RunConfig, folder: Path) -> None:
         end_U,
         text,
         settings,
-        max_history=config.log.max_history,
+        max_history=resolved("evidence.max_history", settings.max_history),
         filter_seen=bool(config.log.filter_seen),
         seed=config.log.seed,
     )

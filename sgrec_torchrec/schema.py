@@ -5,7 +5,7 @@ of a batch, T positions of a batch (all sequences end to end), S targets of a ba
 L code levels, K codes per level, G rollouts per user.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -105,6 +105,14 @@ class EvalRows:
             target_E=self.target_E[rows],
             target_timestamp_E=self.target_timestamp_E[rows],
         )
+
+    def with_history(self, max_history: int) -> "EvalRows":
+        """The same rows; histories are the newest ``max_history`` events, if so many.
+
+        They end where they did, so nothing newer is shown.
+        """
+        start_E = np.maximum(self.history_end_E - max_history, 0)
+        return replace(self, history_start_E=start_E.astype(np.int32))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from sgrec_torchrec.generator.beam import beam_search
 from sgrec_torchrec.generator.model import Generator
 from sgrec_torchrec.generator.prior import Prior
 from sgrec_torchrec.item_graph.graph import ItemGraph
-from sgrec_torchrec.logs.stream import EvalBatch, eval_batches
+from sgrec_torchrec.logs.stream import EvalBatch, eval_batches, resolved
 from sgrec_torchrec.schema import (
     EvalRows,
     Float32Array,
@@ -134,7 +134,8 @@ class Ranker:
     def _prior(self, batch: EvalBatch, rows: EvalRows) -> Prior:
         """The evidence's next-item distribution over its candidates; weight open."""
         asked = rows.take(batch.row_B.clamp(min=0).cpu().numpy())
-        histories = histories_of(self.split.sequences, asked)
+        max_history = resolved("evidence.max_history", self.config.evidence.max_history)
+        histories = histories_of(self.split.sequences, asked.with_history(max_history))
         item_BM, probability_BM = self.evidence.candidates(histories)
         device = self.ranks.device
         return Prior(

@@ -17,6 +17,8 @@ from sgrec_torchrec.schema import Int64Array, Sequences, SplitLog
 CODES_PER_ITEM = 8
 """K^L must be at least this times N: room to resolve collisions and append items."""
 MAX_REPEATS_TO_FILTER = 0.01
+MIN_REPEATS_TO_REMEMBER = 0.1
+LONG_HISTORY = 2_000
 SPARSE_LOG = (5.0, 0.8)
 """Up to so many events per item, the teacher has this share of the loss."""
 DENSE_LOG = (100.0, 0.1)
@@ -97,6 +99,8 @@ def resolve(config: RunConfig, measures: LogMeasures) -> RunConfig:
 
     log.filter_seen: True where under 1 % of events repeat an item, since there a
         recommended item of the history is almost surely a miss.
+    evidence.max_history: that of the log; 2,000 where over 10 % of events repeat an
+        item, since then old purchases tell what comes again and cost it little.
     tokens.num_codes: 256, or 1024 where 256^L < 8 N (over 2e6 items at L = 3), and
         no less than the user's own codes need.
     pretrain.global_batch_size: the power of two that gives an epoch at least 48 steps,
@@ -128,6 +132,9 @@ def resolve(config: RunConfig, measures: LogMeasures) -> RunConfig:
     return replace(
         config,
         log=replace(config.log, filter_seen=filter_seen),
+        evidence=replace(
+            config.evidence, max_history=_evidence_history(config, measures)
+        ),
         tokens=replace(config.tokens, num_codes=num_codes),
         pretrain=replace(
             config.pretrain,
@@ -137,6 +144,14 @@ def resolve(config: RunConfig, measures: LogMeasures) -> RunConfig:
             num_epochs=_num_epochs(config, measures),
         ),
     )
+
+
+def _evidence_history(config: RunConfig, measures: LogMeasures) -> int:
+    if config.evidence.max_history is not None:
+        return config.evidence.max_history
+    if measures.repeat_share < MIN_REPEATS_TO_REMEMBER:
+        return config.log.max_history
+    return max(config.log.max_history, LONG_HISTORY)
 
 
 def _num_codes(config: RunConfig, measures: LogMeasures) -> int:

@@ -312,7 +312,6 @@ def test_item_knn_of_a_refit_knows_the_valid_events_but_chooses_without(
     assert periods == ["train", "train", "train", "train+valid"]
 
 
-
 def test_own_history_ranks_by_count_then_age_then_popularity() -> None:
     # Item 2 twice, then 1 and 3 once each; 0 is the most popular of the others.
     fitted = knn_log([[2, 2, 1, 3], [0, 0, 0]], 5)

@@ -198,9 +198,9 @@ def test_row_without_a_history_is_ranked_by_the_network(
 ) -> None:
     ranker = changed(finished_ranker)
     rows = some_rows(ranker, 4)
-    start_E = rows.history_start_E.copy()
-    start_E[1] = rows.history_end_E[1]
-    mixed, alone = ranker.top_items(replace(rows, history_start_E=start_E), (0.5, 0.0))
+    end_E = rows.history_end_E.copy()
+    end_E[1] = 0
+    mixed, alone = ranker.top_items(replace(rows, history_end_E=end_E), (0.5, 0.0))
     np.testing.assert_array_equal(mixed.item_EW[1], alone.item_EW[1])
     count = ranker.tokens.num_items
     np.testing.assert_allclose(
@@ -212,3 +212,23 @@ def test_row_without_a_history_is_ranked_by_the_network(
 def test_no_rows_are_refused(finished_ranker: Ranker) -> None:
     with pytest.raises(ValueError, match="no rows to rank"):
         finished_ranker.top_items(some_rows(finished_ranker, 0), (0.0,))
+
+
+def test_evidence_may_see_events_older_than_those_shown(
+    finished_ranker: Ranker,
+) -> None:
+    ranker = changed(finished_ranker)
+    rows = some_rows(ranker, 4)
+    newest = replace(rows, history_start_E=(rows.history_end_E - 1).astype(np.int32))
+    np.testing.assert_array_equal(
+        newest.with_history(10_000).history_start_E, np.zeros(4)
+    )
+
+    def found(max_history: int) -> np.ndarray:
+        evidence = replace(ranker.config.evidence, max_history=max_history)
+        config = replace(ranker.config, evidence=evidence)
+        return replace(ranker, config=config).top_items(newest, [0.9])[0].score_EW
+
+    # One event is what the network sees; with more, the evidence says other things.
+    assert not np.allclose(found(1), found(10_000))
+    np.testing.assert_array_equal(found(10_000), found(500))

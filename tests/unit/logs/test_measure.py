@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sgrec_torchrec.arguments import override
-from sgrec_torchrec.config import RunConfig, TokenConfig
+from sgrec_torchrec.config import LogConfig, RunConfig, TokenConfig
 from sgrec_torchrec.logs.measure import LogMeasures, measure_log, resolve
 from sgrec_torchrec.schema import Catalogue, EvalRows, Sequences, SplitLog
 
@@ -100,6 +100,20 @@ def test_seen_items_are_filtered_where_the_log_hardly_repeats(share, expected):
 
 
 @pytest.mark.parametrize(
+    ("share", "log_history", "expected"),
+    [(0.0999, 200, 200), (0.1, 200, 2_000), (0.1, 5_000, 5_000)],
+)
+def test_evidence_remembers_longer_where_items_are_bought_again(
+    share, log_history, expected
+):
+    log = LogConfig(max_history=log_history)
+    config = dataclasses.replace(RunConfig(name="x"), log=log)
+    resolved = resolve(config, with_(repeat_share=share))
+    assert resolved.evidence.max_history == expected
+    assert resolved.log.max_history == log_history
+
+
+@pytest.mark.parametrize(
     ("num_items", "expected"),
     [(100, 256), (2_000_000, 256), (2_100_000, 1024), (100_000_000, 1024)],
 )
@@ -177,6 +191,7 @@ def test_settings_of_the_user_stay():
         "pretrain.teacher_samples=3",
         "pretrain.global_batch_size=7",
         "pretrain.num_epochs=40",
+        "evidence.max_history=9",
     ]
     config = override(RunConfig(name="x"), mine)
     assert resolve(config, with_(repeat_share=0.0)) == config
