@@ -114,7 +114,7 @@ class EvidenceConfig:
     dropout: float = 0.1
     batch_size: int = 64
     """Rows a step."""
-    max_taught: int = 200_000
+    max_taught: int = 100_000
     """Train events, newest of each user first, that get soft targets."""
     taught_items: int = 50
     """Most likely items that a soft target keeps."""
