@@ -14,8 +14,8 @@ stay apart, so that a scorer can weigh them by history and candidate.
 Scale: at most 6 N max_neighbours edges of 8 bytes. 1e8 items with max_neighbours 50
 take 240 GB, memory-mapped; a batch of histories touches only the rows of its items.
 Co-visits are counted out of core (``item_graph.covisitation``); recent popularity
-holds 24 bytes an event. Text products grow
-with the distinct texts: see ``item_graph.text`` for what to do beyond 1e7 of them.
+holds 24 bytes an event. Text products grow with the distinct texts: see
+``item_graph.text`` for what to do beyond 1e7 of them.
 """
 
 import dataclasses
