@@ -38,7 +38,7 @@ class Hyper:
     loss: str = "softmax"
     num_negatives: int = 256
     """Uniform negatives a target, of every loss but softmax."""
-    similarity: str = "dot"
+    similarity: str = "cosine"
     """dot, or cosine with ``temperature``."""
     temperature: float = 0.07
     n_factors: int = 128

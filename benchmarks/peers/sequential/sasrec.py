@@ -42,12 +42,12 @@ from fitting import Hyper, asked, recommend, train
 
 MAX_TUNE_ROWS = 3_000
 AXES: tuple[tuple[str, tuple[Any, ...]], ...] = (
+    ("lr", (5e-4, 2e-3)),
+    ("n_factors", (256, 64)),
+    ("temperature", (0.1, 0.05)),
     ("dropout", (0.4, 0.1)),
     ("session_max_len", (20, 100)),
-    ("lr", (5e-4, 2e-3)),
-    ("similarity", ("cosine",)),
-    ("temperature", (0.1, 0.05)),
-    ("n_factors", (256, 64)),
+    ("similarity", ("dot",)),
     ("n_blocks", (1,)),
     ("batch_size", (64,)),
     ("loss", ("sampled_softmax", "gBCE")),
