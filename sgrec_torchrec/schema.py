@@ -49,6 +49,17 @@ class Sequences:
         """U."""
         return len(self.offsets_U1) - 1
 
+    def events_until(self, end_U: Int32Array) -> tuple[Int64Array, Int64Array]:
+        """User and row of the first ``end_U[u]`` events of each user, by rising row.
+
+        Two int64 arrays of sum(end_U) entries.
+        """
+        length_U = end_U.astype(np.int64)
+        user = np.repeat(np.arange(self.num_users), length_U)
+        first = np.repeat(np.cumsum(length_U) - length_U, length_U)
+        row: Int64Array = self.offsets_U1[user] + np.arange(len(user)) - first
+        return user, row
+
     def validate(self) -> None:
         """Check ranges and monotonicity once, where data enters the process.
 

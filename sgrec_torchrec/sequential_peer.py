@@ -92,14 +92,12 @@ class SequentialPeer:
 
 
 def _events(sequences: Sequences, end_U: Int32Array) -> pa.Table:
-    user_R = np.repeat(np.arange(sequences.num_users), np.diff(sequences.offsets_U1))
-    place_R = np.arange(len(user_R)) - sequences.offsets_U1[user_R]
-    known = place_R < end_U[user_R]
+    user_R, row_R = sequences.events_until(end_U)
     return pa.table(
         {
-            "user": pa.array(user_R[known], pa.int64()),
-            "item": pa.array(sequences.items_R[known], pa.int64()),
-            "position": pa.array(place_R[known], pa.int64()),
+            "user": pa.array(user_R, pa.int64()),
+            "item": pa.array(sequences.items_R[row_R], pa.int64()),
+            "position": pa.array(row_R - sequences.offsets_U1[user_R], pa.int64()),
         }
     )
 

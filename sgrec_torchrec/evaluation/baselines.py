@@ -123,20 +123,17 @@ def _top(graph: ItemGraph, fitted: Fitted, rows: EvalRows, k: int) -> Int32Array
 
 def _cosines(sequences: Sequences, fit_on: str) -> sp.csr_matrix:
     """Cosines of the most similar items, of those with ``max(NEIGHBOURS)`` each."""
-    end_U = fit_ends(sequences, fit_on)
-    length_U = np.diff(sequences.offsets_U1)
-    user_R = np.repeat(np.arange(sequences.num_users), length_U)
-    place_R = np.arange(len(user_R)) - sequences.offsets_U1[user_R]
-    known = place_R < end_U[user_R]
+    user_R, row_R = sequences.events_until(fit_ends(sequences, fit_on))
     had_NU = sp.csr_matrix(
-        (np.ones(known.sum()), (sequences.items_R[known], user_R[known])),
+        (np.ones(len(row_R)), (sequences.items_R[row_R], user_R)),
         shape=(sequences.num_items, sequences.num_users),
     )
     had_NU.data[:] = 1.0
     num_users_N = np.diff(had_NU.indptr)
-    unit = sp.diags_array(1.0 / np.sqrt(np.maximum(num_users_N, 1))) @ had_NU
+    scale = sp.diags_array(1.0 / np.sqrt(np.maximum(num_users_N, 1)))
+    unit = sp.csr_matrix(scale @ had_NU)
     # One more than asked: the item itself leaves its own row.
-    near = heaviest_product(unit.tocsr(), unit.T.tocsr(), max(NEIGHBOURS) + 1).tocoo()
+    near = heaviest_product(unit, sp.csr_matrix(unit.T), max(NEIGHBOURS) + 1).tocoo()
     other = near.row != near.col
     return sp.csr_matrix(
         (near.data[other], (near.row[other], near.col[other])), shape=near.shape

@@ -104,12 +104,8 @@ def train_rows(
 
     Newest of each user first; which users give the last round is drawn by ``seed``.
     """
-    length_U = end_U.astype(np.int64)
-    user_R = np.repeat(np.arange(sequences.num_users), length_U)
-    local_R = np.arange(len(user_R)) - np.repeat(
-        np.cumsum(length_U) - length_U, length_U
-    )
-    place_R = sequences.offsets_U1[user_R] + local_R
+    user_R, place_R = sequences.events_until(end_U)
+    local_R = place_R - sequences.offsets_U1[user_R]
     times_R = sequences.timestamps_R[place_R]
     is_first_R = np.append(
         True, (user_R[1:] != user_R[:-1]) | (times_R[1:] != times_R[:-1])
@@ -118,7 +114,7 @@ def train_rows(
     history_end_R = local_R[basket_R]
     asked = np.flatnonzero(history_end_R > 0)
     if len(asked) > max_rows:
-        back = length_U[user_R[asked]] - local_R[asked]
+        back = end_U[user_R[asked]] - local_R[asked]
         noise = hash64(seed, FOLD, user_R[asked], local_R[asked])
         asked = np.sort(asked[np.lexsort((noise, back))[:max_rows]])
     end = history_end_R[asked]

@@ -166,10 +166,7 @@ def build_relations(
 
 def recent_popularity(sequences: Sequences, end_U: Int32Array) -> Int64Array:
     """Events of each item among the newest 20 % of those learned from, int64 [N]."""
-    length_U = np.diff(sequences.offsets_U1)
-    place_R = np.arange(len(sequences.items_R))
-    end_R = np.repeat(sequences.offsets_U1[:-1] + end_U, length_U)
-    known_R = np.flatnonzero(place_R < end_R)
+    _, known_R = sequences.events_until(end_U)
     times = sequences.timestamps_R[known_R]
     if not len(times):
         return np.zeros(sequences.num_items, dtype=np.int64)

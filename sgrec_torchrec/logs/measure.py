@@ -69,9 +69,7 @@ def measure_log(split: SplitLog) -> LogMeasures:
     sequences = split.sequences
     train_U = sequences.train_end_U.astype(np.int64)
     num_events = int(train_U.sum())
-    user_R = np.repeat(np.arange(sequences.num_users), train_U)
-    row_R = np.arange(num_events) - np.repeat(np.cumsum(train_U) - train_U, train_U)
-    row_R += sequences.offsets_U1[user_R]
+    user_R, row_R = sequences.events_until(sequences.train_end_U)
     items_R, times_R = sequences.items_R[row_R], sequences.timestamps_R[row_R]
     is_known_N = np.zeros(sequences.num_items, dtype=np.bool_)
     is_known_N[items_R] = True
