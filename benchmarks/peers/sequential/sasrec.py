@@ -54,6 +54,8 @@ AXES: tuple[tuple[str, tuple[Any, ...]], ...] = (
 )
 """The search goes along one axis after the other and keeps what was better; what the
 time does not reach stays as it was."""
+MAX_SOFTMAX_ITEMS = 20_000
+"""Catalogues beyond begin with a sampled loss."""
 EPOCHS_UNSEEN = 20
 """Epochs of a run that has neither valid rows nor tuned settings."""
 LIBRARIES = ("rectools", "torch", "pytorch-lightning", "numpy", "pandas", "pyarrow")
@@ -148,10 +150,18 @@ def read_tuned(path: Path, exchange: Exchange, *, is_required: bool) -> Hyper:
 
 
 def default_hyper(exchange: Exchange) -> Hyper:
-    """The defaults; an evaluation row has no history beyond ``max_history``."""
+    """The defaults; an evaluation row has no history beyond ``max_history``.
+
+    Over a large catalogue the full softmax would cost half an hour an epoch on a CPU.
+    """
     epochs = EPOCHS_UNSEEN if exchange.valid is None else None
     length = min(Hyper().session_max_len, exchange.max_history)
-    return Hyper(session_max_len=length, epochs=epochs)
+    is_large = exchange.num_items > MAX_SOFTMAX_ITEMS
+    return Hyper(
+        loss="sampled_softmax" if is_large else "softmax",
+        session_max_len=length,
+        epochs=epochs,
+    )
 
 
 def search(exchange: Exchange, seed: int, seconds: float, out: Path) -> None:
@@ -177,6 +187,8 @@ def search(exchange: Exchange, seed: int, seconds: float, out: Path) -> None:
         if "temperature" in change and best.similarity != "cosine":
             continue
         hyper = dataclasses.replace(best, **change)
+        if trials and hyper == best:
+            continue
         deadline = begin + seconds
         trained = train(
             exchange, hyper, seed, monitor=monitor, deadline=deadline, rival=rival
