@@ -152,15 +152,16 @@ def read_tuned(path: Path, exchange: Exchange, *, is_required: bool) -> Hyper:
 def default_hyper(exchange: Exchange) -> Hyper:
     """The defaults; an evaluation row has no history beyond ``max_history``.
 
-    Over a large catalogue the full softmax would cost half an hour an epoch on a CPU.
+    Over a large catalogue the full softmax would cost half an hour an epoch on a CPU,
+    and 256 negatives a target as much; large batches spare updates of a large table.
     """
     epochs = EPOCHS_UNSEEN if exchange.valid is None else None
     length = min(Hyper().session_max_len, exchange.max_history)
-    is_large = exchange.num_items > MAX_SOFTMAX_ITEMS
-    return Hyper(
-        loss="sampled_softmax" if is_large else "softmax",
-        session_max_len=length,
-        epochs=epochs,
+    hyper = Hyper(session_max_len=length, epochs=epochs)
+    if exchange.num_items <= MAX_SOFTMAX_ITEMS:
+        return hyper
+    return dataclasses.replace(
+        hyper, loss="sampled_softmax", num_negatives=32, batch_size=128
     )
 
 
