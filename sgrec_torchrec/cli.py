@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from sgrec_torchrec.arguments import errors_in_one_line
+from sgrec_torchrec.judge.commands import app as judge_app
+from sgrec_torchrec.reward_table.commands import app as table_app
 
 app = typer.Typer(
     help="Generative recommendation on TorchRec: from an interaction log to a model.",
@@ -17,6 +19,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(judge_app, name="judge")
+app.add_typer(table_app, name="table")
 
 Assignments = Annotated[
     list[str] | None,
@@ -158,6 +162,42 @@ def benchmark(
         tune_minutes=tune_minutes,
         resume=resume,
     )
+
+
+@app.command()
+def candidates(
+    run_dir: RunDir,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; RUN_DIR/candidates if left.")
+    ] = None,
+    share: Annotated[float, typer.Option(help="Of the eligible users, judged.")] = 0.05,
+    num_rollouts: Annotated[int, typer.Option(help="Rollouts of a user.")] = 16,
+    beam: Annotated[int, typer.Option(help="Best items of the beam.")] = 16,
+    hard: Annotated[int, typer.Option(help="Negatives by the item graph.")] = 4,
+    easy: Annotated[int, typer.Option(help="Negatives by popularity.")] = 4,
+    max_per_user: Annotated[
+        int | None, typer.Option(help="Pairs of a user; the sources take turns.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the draws; log.seed of the run if left.")
+    ] = None,
+) -> None:
+    """Write the (user, item) pairs that a judge will judge, by the best checkpoint."""
+    from sgrec_torchrec.candidate_items import CandidateConfig
+    from sgrec_torchrec.candidates import write_candidates
+    from sgrec_torchrec.distributed.launch import process_group
+
+    settings = CandidateConfig(
+        share=share,
+        num_rollouts=num_rollouts,
+        beam=beam,
+        hard=hard,
+        easy=easy,
+        max_per_user=max_per_user,
+        seed=seed,
+    )
+    with process_group() as ranks:
+        write_candidates(run_dir, settings, ranks, out)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ L code levels, K codes per level, G rollouts per user.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -200,6 +201,34 @@ class ItemTokens:
             )
 
 
+class StepOutput(NamedTuple):
+    """Detached figures of one training forward, per rank."""
+
+    loss: Tensor
+    """float scalar: this rank's share; its mean over ranks is the global loss."""
+    level_loss_L: Tensor
+    """float [L]: the same, by code level."""
+    num_positions: Tensor
+    """float scalar: history positions of this rank's batch."""
+
+
+class LearningBatch(Protocol):
+    """What the generator trains on: positions, targets, and what to make of them."""
+
+    features: KeyedJaggedTensor
+    position_key_T: Tensor | None
+    """int64: seeds the dropout; None: there is none."""
+    trains_tables: bool
+    target_context_S: Tensor
+    """int64: the position that each target asks."""
+    target_item_S: Tensor
+    """int64 item index in [0, N)."""
+
+    def output(self, logprob_SL: Tensor, num_positions: int) -> StepOutput:
+        """The loss, given log-probabilities float [S, L] of the targets' codes."""
+        ...
+
+
 @dataclass(slots=True, kw_only=True)
 class TokenBatch(Pipelineable):  # type: ignore[misc]
     """One rank's share of a global batch, ready for the device.
@@ -230,6 +259,16 @@ class TokenBatch(Pipelineable):  # type: ignore[misc]
     loss_scale: Tensor
     """float32 scalar: world size / total target weight of the *global* batch, so that
     the mean over ranks of ``loss_scale * sum`` is the global mean."""
+    trains_tables: bool = True
+
+    def output(self, logprob_SL: Tensor, num_positions: int) -> StepOutput:
+        """Weighted next-item cross-entropy over the levels.
+
+        loss = -loss_scale * sum_s weight_s sum_l logprob_sl
+        """
+        level_loss_L = -self.loss_scale * (self.target_weight_S @ logprob_SL)
+        positions = level_loss_L.new_tensor(num_positions)
+        return StepOutput(level_loss_L.sum(), level_loss_L.detach(), positions)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "TokenBatch":
         """A copy on ``device``."""

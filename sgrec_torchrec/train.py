@@ -5,13 +5,16 @@
     torchx run dist.ddp -j 2x8 sgrec_torchrec/train.py
 
 Log -> item graph -> evidence -> item tokens -> sharded generator -> pretraining ->
-evaluation -> report. Stages whose settings and inputs are unchanged are reused.
+post-training by A2PO (where ``align.num_steps`` asks for it) -> evaluation -> report.
+Stages whose settings and inputs are unchanged are reused.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sgrec_torchrec.a2po.align import align
+from sgrec_torchrec.a2po.aligner import build_aligner, restore_aligned
 from sgrec_torchrec.arguments import errors_in_one_line, parse_run
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.atomic import write_json
@@ -61,7 +64,7 @@ def run(
     evaluate_only: bool = False,
     baselines: Mapping[str, Baseline] = BASELINES,
 ) -> RunResult:
-    """The nine steps. All ranks call together; the main rank writes."""
+    """The ten steps. All ranks call together; the main rank writes."""
     watch = Stopwatch()
     split, config = watch.main_first("log", lambda: prepare_log(config))
     check_rows(split, config)
@@ -92,6 +95,16 @@ def run(
                 else pretrain(trainee, validate, resume=resume)
             ),
         )
+        if config.align.num_steps:
+            aligner = build_aligner(trainee, split, tokens, ranks)
+            watch.together(
+                "restore" if evaluate_only else "align",
+                lambda: (
+                    restore_aligned(aligner)
+                    if evaluate_only
+                    else align(aligner, validate, resume=resume)
+                ),
+            )
         prior_weight = watch.together(
             "evaluate", lambda: evaluate(ranker, watch.seconds, baselines)
         )

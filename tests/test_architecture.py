@@ -23,20 +23,22 @@ MAY_IMPORT = {
     "evidence": UP_TO_LOGS | {"item_graph"},
     "item_tokens": UP_TO_LOGS | {"item_graph"},
     "generator": UP_TO_TOKENS,
-    "reward_table": {"schema"},
+    "reward_table": {"schema", "distributed"},
     "judge": UP_TO_TOKENS | {"reward_table"},
     "a2po": UP_TO_GENERATOR | {"reward_table"},
     "evaluation": UP_TO_GENERATOR,
     "serving": UP_TO_GENERATOR,
     "doctor": set(),
     "prepare": UP_TO_TOKENS,
+    "candidate_items": UP_TO_TOKENS,
+    "candidates": UP_TO_GENERATOR | {"candidate_items", "prepare"},
     "sequential_peer": UP_TO_GENERATOR | {"evaluation"},
     "benchmark": UP_TO_GENERATOR
     | {"arguments", "evaluation", "prepare", "sequential_peer", "train"},
 }
 """Stage -> the others that it may import (itself is understood)."""
 ENTRY_POINTS = {"train", "cli"}
-TRAINING_LOOPS = {"generator": {"pretrain", "trainee"}, "a2po": {"align"}}
+TRAINING_LOOPS = {"generator": {"pretrain", "trainee"}, "a2po": {"align", "aligner", "figures"}}
 """Of these stages only the loop and what it trains may import distributed; model and
 loss may not."""
 LLM_STACK = (
@@ -167,11 +169,13 @@ def unpickling(tree: ast.AST) -> list[ast.AST]:
 
 
 def side_effects(tree: ast.Module) -> list[ast.AST]:
-    """Calls and environment writes that run at import (torch.fx.wrap must)."""
+    """Calls and environment writes at import; torch.fx.wrap and typer's list of verbs
+    must be there."""
     offenders: list[ast.AST] = []
     for node in tree.body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            if ast.unparse(node.value.func).split(".")[-1] != "wrap":
+            called = ast.unparse(node.value.func).split(".")[-1]
+            if called not in ("wrap", "add_typer"):
                 offenders.append(node)
         elif isinstance(node, ast.Assign) and any(
             ast.unparse(target).startswith("os.environ") for target in node.targets
@@ -181,13 +185,15 @@ def side_effects(tree: ast.Module) -> list[ast.AST]:
 
 
 def logic_in_init(tree: ast.Module) -> list[ast.AST]:
-    """Whatever is neither docstring, import, constant nor a lazy ``__getattr__``."""
+    """Whatever is neither docstring, import (for types or not), constant nor a lazy
+    ``__getattr__``."""
     plain = (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
     return [
         node
         for node in tree.body
         if not isinstance(node, plain)
         and not (isinstance(node, ast.FunctionDef) and node.name == "__getattr__")
+        and not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     ]
 
 

@@ -41,6 +41,7 @@ STATE = "state.json"
 FREE_FIELDS = (
     "name",
     "out_dir",
+    "align",
     "evaluation",
     "evidence",
     "pretrain.valid_every_epochs",

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -28,14 +28,25 @@ def progress(
     if total == 1:
         yield from iterable
         return
+    yield from _bar(iterable, description=description, total=total, unit=unit)
+
+
+def progress_of(*, description: str, total: int, done: int, unit: str) -> Any:
+    """A bar that the caller moves by ``update(n)``, and closes; a context manager.
+
+    Args:
+        done: what an earlier run did: neither rate nor time left count it.
+    """
+    return _bar(None, description=description, total=total, unit=unit, initial=done)
+
+
+def _bar(iterable: Iterable[Item] | None, *, description: str, **shown: Any) -> Any:
     interval_s = 0.2 if sys.stderr.isatty() else 30.0
-    bar = tqdm(
+    return tqdm(
         iterable,
         desc=description,
-        total=total,
-        unit=unit,
         disable=not is_main_rank(),
         mininterval=interval_s,
         maxinterval=max(10.0, interval_s),
+        **shown,
     )
-    yield from bar

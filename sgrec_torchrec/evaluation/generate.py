@@ -116,7 +116,7 @@ class Ranker:
         batch = batch.to(self.ranks.device)
         generator: Generator = self.dmp.module
         hidden_BD = generator.encode_last(batch.features)
-        seen_item_BH = _padded(batch) if self.config.log.filter_seen else None
+        seen_item_BH = batch.seen_item_BH() if self.config.log.filter_seen else None
         prior = self._prior(batch, rows) if any(prior_weights) else None
         found = []
         for weight in prior_weights:
@@ -143,17 +143,3 @@ class Ranker:
             probability_BM=torch.from_numpy(probability_BM).to(device),
             weight=0.0,
         )
-
-
-def _padded(batch: EvalBatch) -> Tensor:
-    """Seen items as int64 [B, H], padded with -1."""
-    length_B = batch.seen_offsets_B1.diff()
-    row_P = torch.arange(len(length_B), device=length_B.device).repeat_interleave(
-        length_B, output_size=len(batch.seen_items_P)
-    )
-    place_P = torch.arange(len(row_P), device=row_P.device)
-    place_P = place_P - batch.seen_offsets_B1[row_P]
-    width = int(length_B.max()) if len(length_B) else 0
-    seen_BH = batch.seen_items_P.new_full((len(length_B), width), -1)
-    seen_BH[row_P, place_P] = batch.seen_items_P
-    return seen_BH

@@ -17,6 +17,8 @@ from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
 from sgrec_torchrec.schema import Rollout
 
 NEVER = float("-inf")
+SEEN_MARGIN = 4
+"""So many times the beams where some may end in items that must not be drawn."""
 
 
 @torch.no_grad()
@@ -73,6 +75,7 @@ def sample_distinct(
     num_samples: int,
     user_key_B: Tensor,
     temperature: float = 1.0,
+    seen_item_BH: Tensor | None = None,
 ) -> Rollout:
     """G distinct items per user: Gumbel-top-k over whole sequences.
 
@@ -88,13 +91,18 @@ def sample_distinct(
         num_samples: G.
         user_key_B: int64, one seed per user (and step).
         temperature: of the distribution that is sampled; ``logprob_BG`` stays at 1.
+        seen_item_BH: int64, items that must not be drawn, padded with -1. They leave
+            the draw at the last level, which then has ``SEEN_MARGIN`` times the beams;
+            where even those end in seen items, fewer than G are left.
 
     Returns:
         A Rollout, by falling perturbed key.
     """
     beams = _Beams.start(hidden_BD)
     key_BW = logprob_BW = beams.score_BW
+    margin = 1 if seen_item_BH is None else SEEN_MARGIN
     for level in range(trie.num_levels):
+        is_last = level == trie.num_levels - 1
         sampling_BWK = _step_logprob(
             decoder, trie, hidden_BD, beams, level, temperature
         )
@@ -107,9 +115,13 @@ def sample_distinct(
         prefix_key_BW = user_key_B[:, None] ^ (beams.node_BW * 0x9E3779B9 + level)
         noise_BWK = hash_gumbel(prefix_key_BW, 1 + level, trie.num_codes)
         key_BWK = _conditional_gumbel(total_BWK, total_BWK + noise_BWK, key_BW)
-        count = min(num_samples, total_BWK[0].numel())
+        if seen_item_BH is not None and is_last:
+            key_BWK = _without_seen(key_BWK, beams.node_BW, trie, seen_item_BH)
+        wanted = num_samples if is_last else margin * num_samples
+        count = min(wanted, total_BWK[0].numel())
         key_BW, place_BW = key_BWK.flatten(1).topk(count)
         score_BW = total_BWK.flatten(1).gather(1, place_BW)
+        score_BW = score_BW.masked_fill(key_BW == NEVER, NEVER)
         logprob_BWK = logprob_BW[..., None] + plain_BWK
         logprob_BW = logprob_BWK.flatten(1).gather(1, place_BW)
         beams = beams.grow(trie, level, score_BW, place_BW)

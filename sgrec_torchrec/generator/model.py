@@ -4,7 +4,6 @@ Letters: T positions, B sequences, S targets, L levels, D width.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +14,7 @@ from sgrec_torchrec.generator.backbone import Backbone
 from sgrec_torchrec.generator.decoder import CodeDecoder, item_logprob
 from sgrec_torchrec.generator.embedding import InputSum, build_tables
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
-from sgrec_torchrec.schema import TokenBatch
-
-
-class StepOutput(NamedTuple):
-    """Detached figures of one training forward, per rank."""
-
-    loss: Tensor
-    """float scalar: this rank's share; its mean over ranks is the global loss."""
-    level_loss_L: Tensor
-    """float [L]: the same, by code level."""
-    num_positions: Tensor
-    """float scalar: history positions of this rank's batch."""
+from sgrec_torchrec.schema import LearningBatch, StepOutput
 
 
 class Tower(nn.Module):
@@ -54,26 +42,33 @@ class Tower(nn.Module):
         )
 
     def encode(
-        self, looked_up: Mapping[str, JaggedTensor], position_key_T: Tensor | None
+        self,
+        looked_up: Mapping[str, JaggedTensor],
+        position_key_T: Tensor | None,
+        *,
+        trains_tables: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """What is known after each position, float [T, D], and int64 [B + 1] offsets.
 
-        ``position_key_T`` (int64) seeds the dropout; None switches it off.
+        ``position_key_T`` (int64) seeds the dropout; None switches it off. Frozen
+        tables get no gradient, and so no update and no all-to-all backward.
         """
         offsets_B1 = looked_up["item"].offsets().long()
         input_TD = self.input_sum(looked_up)
+        if not trains_tables:
+            input_TD = input_TD.detach()
         return self.backbone(input_TD, offsets_B1, position_key_T), offsets_B1
 
     def forward(
-        self, looked_up: Mapping[str, JaggedTensor], batch: TokenBatch
+        self, looked_up: Mapping[str, JaggedTensor], batch: LearningBatch
     ) -> StepOutput:
-        """Weighted next-item cross-entropy over the levels, at every target.
+        """What the batch makes of log p(code_sl | codes_s<l, context_s) at its targets.
 
-        loss = -loss_scale * sum_s weight_s sum_l log p(code_sl | codes_s<l, context_s),
-        with p over the codes that the trie allows; in nats.
+        With p over the codes that the trie allows; in nats. Pretraining's batches make
+        a cross-entropy of it, post-training's a policy loss.
         """
         key_T = batch.position_key_T if self.training else None
-        hidden_TD, _ = self.encode(looked_up, key_T)
+        hidden_TD, _ = self.encode(looked_up, key_T, trains_tables=batch.trains_tables)
         logprob_SL = item_logprob(
             self.decoder,
             self.trie,
@@ -81,9 +76,7 @@ class Tower(nn.Module):
             batch.target_context_S,
             batch.target_item_S,
         )
-        level_loss_L = -batch.loss_scale * (batch.target_weight_S @ logprob_SL)
-        num_positions = level_loss_L.new_tensor(len(hidden_TD))
-        return StepOutput(level_loss_L.sum(), level_loss_L.detach(), num_positions)
+        return batch.output(logprob_SL, len(hidden_TD))
 
 
 class Generator(nn.Module):
@@ -110,7 +103,7 @@ class Generator(nn.Module):
         )
         self.tower = Tower(config=config, trie=trie)
 
-    def forward(self, batch: TokenBatch) -> tuple[Tensor, StepOutput]:
+    def forward(self, batch: LearningBatch) -> tuple[Tensor, StepOutput]:
         """The loss to differentiate and its detached parts. See ``Tower.forward``.
 
         Where the tables are sharded, the look-up is an all-to-all of all ranks.

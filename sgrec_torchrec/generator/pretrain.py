@@ -27,10 +27,9 @@ from sgrec_torchrec.distributed.optimizer import (
     warmup_cosine,
 )
 from sgrec_torchrec.distributed.progress import progress
-from sgrec_torchrec.generator.model import StepOutput
 from sgrec_torchrec.generator.trainee import Trainee
 from sgrec_torchrec.logs.stream import TrainStream, resolved
-from sgrec_torchrec.schema import TokenBatch
+from sgrec_torchrec.schema import StepOutput, TokenBatch
 
 FLUSH_EVERY_STEPS = 10
 """Losses are averaged over ranks and written in groups of so many steps."""

@@ -8,6 +8,11 @@ number of its stream, then what it belongs to; streams in use:
     hash64(seed, ORDER, epoch, sample)                  order of an epoch
     hash64(seed, POSITION, epoch, sample, position)     noise on a position
     hash64(seed, FOLD, user[, event])                   held-out folds and rows
+    hash64(seed, LABEL_USER, user)                      whom the judge learns from
+    hash64(seed, JUDGED_USER, user)                     whom it judges
+    hash64(seed, CANDIDATE, user, draw)                 negatives and rollouts
+    hash64(seed, PROMPT, epoch, prompt)                 order of post-training
+    hash64(seed, ROLLOUT, step, prompt)                 its rollouts
     hash64(hash64(seed, TEACHER, epoch, sample, position), draw)  teacher
 
 ``sample`` is a sample's number in the log, ``position`` counts from its begin marker.
@@ -24,6 +29,11 @@ ORDER = 2
 POSITION = 3
 TEACHER = 4
 FOLD = 5
+LABEL_USER = 6
+JUDGED_USER = 7
+CANDIDATE = 8
+PROMPT = 9
+ROLLOUT = 10
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15

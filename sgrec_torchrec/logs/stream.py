@@ -193,6 +193,16 @@ class EvalBatch:
     seen_items_P: Tensor
     seen_offsets_B1: Tensor
 
+    def seen_item_BH(self) -> Tensor:
+        """int64 [B, H]: the seen items of each row, padded with -1."""
+        length_B = self.seen_offsets_B1.diff()
+        width = int(length_B.max()) if len(length_B) else 0
+        place_H = torch.arange(width, device=length_B.device)
+        is_real_BH = place_H < length_B[:, None]
+        padded_BH = torch.full_like(is_real_BH, -1, dtype=torch.int64)
+        padded_BH[is_real_BH] = self.seen_items_P
+        return padded_BH
+
     def to(self, device: torch.device) -> "EvalBatch":
         """A copy on ``device``."""
         return EvalBatch(
@@ -232,27 +242,39 @@ def eval_batches(
     mine[mine >= len(rows)] = -1
     for first in range(0, share, batch_size):
         row_B = mine[first : first + batch_size]
-        is_real_B = row_B >= 0
-        asked = rows.take(np.where(is_real_B, row_B, 0))
-        start_B = asked.history_start_E.astype(np.int64)
-        end_B = np.where(is_real_B, asked.history_end_E, 0).astype(np.int64)
-        user_row_B = sequences.offsets_U1[asked.user_E]
-        features = history_features(
-            events,
-            user_row_B + start_B,
-            np.where(is_real_B, end_B - start_B, 0),
-            tokens,
-            config,
-        )
-        sequence_P, local_P = _ragged(end_B)
-        seen_P = sequences.items_R[user_row_B[sequence_P] + local_P]
-        yield EvalBatch(
-            features=features,
-            row_B=torch.from_numpy(row_B),
-            target_B=torch.from_numpy(np.where(is_real_B, asked.target_E, 0)).long(),
-            seen_items_P=torch.from_numpy(seen_P).long(),
-            seen_offsets_B1=torch.from_numpy(np.append(0, np.cumsum(end_B))),
-        )
+        yield eval_batch(sequences, events, rows, row_B, tokens, config)
+
+
+def eval_batch(
+    sequences: Sequences,
+    events: EventColumns,
+    rows: EvalRows,
+    row_B: Int64Array,
+    tokens: ItemTokens,
+    config: GeneratorConfig,
+) -> EvalBatch:
+    """The chosen rows as one batch; -1 stands for padding, at least one row."""
+    is_real_B = row_B >= 0
+    asked = rows.take(np.where(is_real_B, row_B, 0))
+    start_B = asked.history_start_E.astype(np.int64)
+    end_B = np.where(is_real_B, asked.history_end_E, 0).astype(np.int64)
+    user_row_B = sequences.offsets_U1[asked.user_E]
+    features = history_features(
+        events,
+        user_row_B + start_B,
+        np.where(is_real_B, end_B - start_B, 0),
+        tokens,
+        config,
+    )
+    sequence_P, local_P = _ragged(end_B)
+    seen_P = sequences.items_R[user_row_B[sequence_P] + local_P]
+    return EvalBatch(
+        features=features,
+        row_B=torch.from_numpy(row_B),
+        target_B=torch.from_numpy(np.where(is_real_B, asked.target_E, 0)).long(),
+        seen_items_P=torch.from_numpy(seen_P).long(),
+        seen_offsets_B1=torch.from_numpy(np.append(0, np.cumsum(end_B))),
+    )
 
 
 def resolved(name: str, value: Number | None) -> Number:

@@ -58,7 +58,7 @@ def test_later_assignment_wins() -> None:
         ("generator.dim", "write stage.field=value"),
         (
             "generater.dim=4",
-            "no field 'generater'; there are evaluation, evidence, generator",
+            "no field 'generater'; there are align, evaluation, evidence, generator",
         ),
         ("generator.width=4", r"no field 'width'; there are .*dim"),
         ("seed.x=4", "seed has no fields of its own"),

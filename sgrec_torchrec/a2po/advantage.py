@@ -1,0 +1,218 @@
+"""Rewards of groups of rollouts -> advantages: A2PO, and the fusions it is compared to.
+
+Letters: B users (groups), G rollouts of a group. Pure functions; ranks do not
+communicate.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+EPS = 1e-8
+SAME = 1e-6
+"""Rewards are alike where their deviation is at most this share of the largest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdvantageStats:
+    """Advantages, and what a run watches of them.
+
+    All tensors are detached, float32 [B, G] or bool [B]; shares are over rollouts of
+    live groups that the semantic term speaks of, 0 where there are none.
+    """
+
+    advantage_BG: Tensor
+    business_BG: Tensor
+    """A_biz."""
+    semantic_BG: Tensor
+    """A_sem, 0 where it is missing."""
+    lambda_BG: Tensor
+    is_live_B: Tensor
+    """Business rewards differ in the group: it teaches."""
+    is_judged_B: Tensor
+    """Two or more rollouts are judged, and their rewards differ."""
+    same_sign_share: float
+    mean_lambda: float
+    bound_violations: int
+    """Advantages off sign(A) = sign(A_biz), |A_biz| <= |A| <= 2 |A_biz|: always 0."""
+
+    @property
+    def dead_share(self) -> float:
+        """Share of groups that teach nothing."""
+        return (
+            1.0 - float(self.is_live_B.float().mean()) if len(self.is_live_B) else 0.0
+        )
+
+
+Fusion = Callable[[Tensor, Tensor, Tensor, float], AdvantageStats]
+
+
+def a2po_advantage(
+    r_biz_BG: Tensor, r_sem_BG: Tensor, judged_BG: Tensor, eps: float = EPS
+) -> AdvantageStats:
+    """The business reward anchors; semantics are added where both agree.
+
+        A_biz = (r_biz - mean) / (std + eps)
+        A_sem = (r_sem - mean over judged) / (std + eps), 0 where missing
+        lambda = 1[sign A_biz = sign A_sem] min(|A_biz|, |A_sem|)
+                 / (max(|A_biz|, |A_sem|) + eps)
+        A = A_biz + lambda A_sem
+
+    S-GRec, arXiv 2602.10606, asymmetric advantage. So sign(A) = sign(A_biz),
+    |A_biz| <= |A| <= 2 |A_biz|, and A = A_biz in a group without judgements. Differs
+    from the paper: statistics are in float64, with the sample deviation; an advantage
+    is exactly 0 where the rewards are alike (std <= 1e-6 max |r|) or fewer than two.
+
+    Args:
+        r_biz_BG: float, finite.
+        r_sem_BG: float, finite where judged; anything elsewhere.
+        judged_BG: bool.
+        eps: added to deviations and to lambda's denominator.
+
+    Raises:
+        ValueError: naming the first group and rollout whose reward is not finite, or
+            shapes that differ.
+    """
+    parts = _Parts.of(r_biz_BG, r_sem_BG, judged_BG, eps)
+    biz, sem = parts.biz_BG, parts.sem_BG
+    size_biz, size_sem = biz.abs(), sem.abs()
+    ratio = torch.minimum(size_biz, size_sem) / (
+        torch.maximum(size_biz, size_sem) + eps
+    )
+    lambda_BG = torch.where(biz.sign() == sem.sign(), ratio, torch.zeros_like(ratio))
+    return parts.stats(biz + lambda_BG * sem, lambda_BG)
+
+
+def grpo_advantage(
+    r_biz_BG: Tensor, r_sem_BG: Tensor, judged_BG: Tensor, eps: float = EPS
+) -> AdvantageStats:
+    """The business reward alone: A = A_biz (Shao et al. 2024, arXiv 2402.03300)."""
+    parts = _Parts.of(r_biz_BG, r_sem_BG, judged_BG, eps)
+    return parts.stats(parts.biz_BG, torch.zeros_like(parts.biz_BG))
+
+
+def reward_sum_advantage(
+    r_biz_BG: Tensor, r_sem_BG: Tensor, judged_BG: Tensor, eps: float = EPS
+) -> AdvantageStats:
+    """Rewards are added, then standardised: the paper's Reward-Sum ablation.
+
+    A judged rollout earns r_biz + r_sem; an unjudged one of a judged group gets the
+    group's mean r_sem, so that want of a judgement is neither praise nor blame.
+    """
+    parts = _Parts.of(r_biz_BG, r_sem_BG, judged_BG, eps)
+    known = parts.judged_BG & parts.is_judged_B[:, None]
+    sem = torch.where(known, r_sem_BG.double(), torch.zeros_like(parts.sem_BG))
+    mean = sem.sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
+    total = r_biz_BG.double() + torch.where(known, sem, mean)
+    every = torch.ones_like(known)
+    summed, _ = _standardised(total, every, eps)
+    return parts.stats(summed, torch.ones_like(summed))
+
+
+def advantage_sum(
+    r_biz_BG: Tensor, r_sem_BG: Tensor, judged_BG: Tensor, eps: float = EPS
+) -> AdvantageStats:
+    """Advantages are added whether they agree or not: the paper's Adv-Sum ablation."""
+    parts = _Parts.of(r_biz_BG, r_sem_BG, judged_BG, eps)
+    return parts.stats(parts.biz_BG + parts.sem_BG, torch.ones_like(parts.biz_BG))
+
+
+FUSIONS: dict[str, Fusion] = {
+    "a2po": a2po_advantage,
+    "grpo": grpo_advantage,
+    "reward-sum": reward_sum_advantage,
+    "adv-sum": advantage_sum,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """What every fusion starts from, in float64."""
+
+    biz_BG: Tensor
+    sem_BG: Tensor
+    judged_BG: Tensor
+    is_live_B: Tensor
+    is_judged_B: Tensor
+
+    @staticmethod
+    def of(
+        r_biz_BG: Tensor, r_sem_BG: Tensor, judged_BG: Tensor, eps: float
+    ) -> "_Parts":
+        if not r_biz_BG.shape == r_sem_BG.shape == judged_BG.shape:
+            raise ValueError(
+                f"r_biz {tuple(r_biz_BG.shape)}, r_sem {tuple(r_sem_BG.shape)} and "
+                f"judged {tuple(judged_BG.shape)} must have one shape [B, G]"
+            )
+        _check_finite("r_biz", r_biz_BG, torch.ones_like(judged_BG))
+        _check_finite("r_sem", r_sem_BG, judged_BG)
+        biz, is_live = _standardised(r_biz_BG.double(), torch.ones_like(judged_BG), eps)
+        sem, is_judged = _standardised(r_sem_BG.double(), judged_BG, eps)
+        return _Parts(
+            biz_BG=biz,
+            sem_BG=sem,
+            judged_BG=judged_BG,
+            is_live_B=is_live,
+            is_judged_B=is_judged,
+        )
+
+    def stats(self, advantage_BG: Tensor, lambda_BG: Tensor) -> AdvantageStats:
+        """The record, with the figures that a run watches."""
+        spoken_BG = self.judged_BG & (self.is_live_B & self.is_judged_B)[:, None]
+        same_BG = self.biz_BG.sign() == self.sem_BG.sign()
+        slack = 1e-9
+        size_biz, size = self.biz_BG.abs(), advantage_BG.abs()
+        is_off = (advantage_BG.sign() != self.biz_BG.sign()) | (
+            (size < size_biz * (1 - slack)) | (size > 2 * size_biz * (1 + slack))
+        )
+        return AdvantageStats(
+            advantage_BG=advantage_BG.float(),
+            business_BG=self.biz_BG.float(),
+            semantic_BG=self.sem_BG.float(),
+            lambda_BG=lambda_BG.float(),
+            is_live_B=self.is_live_B,
+            is_judged_B=self.is_judged_B,
+            same_sign_share=_share(same_BG.double(), spoken_BG),
+            mean_lambda=_share(lambda_BG, spoken_BG),
+            bound_violations=int(is_off.sum()),
+        )
+
+
+def _standardised(
+    reward_BG: Tensor, known_BG: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """(r - mean) / (std + eps) over the known ones, 0 elsewhere; bool [B]: any at all?
+
+    Sample deviation. Shifted by a known reward first, so that a constant reward gives
+    exactly 0 whatever the constant.
+    """
+    count_B1 = known_BG.sum(1, keepdim=True)
+    zero = torch.zeros_like(reward_BG)
+    held = torch.where(known_BG, reward_BG, zero)
+    largest_B1 = held.abs().amax(1, keepdim=True)
+    first_B1 = held.gather(1, known_BG.to(torch.int8).argmax(1, keepdim=True))
+    moved = torch.where(known_BG, reward_BG - first_B1, zero)
+    mean_B1 = moved.sum(1, keepdim=True) / count_B1.clamp(min=1)
+    gap = torch.where(known_BG, moved - mean_B1, zero)
+    deviation_B1 = (
+        gap.square().sum(1, keepdim=True) / (count_B1 - 1).clamp(min=1)
+    ).sqrt()
+    tells_B1 = (count_B1 >= 2) & (deviation_B1 > SAME * largest_B1)
+    standard = torch.where(tells_B1, gap / (deviation_B1 + eps), zero)
+    return standard, tells_B1.squeeze(1)
+
+
+def _check_finite(name: str, reward_BG: Tensor, known_BG: Tensor) -> None:
+    bad = (known_BG & ~reward_BG.isfinite()).nonzero()
+    if len(bad):
+        group, rollout = bad[0].tolist()
+        value = float(reward_BG[group, rollout])
+        raise ValueError(
+            f"{name}[{group}, {rollout}] is {value}: rewards must be finite"
+        )
+
+
+def _share(values_BG: Tensor, of_BG: Tensor) -> float:
+    return float(values_BG[of_BG].mean()) if bool(of_BG.any()) else 0.0

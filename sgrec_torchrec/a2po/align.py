@@ -1,0 +1,264 @@
+"""Post-training: A2PO over a pretrained, sharded generator.
+
+One step is roll out -> reward -> advantage -> batch -> update. Kept from the paper
+(S-GRec, arXiv 2602.10606): asymmetric fusion, rank-aware business reward, judgements
+for a small share of users. Different: the tables are frozen and shared with the
+reference policy; rollouts are drawn without replacement, which biases the estimate;
+groups that teach nothing are left out of the update. The best validation ships, and
+that may be the pretrained model itself.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sgrec_torchrec.a2po.advantage import FUSIONS, AdvantageStats
+from sgrec_torchrec.a2po.aligner import (
+    BEST,
+    NEWEST,
+    Aligner,
+    AlignState,
+    load_state,
+    save_state,
+)
+from sgrec_torchrec.a2po.figures import (
+    StepFigures,
+    combined,
+    health,
+    step_figures,
+)
+from sgrec_torchrec.a2po.prompts import (
+    prompt_batches,
+)
+from sgrec_torchrec.a2po.reward import (
+    Group,
+    finite_groups,
+)
+from sgrec_torchrec.a2po.rollout import (
+    PolicyOutput,
+    RolledOut,
+    policy_batch,
+    roll_out,
+)
+from sgrec_torchrec.distributed.checkpoint import (
+    latest_checkpoint,
+)
+from sgrec_torchrec.distributed.launch import is_main_rank
+from sgrec_torchrec.distributed.optimizer import (
+    set_learning_rates,
+    warmup_cosine,
+)
+from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.logs.hashing import ROLLOUT, hash64
+from sgrec_torchrec.logs.stream import EvalBatch, eval_batch
+from sgrec_torchrec.schema import Int64Array
+
+
+def align(
+    aligner: Aligner, validate: Callable[[], float] | None, *, resume: bool
+) -> AlignState:
+    """Post-train, and leave the weights of the best validation in the model.
+
+    All ranks call together.
+
+    Args:
+        validate: all ranks call it together and get the same NDCG@10; None ships the
+            last step.
+        resume: go on from the newest whole checkpoint, if there is one.
+
+    Raises:
+        ValueError: for a reward that is not finite, naming user and item.
+    """
+    settings = aligner.config.align
+    state = _begin(aligner, validate, resume=resume)
+    batches = prompt_batches(
+        len(aligner.prompts),
+        settings.global_batch_size,
+        aligner.config.seed,
+        state.step,
+    )
+    steps = progress(
+        range(state.step, settings.num_steps), description="A2PO", unit="step"
+    )
+    for step in steps:
+        if state.has_collapsed or state.stale_validations >= settings.patience:
+            break
+        figures = combined(_step(aligner, next(batches), step))
+        aligner.tracker.log(step, figures, "align")
+        state = replace(state, step=step + 1)
+        state = _watch(aligner, state, figures)
+        is_last = state.step == settings.num_steps
+        if validate and (is_last or state.step % settings.valid_every_steps == 0):
+            state = _note_validation(aligner, state, validate())
+        if is_last or state.step % settings.checkpoint_every_steps == 0:
+            save_state(aligner, NEWEST, state, settings.keep_checkpoints)
+    if validate:
+        load_state(aligner, BEST)
+    else:
+        save_state(aligner, BEST, state, keep=1)
+    return state
+
+
+def _begin(
+    aligner: Aligner, validate: Callable[[], float] | None, *, resume: bool
+) -> AlignState:
+    """The newest checkpoint's state, or that of the pretrained model, which is best."""
+    if resume and latest_checkpoint(aligner.folder / NEWEST) is not None:
+        return load_state(aligner, NEWEST)
+    if is_main_rank():
+        shutil.rmtree(aligner.folder, ignore_errors=True)
+    state = AlignState()
+    if validate:
+        ndcg = validate()
+        state = replace(state, best_ndcg=ndcg, start_ndcg=ndcg)
+        aligner.tracker.log(0, {"NDCG@10": ndcg}, "align valid")
+        save_state(aligner, BEST, state, keep=1)
+    return state
+
+
+def _step(aligner: Aligner, prompt_B: Int64Array, step: int) -> StepFigures:
+    """Five calls, each of which can be looked at alone."""
+    mine_B = prompt_B[aligner.ranks.rank :: aligner.ranks.world_size]
+    # Sharded tables fail on an empty batch: such a rank asks along and learns nothing.
+    has_own = len(mine_B) > 0
+    mine_B = mine_B if has_own else prompt_B[:1]
+    rolled = _roll_out(aligner, mine_B, step)
+    group = Group(
+        prompt_B=mine_B,
+        item_BG=rolled.rollout.item_BG.cpu(),
+        target_B=torch.from_numpy(aligner.prompts.rows.target_E[mine_B]).long(),
+    )
+    r_biz_BG, r_sem_BG, judged_BG, is_good_B = _rewards(aligner, group)
+    settings = aligner.config.align
+    stats = FUSIONS[settings.fusion](r_biz_BG, r_sem_BG, judged_BG, settings.eps)
+    teaches_B = stats.is_live_B & is_good_B & has_own
+    outputs = [
+        _update(aligner, mine_B, rolled, stats, teaches_B, step)
+        for _ in range(settings.updates_per_rollout)
+    ]
+    return step_figures(
+        rolled, stats, judged_BG, is_good_B, r_biz_BG, outputs[-1], has_own=has_own
+    )
+
+
+def _roll_out(aligner: Aligner, prompt_B: Int64Array, step: int) -> RolledOut:
+    key_B = hash64(aligner.config.seed, ROLLOUT, step, prompt_B).view(np.int64)
+    aligner.dmp.eval()
+    return roll_out(
+        aligner.dmp.module,
+        aligner.reference,
+        _batch(aligner, prompt_B),
+        torch.from_numpy(key_B).to(aligner.ranks.device),
+        aligner.config.align,
+        filter_seen=bool(aligner.config.log.filter_seen),
+    )
+
+
+def _batch(aligner: Aligner, prompt_B: Int64Array) -> EvalBatch:
+    return eval_batch(
+        aligner.split.sequences,
+        aligner.events,
+        aligner.prompts.rows,
+        prompt_B,
+        aligner.tokens,
+        aligner.config.generator,
+    ).to(aligner.ranks.device)
+
+
+def _rewards(aligner: Aligner, group: Group) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Business and semantic rewards, who is judged, and which groups are usable."""
+    r_biz_BG = aligner.business(group)
+    r_sem_BG, judged_BG = aligner.semantic(group)
+    is_good_B = finite_groups(
+        group,
+        r_biz_BG,
+        r_sem_BG,
+        judged_BG,
+        aligner.split,
+        aligner.prompts,
+        drops=aligner.config.align.drop_bad_rewards,
+    )
+    keep_B1 = is_good_B[:, None]
+    zero = torch.zeros_like(r_biz_BG)
+    return (
+        torch.where(keep_B1, r_biz_BG, zero),
+        torch.where(keep_B1, r_sem_BG, zero),
+        judged_BG & keep_B1,
+        is_good_B,
+    )
+
+
+def _update(
+    aligner: Aligner,
+    prompt_B: Int64Array,
+    rolled: RolledOut,
+    stats: AdvantageStats,
+    teaches_B: Tensor,
+    step: int,
+) -> PolicyOutput | None:
+    """One forward, one backward, one optimizer step, over the groups that teach.
+
+    A rank without one takes its first group at weight 0, so that no rank waits. None,
+    on all ranks alike, where no rank has one.
+    """
+    device, settings = aligner.ranks.device, aligner.config.align
+    num_teaching = torch.tensor([int(teaches_B.sum())], device=device)
+    dist.all_reduce(num_teaching)
+    if not int(num_teaching):
+        return None
+    rows = (
+        teaches_B.nonzero().squeeze(1) if bool(teaches_B.any()) else torch.tensor([0])
+    )
+    weight_E = torch.from_numpy(aligner.prompts.value_weight_E)
+    weight_B = weight_E[torch.from_numpy(prompt_B)[rows]] * teaches_B[rows]
+    batch = policy_batch(
+        _batch(aligner, prompt_B[rows.numpy()]).features,
+        rolled.take(rows.to(device)),
+        stats.advantage_BG[rows].to(device),
+        weight_B.to(device),
+        settings,
+        scale=aligner.ranks.world_size / (int(num_teaching) * settings.num_rollouts),
+    )
+    factor = warmup_cosine(step, settings.warmup_steps, settings.num_steps)
+    set_learning_rates(aligner.optimizer, settings.lr * factor, 0.0)
+    aligner.dmp.train()
+    aligner.optimizer.zero_grad()
+    loss, output = aligner.dmp(batch)
+    torch.autograd.backward(loss)
+    aligner.optimizer.step()
+    learned: PolicyOutput = output
+    return learned
+
+
+def _watch(
+    aligner: Aligner, state: AlignState, figures: dict[str, float]
+) -> AlignState:
+    """Note the pretrained policy's breadth; say so when it is gone."""
+    if state.start_distinct < 0:
+        return replace(state, start_distinct=figures["distinct_top1"])
+    floor = aligner.config.align.min_distinct_share * state.start_distinct
+    complaint = health(figures, floor)
+    if complaint and is_main_rank():
+        print(f"post-training has collapsed at step {state.step}: {complaint}")
+    return replace(state, has_collapsed=state.has_collapsed or complaint is not None)
+
+
+def _note_validation(aligner: Aligner, state: AlignState, ndcg: float) -> AlignState:
+    aligner.tracker.log(state.step, {"NDCG@10": ndcg}, "align valid")
+    if ndcg < aligner.config.align.min_ndcg_share * state.start_ndcg:
+        if is_main_rank():
+            print(
+                f"post-training has collapsed at step {state.step}: validation NDCG@10 "
+                f"{ndcg:.4f}, pretrained {state.start_ndcg:.4f}"
+            )
+        return replace(state, has_collapsed=True)
+    if ndcg <= state.best_ndcg:
+        return replace(state, stale_validations=state.stale_validations + 1)
+    state = replace(state, best_step=state.step, best_ndcg=ndcg, stale_validations=0)
+    save_state(aligner, BEST, state, keep=1)
+    return state

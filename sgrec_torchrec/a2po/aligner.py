@@ -1,0 +1,169 @@
+"""What post-training trains: policy, reference, prompts, rewards, and their files."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer
+
+from sgrec_torchrec.a2po.prompts import Prompts, post_training_prompts
+from sgrec_torchrec.a2po.reward import (
+    BusinessReward,
+    SemanticReward,
+    next_item_reward,
+    open_semantics,
+)
+from sgrec_torchrec.a2po.rollout import frozen_copy
+from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.distributed.checkpoint import (
+    FREE_FIELDS,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from sgrec_torchrec.distributed.launch import Ranks
+from sgrec_torchrec.distributed.optimizer import build_optimizer
+from sgrec_torchrec.distributed.tracking import Tracker
+from sgrec_torchrec.generator.model import Tower
+from sgrec_torchrec.generator.trainee import Trainee
+from sgrec_torchrec.logs.features import EventColumns
+from sgrec_torchrec.schema import ItemTokens, SplitLog
+
+FOLDER = "aligned"
+BEST, NEWEST = "best", "checkpoints"
+FREE = (
+    *(field for field in FREE_FIELDS if field != "align"),
+    "align.valid_every_steps",
+    "align.checkpoint_every_steps",
+    "align.keep_checkpoints",
+    "align.patience",
+    "align.table",
+)
+"""Settings that may differ when post-training goes on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignState:
+    """Where post-training stands: what a checkpoint holds beside weights."""
+
+    step: int = 0
+    best_step: int = 0
+    """0: the pretrained model is still the best."""
+    best_ndcg: float = -1.0
+    start_ndcg: float = -1.0
+    """Validation NDCG@10 of the pretrained model; -1 without validation."""
+    start_distinct: float = -1.0
+    """Share of distinct top-1 items among the first step's prompts."""
+    stale_validations: int = 0
+    has_collapsed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aligner:
+    """A policy, what it started from, and what it is told."""
+
+    dmp: DistributedModelParallel
+    optimizer: CombinedOptimizer
+    reference: Tower
+    split: SplitLog
+    events: EventColumns
+    tokens: ItemTokens
+    prompts: Prompts
+    business: BusinessReward
+    semantic: SemanticReward
+    config: RunConfig
+    ranks: Ranks
+    tracker: Tracker
+
+    @property
+    def folder(self) -> Path:
+        """Checkpoints and the weights that ship."""
+        return self.config.run_dir / FOLDER
+
+
+def build_aligner(
+    trainee: Trainee,
+    split: SplitLog,
+    tokens: ItemTokens,
+    ranks: Ranks,
+    business: BusinessReward = next_item_reward,
+    semantic: SemanticReward | None = None,
+) -> Aligner:
+    """Freeze a copy of the policy as it stands and give it an optimizer of its own.
+
+    Memory beside pretraining: one more copy of the dense part on each rank. No
+    communication.
+
+    Args:
+        trainee: holds the pretrained weights.
+        semantic: None opens ``align.table``, or goes without.
+
+    Raises:
+        FileNotFoundError, ValueError: where the table cannot serve this log.
+    """
+    config = trainee.config
+    settings = config.align
+    prompts = post_training_prompts(split, config)
+    if semantic is None:
+        semantic = open_semantics(
+            settings.table, split, prompts, settings.max_age_events
+        )
+    return Aligner(
+        dmp=trainee.dmp,
+        optimizer=build_optimizer(
+            trainee.dmp,
+            dense_lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            max_gradient_norm=settings.max_gradient_norm,
+        ),
+        reference=frozen_copy(trainee.dmp.module),
+        split=split,
+        events=EventColumns.of(split.sequences),
+        tokens=tokens,
+        prompts=prompts,
+        business=business,
+        semantic=semantic,
+        config=config,
+        ranks=ranks,
+        tracker=trainee.tracker,
+    )
+
+
+def restore_aligned(aligner: Aligner) -> AlignState:
+    """Read the shipped weights into the model. All ranks call together.
+
+    Raises:
+        FileNotFoundError: where the run has not been post-trained.
+    """
+    if latest_checkpoint(aligner.folder / BEST) is None:
+        raise FileNotFoundError(
+            f"{aligner.folder} holds no checkpoint: post-train the run"
+        )
+    return load_state(aligner, BEST)
+
+
+def save_state(aligner: Aligner, name: str, state: AlignState, keep: int) -> None:
+    """Weights, optimizer and state below ``aligner.folder / name``; collective."""
+    save_checkpoint(
+        aligner.folder / name,
+        state.step,
+        aligner.dmp,
+        aligner.optimizer,
+        extra=asdict(state),
+        config_json=aligner.config.to_json(),
+        keep=keep,
+    )
+
+
+def load_state(aligner: Aligner, name: str) -> AlignState:
+    """What ``save_state`` wrote last; collective. There must be one."""
+    newest = latest_checkpoint(aligner.folder / name)
+    assert newest is not None
+    extra = load_checkpoint(
+        newest,
+        aligner.dmp,
+        aligner.optimizer,
+        config_json=aligner.config.to_json(),
+        free_fields=FREE,
+    )
+    return AlignState(**extra)

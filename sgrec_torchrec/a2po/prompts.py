@@ -1,0 +1,89 @@
+"""A prepared log -> the prompts of post-training, the same for any number of ranks.
+
+A prompt is a prefix of a user's train period and the item that followed it. Users whom
+the judge has learned from give none. Letters: U users, E prompts, B prompts of a step.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.logs.hashing import PROMPT, hash64
+from sgrec_torchrec.logs.prompts import eligible_targets
+from sgrec_torchrec.schema import EvalRows, Float32Array, Int64Array, SplitLog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """All prompts. 40 bytes each.
+
+    ``as_of_E`` int32: the number of the user's events before the target's basket; the
+    history of ``rows`` is its newest ``log.max_history``.
+    """
+
+    rows: EvalRows
+    value_weight_E: Float32Array
+    """What the group counts: its target's value over the mean, clipped; else 1."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def as_of_E(self) -> npt.NDArray[np.int32]:
+        """As the class says."""
+        return self.rows.history_end_E
+
+
+def post_training_prompts(split: SplitLog, config: RunConfig) -> Prompts:
+    """Each post-training user's newest targets of the train period, oldest first.
+
+    A target has at least one event in an earlier basket. Time and memory grow with
+    users times ``align.prompts_per_user``.
+
+    Raises:
+        ValueError: where no user has one.
+    """
+    sequences, settings = split.sequences, config.align
+    rows, row_E = eligible_targets(
+        split, config.log.seed, config.log.max_history, settings.prompts_per_user
+    )
+    if not len(rows):
+        raise ValueError(
+            "no user has a prompt for post-training: a train period of two baskets or "
+            "more, of a user that the judge has not learned from"
+        )
+    weight_E = np.ones(len(rows), dtype=np.float32)
+    if sequences.has_value:
+        weight_E = _value_weights(sequences.values_R[row_E], settings.max_value_weight)
+    return Prompts(rows=rows, value_weight_E=weight_E)
+
+
+def _value_weights(value_E: Float32Array, largest: float) -> Float32Array:
+    """value / mean(value), clipped to [1 / largest, largest]: S-GRec keeps money so."""
+    worth_E = np.nan_to_num(value_E, nan=0.0).clip(min=0.0)
+    mean = float(worth_E.mean())
+    if mean <= 0:
+        return np.ones_like(worth_E)
+    clipped: Float32Array = (worth_E / mean).clip(1 / largest, largest)
+    return clipped.astype(np.float32)
+
+
+def prompt_batches(
+    num_prompts: int, batch_size: int, seed: int, first_step: int
+) -> Iterator[Int64Array]:
+    """Global batches of prompt numbers without end, from ``first_step`` on.
+
+    Each epoch is a permutation by hash of (seed, epoch, prompt); its last batch may be
+    short. A pure function of its arguments, so a run goes on anywhere.
+    """
+    per_epoch = -(-num_prompts // batch_size)
+    epoch, step = divmod(first_step, per_epoch)
+    while True:
+        keys = hash64(seed, PROMPT, epoch, np.arange(num_prompts))
+        order = np.argsort(keys, kind="stable")
+        for place in range(step, per_epoch):
+            yield order[place * batch_size : (place + 1) * batch_size]
+        epoch, step = epoch + 1, 0

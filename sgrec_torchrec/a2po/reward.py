@@ -1,0 +1,242 @@
+"""Rollouts -> rewards: business ones for all, semantic ones where a judge has spoken.
+
+Letters: B prompts, G rollouts.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sgrec_torchrec.a2po.prompts import Prompts
+from sgrec_torchrec.logs.judged_users import history_hash
+from sgrec_torchrec.reward_table import MissLog, RewardTable
+from sgrec_torchrec.schema import Int64Array, SplitLog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """What a reward is asked about: rollouts of prompts, on the CPU.
+
+    ``prompt_B`` int64 (numbers in ``Prompts``), ``item_BG`` int64, best first, -1 where
+    the catalogue had no more; ``target_B`` int64.
+    """
+
+    prompt_B: Int64Array
+    item_BG: Tensor
+    target_B: Tensor
+
+
+class BusinessReward(Protocol):
+    """What the platform earns by a rollout."""
+
+    def __call__(self, group: Group) -> Tensor:
+        """float32 [B, G], finite."""
+        ...
+
+
+class SemanticReward(Protocol):
+    """What a judge says of a rollout."""
+
+    def __call__(self, group: Group) -> tuple[Tensor, Tensor]:
+        """float32 [B, G], and bool [B, G]: has it been judged?"""
+        ...
+
+
+def next_item_reward(group: Group) -> Tensor:
+    """1 for the item that followed; in a group with it, -1 shared out over the misses.
+
+    A miss at rank k (from 0) gets -(1 / log2(k + 2)) / sum of that over the misses, so
+    that the policy is told most where it was surest (rank-aware next-item reward of
+    S-GRec and MiniOneRec). A group without a hit earns 0 throughout: it is dead. Slots
+    without an item earn 0 and take no share.
+    """
+    is_hit_BG = group.item_BG == group.target_B[:, None]
+    is_miss_BG = ~is_hit_BG & (group.item_BG >= 0)
+    rank_G = torch.arange(group.item_BG.shape[1], dtype=torch.float64)
+    share_BG = is_miss_BG / torch.log2(rank_G + 2)
+    total_B1 = share_BG.sum(1, keepdim=True).clamp(min=1e-12)
+    has_hit_B1 = is_hit_BG.any(1, keepdim=True)
+    reward_BG = is_hit_BG.double() - share_BG / total_B1
+    return torch.where(has_hit_B1, reward_BG, torch.zeros_like(reward_BG)).float()
+
+
+class TableReward:
+    """A business reward that was computed elsewhere, such as eCPM: dense, by pair.
+
+    Raises:
+        ValueError: at a rollout whose pair has no reward, naming user and item, unless
+            ``missing`` says what such a pair earns.
+    """
+
+    def __init__(
+        self,
+        table: RewardTable,
+        split: SplitLog,
+        prompts: Prompts,
+        missing: float | None = None,
+    ) -> None:
+        self.table, self.split, self.prompts = table, split, prompts
+        self.missing = missing
+
+    def __call__(self, group: Group) -> Tensor:
+        """float32 [B, G]."""
+        users, items = _ids(group, self.split, self.prompts)
+        reward_N, found_N = self.table.lookup(users, items)
+        is_real_N = (group.item_BG >= 0).reshape(-1).numpy()
+        lacking = np.flatnonzero(is_real_N & ~found_N)
+        if len(lacking) and self.missing is None:
+            place = int(lacking[0])
+            raise ValueError(
+                f"no business reward for user {users[place]!r} and item "
+                f"{items[place]!r}: add it to the table, or give a reward for missing "
+                "pairs"
+            )
+        filled = np.where(found_N, reward_N, self.missing or 0.0).astype(np.float32)
+        return torch.from_numpy(filled).reshape(group.item_BG.shape)
+
+
+class JudgedReward:
+    """The reward table as a semantic reward.
+
+    A user is judged at one prefix of the log. Its judgements serve prompts with that
+    prefix, or with one of at most ``max_age_events`` events more: a prompt with fewer
+    would be told of what comes later. Pairs that the table lacks go to ``misses``.
+    """
+
+    def __init__(
+        self,
+        table: RewardTable,
+        split: SplitLog,
+        prompts: Prompts,
+        *,
+        max_age_events: int = 0,
+        misses: MissLog | None = None,
+    ) -> None:
+        """Find each prompt's user in the table, once.
+
+        Raises:
+            ValueError: where a judged history is another one in this log.
+        """
+        self.table, self.split, self.prompts = table, split, prompts
+        self.misses = misses
+        self.is_judged_E = _is_judged(table, split, prompts, max_age_events)
+
+    def __call__(self, group: Group) -> tuple[Tensor, Tensor]:
+        """float32 [B, G], 0 where not judged, and bool [B, G]."""
+        is_judged_B = self.is_judged_E[group.prompt_B]
+        shape = group.item_BG.shape
+        reward_BG = np.zeros(shape, dtype=np.float32)
+        found_BG = np.zeros(shape, dtype=np.bool_)
+        if is_judged_B.any():
+            some = Group(
+                prompt_B=group.prompt_B[is_judged_B],
+                item_BG=group.item_BG[torch.from_numpy(is_judged_B)],
+                target_B=group.target_B[torch.from_numpy(is_judged_B)],
+            )
+            users, items = _ids(some, self.split, self.prompts)
+            reward_N, found_N = self.table.lookup(users, items)
+            is_real_N = (some.item_BG >= 0).reshape(-1).numpy()
+            found_N &= is_real_N
+            if self.misses is not None:
+                self.misses.add(users, items, found_N | ~is_real_N)
+            reward_BG[is_judged_B] = np.where(found_N, reward_N, 0).reshape(
+                -1, shape[1]
+            )
+            found_BG[is_judged_B] = found_N.reshape(-1, shape[1])
+        return torch.from_numpy(reward_BG), torch.from_numpy(found_BG)
+
+
+def no_semantics(group: Group) -> tuple[Tensor, Tensor]:
+    """The semantic reward of a run without a table: nothing is judged."""
+    zero = torch.zeros(group.item_BG.shape)
+    return zero, zero.bool()
+
+
+def open_semantics(
+    folder: str | None, split: SplitLog, prompts: Prompts, max_age_events: int
+) -> SemanticReward:
+    """``JudgedReward`` over the table in ``folder``, or ``no_semantics``."""
+    if folder is None:
+        return no_semantics
+    return JudgedReward(
+        RewardTable.open(Path(folder)),
+        split,
+        prompts,
+        max_age_events=max_age_events,
+        misses=MissLog(),
+    )
+
+
+def finite_groups(
+    group: Group,
+    r_biz_BG: Tensor,
+    r_sem_BG: Tensor,
+    judged_BG: Tensor,
+    split: SplitLog,
+    prompts: Prompts,
+    *,
+    drops: bool,
+) -> Tensor:
+    """bool [B]: are all the group's rewards finite?
+
+    Raises:
+        ValueError: naming user and item of the first that is not, unless ``drops``.
+    """
+    bad_BG = ~r_biz_BG.isfinite() | (judged_BG & ~r_sem_BG.isfinite())
+    if not drops and bool(bad_BG.any()):
+        row, place = bad_BG.nonzero()[0].tolist()
+        user = split.user_ids[prompts.rows.user_E[group.prompt_B[row]]]
+        item = split.catalogue.item_ids[max(int(group.item_BG[row, place]), 0)]
+        raise ValueError(
+            f"user {user!r}, item {item!r}: business reward "
+            f"{float(r_biz_BG[row, place])}, semantic reward "
+            f"{float(r_sem_BG[row, place])}; mend the reward, or drop and count such "
+            "groups by align.drop_bad_rewards=true"
+        )
+    good_B: Tensor = ~bad_BG.any(1)
+    return good_B
+
+
+def _ids(
+    group: Group, split: SplitLog, prompts: Prompts
+) -> tuple[list[str], list[str]]:
+    """Stable ids of all pairs, rollout by rollout; of an empty slot those of item 0."""
+    num_rollouts = group.item_BG.shape[1]
+    user_B = prompts.rows.user_E[group.prompt_B].tolist()
+    users = [split.user_ids[user] for user in user_B for _ in range(num_rollouts)]
+    ids = split.catalogue.item_ids
+    items = [ids[max(item, 0)] for item in group.item_BG.reshape(-1).tolist()]
+    return users, items
+
+
+def _is_judged(
+    table: RewardTable, split: SplitLog, prompts: Prompts, max_age_events: int
+) -> npt.NDArray[np.bool_]:
+    """bool [E]: does the user's judged prefix serve the prompt?"""
+    users = np.unique(prompts.rows.user_E)
+    position_U, hash_U, found_U = table.as_of([split.user_ids[user] for user in users])
+    position_of = dict(zip(users[found_U], position_U[found_U], strict=True))
+    sequences = split.sequences
+    for user, position, said in zip(
+        users[found_U], position_U[found_U], hash_U[found_U], strict=True
+    ):
+        first = int(sequences.offsets_U1[user])
+        items = sequences.items_R[first : first + int(position)].tolist()
+        own = history_hash([split.catalogue.item_ids[item] for item in items])
+        if np.uint64(own & 0xFFFFFFFFFFFFFFFF) != said:
+            raise ValueError(
+                f"{table.folder}: user {split.user_ids[user]!r} was judged after "
+                f"{position} events that are others in this log: judge again with "
+                "candidates of this run"
+            )
+    judged_at_E = np.array(
+        [position_of.get(user, 1 << 40) for user in prompts.rows.user_E], np.int64
+    )
+    age_E = prompts.as_of_E - judged_at_E
+    fits: npt.NDArray[np.bool_] = (age_E >= 0) & (age_E <= max_age_events)
+    return fits

@@ -1,0 +1,365 @@
+"""A trained run -> the (user, item) pairs that an LLM judge will judge.
+
+Reads a run's best checkpoint. Writes ``candidates.parquet`` (user_id, item_id, source,
+rank), ``users.parquet`` (each judged user's prompt, and what the judge may see of that
+user) and ``manifest.json``. All ranks work together:
+
+    sgrec candidates runs/movielens
+    torchrun --nproc-per-node 2 --no-python sgrec candidates runs/movielens
+
+Letters: U users, E prompts (one an eligible user), B prompts of a batch, G rollouts, W
+items of a search, D width.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgrec_torchrec.candidate_items import (
+    CandidateConfig,
+    ItemPicker,
+    refuse_foreign,
+    summary,
+    write_tables,
+)
+from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.distributed.atomic import atomic_folder, write_json
+from sgrec_torchrec.distributed.checkpoint import latest_checkpoint
+from sgrec_torchrec.distributed.checkpoint_files import read_manifest
+from sgrec_torchrec.distributed.launch import (
+    Ranks,
+    all_gather_rows,
+    is_main_rank,
+    main_rank_first,
+)
+from sgrec_torchrec.distributed.origin import origin
+from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.distributed.tracking import Tracker
+from sgrec_torchrec.generator.beam import beam_search, sample_distinct
+from sgrec_torchrec.generator.model import Generator
+from sgrec_torchrec.generator.pretrain import restore_best
+from sgrec_torchrec.generator.trainee import build_trainee
+from sgrec_torchrec.item_graph.graph import ItemGraph
+from sgrec_torchrec.logs.canonical import file_facts
+from sgrec_torchrec.logs.hashing import CANDIDATE, JUDGED_USER, hash64
+from sgrec_torchrec.logs.judged_users import LABEL_SHARE, id_hash
+from sgrec_torchrec.logs.prompts import eligible_prompts
+from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS
+from sgrec_torchrec.logs.stream import EvalBatch, eval_batches
+from sgrec_torchrec.prepare import prepare_graph, prepare_log, prepare_tokens
+from sgrec_torchrec.schema import (
+    EvalRows,
+    Int32Array,
+    Int64Array,
+    ItemTokens,
+    SplitLog,
+)
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A run's best weights, sharded over the ranks, and what they were made from."""
+
+    generator: Generator
+    split: SplitLog
+    graph: ItemGraph
+    tokens: ItemTokens
+    config: RunConfig
+    ranks: Ranks
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """The judged users' prompts, in the order in which a hash drew them."""
+
+    prompts: EvalRows
+    rollout_EG: Int32Array
+    """-1 where the catalogue has no more items."""
+    num_eligible: int
+    num_wanted: int
+    num_looked_at: int
+    """Users up to the last one that was taken: what the live share refers to."""
+
+
+Search = Callable[[Tensor, EvalBatch, Int64Array], Tensor]
+"""(hidden_BD, batch, indices of the rows) -> int64 [B, W] items, -1 beyond the last."""
+
+
+def write_candidates(
+    run_dir: Path,
+    settings: CandidateConfig,
+    ranks: Ranks,
+    out_dir: Path | None = None,
+) -> Path:
+    """``gather`` for the run in a folder. All ranks call together.
+
+    Args:
+        out_dir: None takes ``run_dir / "candidates"``.
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        FileNotFoundError: where the run has no settings or no best checkpoint.
+        ValueError: as ``gather``.
+    """
+    config = RunConfig.read(run_dir / "config.json").at(run_dir)
+    out_dir = out_dir or config.run_dir / "candidates"
+    refuse_foreign(out_dir)
+    gather(restore(config, ranks), settings, out_dir)
+    return out_dir
+
+
+def gather(trained: Trained, settings: CandidateConfig, out_dir: Path) -> None:
+    """Draw the judged users, find their candidates, write the folder.
+
+    All ranks call together, the main rank writes. The files do not depend on the number
+    of ranks, nor (but for ties within rounding) on the batch size. Older candidates in
+    the folder are replaced.
+
+    Raises:
+        ValueError: where no user is eligible or live, or ``out_dir`` holds other files.
+    """
+    refuse_foreign(out_dir)
+    judged = draw_judged(trained, settings)
+    beam_EW = beam_items(trained, judged.prompts, settings.beam)
+
+    def write() -> None:
+        # The other ranks wait at the store: no collective's timeout applies.
+        if is_main_rank():
+            manifest = _write(out_dir, trained, settings, judged, beam_EW)
+            print("\n".join([*summary(manifest), f"candidates: {out_dir}"]))
+
+    main_rank_first(write)
+
+
+def restore(config: RunConfig, ranks: Ranks) -> Trained:
+    """Load a run's best checkpoint. All ranks call together.
+
+    Raises:
+        FileNotFoundError: where there is none.
+    """
+    best = latest_checkpoint(config.run_dir / "best")
+    if best is None:
+        raise FileNotFoundError(
+            f"{config.run_dir / 'best'} holds no checkpoint: train the run first"
+        )
+    split, config = main_rank_first(lambda: prepare_log(config))
+    graph, config = main_rank_first(lambda: prepare_graph(split, config))
+    tokens = main_rank_first(lambda: prepare_tokens(split, graph, config))
+    nothing = Tracker(config.run_dir, enabled=False)
+    # Nothing is trained here, so nobody needs to be taught.
+    trainee = build_trainee(split, NO_SOFT_TARGETS, tokens, config, ranks, nothing)
+    restore_best(trainee)
+    trainee.dmp.eval()
+    return Trained(
+        generator=trainee.dmp.module,
+        split=split,
+        graph=graph,
+        tokens=tokens,
+        config=config,
+        ranks=ranks,
+        step=read_manifest(best).step,
+    )
+
+
+def draw_judged(trained: Trained, settings: CandidateConfig) -> Judged:
+    """Roll users out in the order of a hash until enough of them are live.
+
+    Live: the group of rollouts holds the target. The first ``num_wanted`` live users in
+    that order are taken, whatever the batch size or the number of ranks, and nobody
+    after them is looked at. All ranks call together and get the same.
+
+    Raises:
+        ValueError: where no user is eligible, or none is live.
+    """
+    split, config = trained.split, trained.config
+    prompts = eligible_prompts(split, config.log.seed, config.log.max_history)
+    if not len(prompts):
+        raise ValueError(
+            "no user is eligible: all are label users, or their train periods hold "
+            "fewer than 2 baskets; import a longer log"
+        )
+    seed, key_E = _seed(settings, config), _user_keys(split, prompts)
+    order = np.argsort(hash64(seed, JUDGED_USER, key_E), kind="stable")
+    prompts = prompts.take(order)
+    noise_E = hash64(seed, CANDIDATE, key_E[order], 0).view(np.int64)
+    roll_out = _roll_out(trained, settings.num_rollouts, noise_E)
+    # The product may round up: 0.07 * 100 would make 8 users.
+    num_wanted = max(1, math.ceil(settings.share * len(prompts) - 1e-9))
+    live, groups, num_live, num_looked_at = [], [], 0, 0
+    for first, item_BG in _searched(trained, prompts, roll_out, "rollouts"):
+        target_B = prompts.target_E[first : first + len(item_BG)]
+        is_live_B = (item_BG == target_B[:, None]).any(axis=1)
+        taken = np.flatnonzero(is_live_B)[: num_wanted - num_live]
+        live.append(first + taken)
+        groups.append(item_BG[taken])
+        num_live += len(taken)
+        num_looked_at = first + len(item_BG)
+        if num_live == num_wanted:
+            num_looked_at = int(live[-1][-1]) + 1
+            break
+    if not num_live:
+        raise ValueError(
+            f"none of {len(prompts)} eligible users is live: no group of "
+            f"{settings.num_rollouts} rollouts holds the next item; raise "
+            "--num-rollouts, or train the run for longer"
+        )
+    return Judged(
+        prompts=prompts.take(np.concatenate(live)),
+        rollout_EG=np.concatenate(groups),
+        num_eligible=len(prompts),
+        num_wanted=num_wanted,
+        num_looked_at=num_looked_at,
+    )
+
+
+def _roll_out(trained: Trained, num_rollouts: int, noise_E: Int64Array) -> Search:
+    """A search that draws each prompt's group by its noise."""
+    tower, device = trained.generator.tower, trained.ranks.device
+    filter_seen = bool(trained.config.log.filter_seen)
+
+    def search(hidden_BD: Tensor, batch: EvalBatch, asked_B: Int64Array) -> Tensor:
+        return sample_distinct(
+            tower.decoder,
+            tower.trie,
+            hidden_BD,
+            num_rollouts,
+            torch.from_numpy(noise_E[asked_B]).to(device),
+            seen_item_BH=batch.seen_item_BH() if filter_seen else None,
+        ).item_BG
+
+    return search
+
+
+def beam_items(trained: Trained, prompts: EvalRows, width: int) -> Int32Array:
+    """The network's ``width`` best items of each prompt, int32 [E, width], -1 beyond.
+
+    The beam that serves, as wide as ``evaluation.beam_width`` where that is more, by
+    the plain network; without items seen before, if the run filters them. All ranks
+    call together and get the same.
+    """
+    if width == 0:
+        return np.zeros((len(prompts), 0), dtype=np.int32)
+    tower, config = trained.generator.tower, trained.config
+    search_width = max(width, config.evaluation.beam_width)
+
+    def search(hidden_BD: Tensor, batch: EvalBatch, _: Int64Array) -> Tensor:
+        seen_BH = batch.seen_item_BH() if config.log.filter_seen else None
+        found = beam_search(tower.decoder, tower.trie, hidden_BD, search_width, seen_BH)
+        return found.item_BG[:, :width]
+
+    parts = _searched(trained, prompts, search, "beam")
+    return np.concatenate([item_BW for _, item_BW in parts])
+
+
+@torch.no_grad()
+def _searched(
+    trained: Trained, rows: EvalRows, search: Search, description: str
+) -> Iterator[tuple[int, Int32Array]]:
+    """Yield (first row, items of the rows from there on), in order, on every rank.
+
+    Each rank searches whole batches that are cut by the rows' order alone, so what is
+    in a batch, and with it every rounding, is the same for any number of ranks. All
+    ranks must take the same number of steps.
+    """
+    ranks, config, tokens = trained.ranks, trained.config, trained.tokens
+    size = config.evaluation.batch_size
+    starts = range(0, len(rows), size * ranks.world_size)
+    for first in progress(starts, description=description, unit="batch"):
+        start = first + ranks.rank * size
+        mine_B = np.arange(start, min(start + size, len(rows)))
+        # Looking up sharded tables takes all ranks: one without rows asks along.
+        asked_B = mine_B if len(mine_B) else np.array([first])
+        (batch,) = eval_batches(
+            trained.split.sequences,
+            rows.take(asked_B),
+            tokens.codes_NL,
+            tokens.num_codes,
+            config.generator,
+            batch_size=len(asked_B),
+        )
+        batch = batch.to(ranks.device)
+        hidden_BD = trained.generator.encode_last(batch.features)
+        item_BW = search(hidden_BD, batch, asked_B)[: len(mine_B)]
+        yield first, all_gather_rows(item_BW).cpu().numpy().astype(np.int32)
+
+
+def _write(
+    out_dir: Path,
+    trained: Trained,
+    settings: CandidateConfig,
+    judged: Judged,
+    beam_EW: Int32Array,
+) -> dict[str, Any]:
+    """Write the folder, whole or not at all; returns its manifest."""
+    split, prompts = trained.split, judged.prompts
+    picker = ItemPicker(
+        sequences=split.sequences,
+        graph=trained.graph,
+        settings=settings,
+        filter_seen=bool(trained.config.log.filter_seen),
+        seed=_seed(settings, trained.config),
+    )
+    with atomic_folder(out_dir) as folder:
+        found, key_E = (beam_EW, judged.rollout_EG), _user_keys(split, prompts)
+        counts = write_tables(folder, split, picker, prompts, key_E, found)
+        manifest = _manifest(trained, settings, judged, counts)
+        manifest["files"] = file_facts(folder)
+        write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def _manifest(
+    trained: Trained,
+    settings: CandidateConfig,
+    judged: Judged,
+    counts: dict[str, int],
+) -> dict[str, Any]:
+    """All but the files. Nothing here depends on the number of ranks or the time."""
+    config, num_live = trained.config, len(judged.prompts)
+    return {
+        "format_version": FORMAT_VERSION,
+        "run": str(config.run_dir.resolve()),
+        "checkpoint_step": trained.step,
+        "origin": origin(),
+        "settings": dataclasses.asdict(settings),
+        "seeds": {"label_users": config.log.seed, "draws": _seed(settings, config)},
+        "label_share": LABEL_SHARE,
+        "fit_on": config.log.fit_on,
+        "filter_seen": bool(config.log.filter_seen),
+        "max_history": config.log.max_history,
+        "has_clock": trained.split.sequences.has_clock,
+        "users": {
+            "all": trained.split.sequences.num_users,
+            "eligible": judged.num_eligible,
+            "wanted": judged.num_wanted,
+            "looked_at": judged.num_looked_at,
+            "live": num_live,
+            "dead": judged.num_looked_at - num_live,
+            "judged": num_live,
+        },
+        "live_share": num_live / judged.num_looked_at,
+        "pairs": {"all": sum(counts.values()), **counts},
+    }
+
+
+def _seed(settings: CandidateConfig, config: RunConfig) -> int:
+    return config.log.seed if settings.seed is None else settings.seed
+
+
+def _user_keys(split: SplitLog, rows: EvalRows) -> Int64Array:
+    """What names each row's user in a hash: not moved by other users or a new log."""
+    keys = [id_hash(split.user_ids[user]) for user in rows.user_E]
+    return np.array(keys, dtype=np.int64)

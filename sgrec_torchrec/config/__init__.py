@@ -1,0 +1,46 @@
+"""The settings of a run: one frozen dataclass per stage, and the named runs.
+
+A field that is ``None`` follows from measured properties of the log (see
+``logs.measure.resolve``), so one family of settings fits logs that nobody has seen.
+"""
+
+from sgrec_torchrec.config.bounds import check_choice, check_fields
+from sgrec_torchrec.config.data import (
+    CODES_LARGE,
+    CODES_SMALL,
+    PROTOCOLS,
+    SOURCES,
+    EvidenceConfig,
+    GraphConfig,
+    LogConfig,
+    TokenConfig,
+)
+from sgrec_torchrec.config.runs import RUNS, STAGES, RunConfig
+from sgrec_torchrec.config.training import (
+    FUSIONS,
+    AlignConfig,
+    EvaluationConfig,
+    GeneratorConfig,
+    PretrainConfig,
+)
+
+__all__ = [
+    "CODES_LARGE",
+    "CODES_SMALL",
+    "FUSIONS",
+    "PROTOCOLS",
+    "RUNS",
+    "SOURCES",
+    "STAGES",
+    "AlignConfig",
+    "EvaluationConfig",
+    "EvidenceConfig",
+    "GeneratorConfig",
+    "GraphConfig",
+    "LogConfig",
+    "PretrainConfig",
+    "RunConfig",
+    "TokenConfig",
+    "check_choice",
+    "check_fields",
+]

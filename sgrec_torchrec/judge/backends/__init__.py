@@ -1,0 +1,5 @@
+"""Models that answer prompts: one protocol, three implementations.
+
+Reads ``prompt.UserPrompt``, writes level distributions or JSON. Each backend imports
+its own stack when it is made, never earlier.
+"""

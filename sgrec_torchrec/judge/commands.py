@@ -1,0 +1,180 @@
+"""``sgrec judge``: one short function per verb; stages are imported inside them."""
+
+import json as jsonlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from sgrec_torchrec.judge.cases import CaseReader
+    from sgrec_torchrec.judge.judging import Judge
+    from sgrec_torchrec.judge.prompt import PromptSettings
+
+app = typer.Typer(
+    help="Judge candidates by a language model, offline: label, train, run, page.",
+    no_args_is_help=True,
+)
+RunDir = Annotated[Path, typer.Argument(help="Folder of a run, as runs/movielens.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Hugging Face folder or name; else the packaged SmolLM2."),
+]
+
+
+@app.command()
+def label(
+    run_dir: RunDir,
+    out: Annotated[Path | None, typer.Option(help="Else RUN/labels.")] = None,
+    cases_per_user: Annotated[int, typer.Option(min=1)] = 4,
+    compare: Annotated[
+        Path | None, typer.Option(help="Labels to report the agreement with.")
+    ] = None,
+) -> None:
+    """Make weak labels from the behaviour of users that post-training leaves out."""
+    from sgrec_torchrec.item_graph.graph import ItemGraph
+    from sgrec_torchrec.judge.labels import read_labels, write_labels
+    from sgrec_torchrec.judge.report import agreement_table, print_table
+    from sgrec_torchrec.judge.weak_labels import WeakLabelSettings, weak_labels
+
+    reader = _reader(run_dir)
+    settings = WeakLabelSettings(cases_per_user=cases_per_user, seed=_log_seed(run_dir))
+    made = weak_labels(reader, ItemGraph.load(run_dir / "graph"), settings)
+    folder = out or run_dir / "labels"
+    write_labels(made, reader, folder)
+    typer.echo(f"{len(made)} cases: {folder}")
+    if compare is not None:
+        print_table(agreement_table(made, read_labels(compare, reader), reader))
+
+
+@app.command()
+def train(
+    run_dir: RunDir,
+    labels: Annotated[Path | None, typer.Option(help="Else RUN/labels.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Else RUN/judge.")] = None,
+    model: Model = None,
+    max_history: Annotated[int, typer.Option(help="Titles a prompt shows.")] = 10,
+    sft_epochs: float = 1.0,
+    grpo_steps: int = 40,
+    max_held_out: Annotated[
+        int, typer.Option(help="Cases that every stage is measured on.")
+    ] = 60,
+    form: Annotated[
+        str, typer.Option(help="How users weigh aspects: network, or llm (slower).")
+    ] = "network",
+) -> None:
+    """Train the judge: supervised, then GRPO, then the weights; report each stage."""
+    from sgrec_torchrec.judge.baselines import baseline_scores
+    from sgrec_torchrec.judge.labels import read_labels
+    from sgrec_torchrec.judge.prompt import PromptSettings
+    from sgrec_torchrec.judge.report import print_table, report_tables
+    from sgrec_torchrec.judge.train_aspects import AspectTraining
+    from sgrec_torchrec.judge.train_judge import JudgeTraining, train_judge
+
+    reader = _reader(run_dir, PromptSettings(max_history=max_history))
+    settings = JudgeTraining(
+        model=model,
+        aspects=AspectTraining(sft_epochs=sft_epochs, grpo_steps=grpo_steps),
+        max_held_out=max_held_out,
+        form=form,
+    )
+    folder = out or run_dir / "judge"
+    report = train_judge(
+        reader,
+        read_labels(labels or run_dir / "labels", reader),
+        settings,
+        folder,
+        baseline_scores(reader),
+    )
+    for table in report_tables(report):
+        print_table(table)
+    typer.echo(f"judge: {folder}")
+
+
+@app.command()
+def run(
+    run_dir: RunDir,
+    judge: Annotated[Path | None, typer.Option(help="Else RUN/judge.")] = None,
+    candidates: Annotated[
+        Path | None, typer.Option(help="Else RUN/candidates.")
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="Judge these pairs instead: what training missed."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Else RUN/judged.")] = None,
+    backend: Annotated[
+        str, typer.Option(help="transformers, vllm or openai.")
+    ] = "transformers",
+    url: Annotated[
+        str | None, typer.Option(help="openai: the server's address.")
+    ] = None,
+    written: Annotated[
+        int, typer.Option(help="Best candidates of a user that get evidence.", min=0)
+    ] = 0,
+    price_per_hour: Annotated[float, typer.Option(help="Of the machine.", min=0)] = 0.0,
+) -> None:
+    """Judge the candidates; killed at any point, the next call goes on."""
+    from sgrec_torchrec.judge.judging import judge_requests
+    from sgrec_torchrec.judge.requests import read_requests
+
+    ready = _open(run_dir, judge or run_dir / "judge", backend, url, written)
+    requests = read_requests(candidates or run_dir / "candidates", ready.reader, pairs)
+    folder = out or run_dir / "judged"
+    facts = judge_requests(requests, ready, folder, price_per_hour=price_per_hour)
+    shown = ("pairs", "seconds", "pairs_per_second", "cached_share", "cost_per_pair")
+    typer.echo(jsonlib.dumps({name: facts[name] for name in shown}))
+    typer.echo(f"judged: {folder}")
+
+
+@app.command()
+def page(
+    run_dir: RunDir,
+    judged: Annotated[Path | None, typer.Option(help="Else RUN/judged.")] = None,
+    max_users: Annotated[int, typer.Option(min=1)] = 200,
+) -> None:
+    """Write an HTML page to look at users, candidates, scores and evidence."""
+    from sgrec_torchrec.judge.page import write_page
+
+    catalogue = _reader(run_dir).split.catalogue
+    titles = dict(zip(catalogue.item_ids, catalogue.titles, strict=True))
+    typer.echo(write_page(judged or run_dir / "judged", titles, max_users=max_users))
+
+
+def _reader(run_dir: Path, settings: "PromptSettings | None" = None) -> "CaseReader":
+    from sgrec_torchrec.judge.cases import CaseReader
+    from sgrec_torchrec.judge.prompt import PromptSettings
+    from sgrec_torchrec.logs.split import load_split
+
+    return CaseReader(load_split(run_dir / "split"), settings or PromptSettings())
+
+
+def _log_seed(run_dir: Path) -> int:
+    from sgrec_torchrec.config import RunConfig
+
+    return RunConfig.read(run_dir / "config.json").log.seed
+
+
+def _open(
+    run_dir: Path, folder: Path, backend: str, url: str | None, written: int
+) -> "Judge":
+    from sgrec_torchrec.judge.backends.open_backend import open_backend
+    from sgrec_torchrec.judge.judge_files import open_judge
+    from sgrec_torchrec.judge.judging import Judge
+    from sgrec_torchrec.judge.weigh import weigher
+
+    files = open_judge(folder)
+    reader = _reader(run_dir, files.prompt)
+    if reader.prompt_version != files.prompt_version:
+        raise ValueError(
+            f"{folder} was trained on the prompt {files.prompt_version}, this release "
+            f"asks {reader.prompt_version}: train the judge again"
+        )
+    settings = {} if url is None else {"base_url": url}
+    return Judge(
+        files=files,
+        backend=open_backend(backend, str(files.model), **settings),
+        reader=reader,
+        weigh=weigher(files, reader),
+        num_written=written,
+    )

@@ -1,0 +1,130 @@
+"""Judgements -> Parquet parts, losing nothing that was judged when a run is killed.
+
+    journal.jsonl         one line a user since the last part, flushed at once
+    part-00000.parquet    ... of whole users, about ``PAIRS_PER_PART`` pairs each
+
+A user counts as judged once its line is whole, so a run that goes on judges no pair
+twice. A torn last line is that of a user whose judging was cut off.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sgrec_torchrec.distributed.atomic import atomic_file
+
+PAIRS_PER_PART = 100_000
+JOURNAL = "journal.jsonl"
+Row = dict[str, Any]
+
+
+class Journal:
+    """The judged pairs of one folder; one writer at a time.
+
+    ``done`` holds the ids of the judged users: memory grows with them.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        """Open or begin.
+
+        Raises:
+            ValueError: naming the part that cannot be read.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.schema = schema
+        self.done: set[str] = set()
+        self.num_pairs = 0
+        for path in self.parts:
+            self._count(_read_part(path, ["user_id"])["user_id"].to_pylist())
+        self._rows: list[Row] = []
+        for rows in _whole_lines(folder / JOURNAL):
+            # A part may have been written just before the journal could go.
+            if rows[0]["user_id"] not in self.done:
+                self._rows += rows
+        self._count([row["user_id"] for row in self._rows])
+        self._rewrite()
+        self._file = self._open()
+
+    @property
+    def parts(self) -> list[Path]:
+        """The parts so far, in order."""
+        return sorted(self.folder.glob("part-*.parquet"))
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """All pairs of one user; on disk when this returns."""
+        self._file.write(json.dumps(list(rows), allow_nan=False) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._rows += rows
+        self._count([row["user_id"] for row in rows])
+        if len(self._rows) >= PAIRS_PER_PART:
+            self.seal()
+
+    def seal(self) -> None:
+        """Write what the journal holds as a part, and empty it."""
+        if not self._rows:
+            return
+        # One of them may have been deleted: then their number is that of another.
+        last = self.parts[-1].stem.rpartition("-")[2] if self.parts else "-1"
+        path = self.folder / f"part-{int(last) + 1:05d}.parquet"
+        table = pa.Table.from_pylist(self._rows, schema=self.schema)
+        with atomic_file(path) as temporary:
+            pq.write_table(
+                table, temporary, compression="zstd", write_page_checksum=True
+            )
+        self._file.close()
+        self._rows = []
+        self._rewrite()
+        self._file = self._open()
+
+    def close(self) -> None:
+        """Leave the journal as it is, for the next run."""
+        self._file.close()
+
+    def _count(self, user_ids: Sequence[str]) -> None:
+        self.done.update(user_ids)
+        self.num_pairs += len(user_ids)
+
+    def _rewrite(self) -> None:
+        by_user: dict[str, list[Row]] = {}
+        for row in self._rows:
+            by_user.setdefault(row["user_id"], []).append(row)
+        with atomic_file(self.folder / JOURNAL) as temporary:
+            lines = [json.dumps(rows) + "\n" for rows in by_user.values()]
+            temporary.write_text("".join(lines), encoding="utf-8")
+
+    def _open(self) -> TextIO:
+        return (self.folder / JOURNAL).open("a", encoding="utf-8")
+
+
+def _whole_lines(path: Path) -> list[list[Row]]:
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    found = []
+    # What follows the last newline was cut off while it was written.
+    for place, line in enumerate(lines[:-1], 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {place}: cannot be read ({error}): delete the line, and "
+                "its user is judged again"
+            ) from None
+    return found
+
+
+def _read_part(path: Path, columns: list[str]) -> Any:
+    try:
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error}): delete it, and its users are judged "
+            "again"
+        ) from error

@@ -1,0 +1,115 @@
+"""A trained judge on disk: what it is, and that no byte of it has changed."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sgrec_torchrec.distributed.atomic import sha256_file, write_json
+from sgrec_torchrec.judge.cases import CaseReader
+from sgrec_torchrec.judge.prompt import PromptSettings
+
+FORMAT_VERSION = 1
+MANIFEST = "judge.json"
+MODEL = "model"
+NETWORK = "aggregator.safetensors"
+WEIGHTS_ADAPTER = "weights_adapter"
+FORMS = ("network", "llm")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeFiles:
+    """Where the parts of a judge lie, and the names that rewards carry."""
+
+    folder: Path
+    judge_version: str
+    prompt_version: str
+    prompt: PromptSettings
+    aspects: tuple[str, ...]
+    form: str
+    """How Part B weighs: network or llm."""
+
+    @property
+    def model(self) -> Path:
+        """The merged language model of Part A."""
+        return self.folder / MODEL
+
+    @property
+    def network(self) -> Path:
+        """Part B's small form."""
+        return self.folder / NETWORK
+
+    @property
+    def weights_adapter(self) -> Path:
+        """Part B's other form: a LoRA over ``model``."""
+        return self.folder / WEIGHTS_ADAPTER
+
+
+def write_judge(
+    folder: Path, reader: CaseReader, form: str, settings: dict[str, Any]
+) -> None:
+    """Name the judge by its weights, so that two judges' rewards can be told apart."""
+    sums = {
+        path.relative_to(folder).as_posix(): sha256_file(path)
+        for path in _weight_files(folder, form)
+    }
+    digest = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "judge_version": digest[:12],
+        "prompt_version": reader.prompt_version,
+        "prompt": asdict(reader.settings),
+        "aspects": [aspect.name for aspect in reader.aspects],
+        "form": form,
+        "sha256": sums,
+        "settings": settings,
+    }
+    write_json(folder / MANIFEST, facts)
+
+
+def open_judge(folder: Path) -> JudgeFiles:
+    """The judge in ``folder``; reads its weights once (about 1 GB/s) to check them.
+
+    Raises:
+        FileNotFoundError: naming what is not there.
+        ValueError: where a file changed, or is of another version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: train one with `sgrec judge train`"
+        )
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if facts["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"format_version is {facts['format_version']}")
+        judge = JudgeFiles(
+            folder=folder,
+            judge_version=facts["judge_version"],
+            prompt_version=facts["prompt_version"],
+            prompt=PromptSettings(**facts["prompt"]),
+            aspects=tuple(facts["aspects"]),
+            form=facts["form"],
+        )
+        sums = dict(facts["sha256"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no judge of this version ({error}): train it again"
+        ) from error
+    for name, digest in sorted(sums.items()):
+        file = folder / name
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing: train the judge again")
+        if sha256_file(file) != digest:
+            raise ValueError(f"{file} has changed since {path}: train the judge again")
+    return judge
+
+
+def _weight_files(folder: Path, form: str) -> list[Path]:
+    part_b = (
+        [folder / NETWORK]
+        if form == "network"
+        else sorted((folder / WEIGHTS_ADAPTER).glob("*.safetensors"))
+    )
+    return [*sorted((folder / MODEL).glob("*.safetensors")), *part_b]

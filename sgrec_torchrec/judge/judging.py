@@ -1,0 +1,269 @@
+"""Requests -> judged pairs: scores by Part A, weights by Part B, the reward.
+
+    JUDGED/part-*.parquet   user_id, item_id, source, aspect_<name>, evidence_<name>,
+                            weight_<name>, reward, as_of, history_hash, judge_version,
+                            prompt_version
+    JUDGED/users.parquet    what each prompt showed: for the inspection page
+    JUDGED/manifest.json    what it was made by, and what it cost
+
+``sgrec table build`` takes the folder as it is.
+"""
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sgrec_torchrec.distributed.atomic import atomic_file, write_json
+from sgrec_torchrec.distributed.progress import progress_of
+from sgrec_torchrec.judge.aspects import (
+    LEVELS,
+    WrittenAnswer,
+    answer_schema,
+    expected_score,
+    read_answer,
+)
+from sgrec_torchrec.judge.backends.protocol import Backend, Usage
+from sgrec_torchrec.judge.cases import Case, CaseReader
+from sgrec_torchrec.judge.journal import Journal, Row
+from sgrec_torchrec.judge.judge_files import JudgeFiles
+from sgrec_torchrec.judge.prompt import rating, writing
+from sgrec_torchrec.judge.requests import Request
+from sgrec_torchrec.schema import Float32Array
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+USERS_AT_ONCE = 8
+MAX_WRITTEN_TOKENS = 320
+TOKENS = ("prompt_tokens", "cached_tokens", "written_tokens")
+Weigh = Callable[[Sequence[Case]], Float32Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """Everything that turns a request into rewards."""
+
+    files: JudgeFiles
+    backend: Backend
+    reader: CaseReader
+    weigh: Weigh
+    """Cases -> float32 [len, A] weights, rows sum to 1."""
+    num_written: int = 0
+    """Of a user's candidates, so many of the best get sentences of evidence."""
+
+
+def judge_requests(
+    requests: Iterable[Request], judge: Judge, out: Path, *, price_per_hour: float = 0.0
+) -> dict[str, Any]:
+    """Judge what is not judged yet; returns the manifest.
+
+    Killed at any point, the next call goes on after the last whole user.
+
+    Args:
+        price_per_hour: of the machine, for the cost of a pair; any currency.
+
+    Raises:
+        ValueError: where ``out`` holds the judgements of another judge or prompt.
+    """
+    earlier = _earlier(out, judge)
+    for name in TOKENS:  # a backend counts on from call to call
+        earlier[name] = earlier.get(name, 0) - getattr(judge.backend.usage, name)
+    journal = Journal(out, _schema(judge.files.aspects))
+    begin, pairs_before = time.perf_counter(), journal.num_pairs
+    written = _WrittenCount()
+
+    def facts() -> dict[str, Any]:
+        seconds = time.perf_counter() - begin
+        return _facts(judge, journal, earlier, seconds, written, price_per_hour)
+
+    try:
+        asked = list(requests)
+        _write_users(asked, judge.reader, out)
+        left = [one for one in asked if one.user_id not in journal.done]
+        write_json(out / MANIFEST, facts())
+        num_pairs = sum(len(one.case.items) for one in asked)
+        with progress_of(
+            description="judge", total=num_pairs, done=journal.num_pairs, unit="pair"
+        ) as bar:
+            for some in _chunks(left):
+                for rows in _judge(some, judge, written):
+                    journal.add(rows)
+                    bar.update(len(rows))
+                write_json(out / MANIFEST, facts())
+        journal.seal()
+    finally:
+        journal.close()
+    manifest = facts()
+    manifest["pairs_this_time"] = journal.num_pairs - pairs_before
+    write_json(out / MANIFEST, manifest)
+    return manifest
+
+
+@dataclass(slots=True)
+class _WrittenCount:
+    asked: int = 0
+    refused: int = 0
+    """Answers that did not fit the schema: their evidence is missing."""
+
+
+def _judge(
+    requests: Sequence[Request], judge: Judge, written: _WrittenCount
+) -> Iterator[list[Row]]:
+    """All pairs of each request, in order."""
+    reader, aspects = judge.reader, judge.reader.aspects
+    prompts = [reader.prompt(one.case, rating(aspects)) for one in requests]
+    probabilities = judge.backend.rate(prompts, LEVELS)
+    weights = judge.weigh([one.case for one in requests])
+    for one, said_CAS, weight_A in zip(requests, probabilities, weights, strict=True):
+        score_CA = expected_score(said_CAS)
+        reward_C = score_CA @ weight_A
+        evidence = _evidence(one, np.argsort(-reward_C).tolist(), judge, written)
+        ids = reader.split.catalogue.item_ids
+        rows = []
+        for place, item in enumerate(one.case.items):
+            row: Row = {
+                "user_id": one.user_id,
+                "item_id": ids[item],
+                "source": one.sources[place],
+                "reward": float(reward_C[place]),
+                "as_of": one.case.as_of,
+                "history_hash": one.history_hash,
+                "judge_version": judge.files.judge_version,
+                "prompt_version": judge.files.prompt_version,
+            }
+            answer = evidence.get(place)
+            for nth, aspect in enumerate(aspects):
+                row[f"aspect_{aspect.name}"] = float(score_CA[place, nth])
+                row[f"weight_{aspect.name}"] = float(weight_A[nth])
+                row[f"evidence_{aspect.name}"] = answer and answer.evidence[nth]
+            rows.append(row)
+        yield rows
+
+
+def _evidence(
+    one: Request,
+    best_first: Sequence[int],
+    judge: Judge,
+    written: _WrittenCount,
+) -> dict[int, WrittenAnswer]:
+    """Sentences for the best candidates; an answer off the schema is counted."""
+    places = [int(place) for place in best_first[: judge.num_written]]
+    if not places:
+        return {}
+    aspects = judge.reader.aspects
+    some = replace(one.case, items=tuple(one.case.items[place] for place in places))
+    prompt = judge.reader.prompt(some, writing(aspects))
+    (texts,) = judge.backend.write([prompt], answer_schema(aspects), MAX_WRITTEN_TOKENS)
+    found = {}
+    for place, text in zip(places, texts, strict=True):
+        written.asked += 1
+        try:
+            found[place] = read_answer(text, aspects)
+        except ValueError:
+            written.refused += 1
+    return found
+
+
+def _earlier(out: Path, judge: Judge) -> dict[str, Any]:
+    """Figures of earlier calls on the same folder."""
+    path = out / MANIFEST
+    if not path.is_file():
+        return {}
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("judge_version", "prompt_version"):
+        if facts.get(name) != getattr(judge.files, name):
+            raise ValueError(
+                f"{out} holds judgements of {name} {facts.get(name)}, this judge is "
+                f"{getattr(judge.files, name)}: write to another folder"
+            )
+    return facts
+
+
+def _facts(
+    judge: Judge,
+    journal: Journal,
+    earlier: dict[str, Any],
+    seconds: float,
+    written: _WrittenCount,
+    price_per_hour: float,
+) -> dict[str, Any]:
+    usage: Usage = judge.backend.usage
+    seconds += earlier.get("seconds", 0.0)
+    totals = {
+        name: getattr(usage, name) + earlier.get(name, 0)
+        for name in TOKENS
+    }
+    pairs = journal.num_pairs
+    return {
+        "format_version": FORMAT_VERSION,
+        "backend": judge.backend.name,
+        "model": judge.backend.model,
+        "judge_version": judge.files.judge_version,
+        "prompt_version": judge.files.prompt_version,
+        "aspects": list(judge.files.aspects),
+        "has_context": judge.reader.has_clock,
+        "users": len(journal.done),
+        "pairs": pairs,
+        "seconds": round(seconds, 2),
+        "pairs_per_second": round(pairs / seconds, 3) if seconds else 0.0,
+        **totals,
+        "cached_share": round(
+            totals["cached_tokens"] / max(totals["prompt_tokens"], 1), 4
+        ),
+        "written_asked": written.asked + earlier.get("written_asked", 0),
+        "written_refused": written.refused + earlier.get("written_refused", 0),
+        "seconds_per_pair": round(seconds / pairs, 5) if pairs else None,
+        "cost_per_pair": price_per_hour * seconds / 3600 / pairs if pairs else None,
+    }
+
+
+def _schema(aspects: Sequence[str]) -> pa.Schema:
+    columns: dict[str, pa.DataType] = dict.fromkeys(
+        ("user_id", "item_id", "source"), pa.string()
+    )
+    columns |= {f"aspect_{name}": pa.float32() for name in aspects}
+    columns |= {f"evidence_{name}": pa.string() for name in aspects}
+    columns |= {f"weight_{name}": pa.float32() for name in aspects}
+    columns |= {"reward": pa.float32(), "as_of": pa.int64()}
+    columns |= {"history_hash": pa.int64()}
+    columns |= {"judge_version": pa.string(), "prompt_version": pa.string()}
+    return pa.schema(columns)
+
+
+def _write_users(requests: Sequence[Request], reader: CaseReader, out: Path) -> None:
+    shown = reader.settings.max_history
+    table = pa.table(
+        {
+            "user_id": [one.user_id for one in requests],
+            "as_of": pa.array([one.case.as_of for one in requests], pa.int32()),
+            "request_timestamp": pa.array(
+                [
+                    one.case.request_timestamp if reader.has_clock else None
+                    for one in requests
+                ],
+                pa.int64(),
+            ),
+            "history": pa.array(
+                [reader.history_ids(one.case)[-shown:] for one in requests],
+                pa.list_(pa.string()),
+            ),
+            "next_item_id": pa.array(
+                [one.next_item_id for one in requests], pa.string()
+            ),
+        }
+    )
+    with atomic_file(out / "users.parquet") as temporary:
+        pq.write_table(table, temporary)
+
+
+def _chunks(requests: Sequence[Request]) -> Iterator[list[Request]]:
+    rest = iter(requests)
+    while some := list(itertools.islice(rest, USERS_AT_ONCE)):
+        yield some

@@ -1,0 +1,248 @@
+"""A judged folder -> ``index.html``: one file for people who look into judgements.
+
+Pictures and means are of all pairs; a seeded choice of users is shown one by one. All
+text is untrusted: the template engine escapes it, the page's script sets it as text.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sgrec_torchrec.distributed.atomic import atomic_file
+from sgrec_torchrec.judge.aspects import ASPECTS, LEVELS
+from sgrec_torchrec.judge.page_pairs import (
+    NUM_BINS,
+    PARTS,
+    REWARD,
+    USERS_FILE,
+    Items,
+    cut,
+    measures_of,
+    open_pairs,
+    totals,
+    users_of,
+    wins_of,
+)
+
+PAGE_FILE = "index.html"
+MANIFEST_FILE = "manifest.json"
+TEMPLATE = "page.html.j2"
+PAIR_COLUMNS = {
+    **dict.fromkeys(("user_id", "item_id", "source"), "string"),
+    "as_of": "integer",
+    **dict.fromkeys(("judge_version", "prompt_version"), "string"),
+}
+USER_COLUMNS = {
+    "user_id": "string",
+    "as_of": "integer",
+    "request_timestamp": "integer",
+    "history": "list",
+    "next_item_id": "string",
+}
+OTHER_KINDS = {
+    **dict.fromkeys(("aspect_", "weight_", REWARD), "float"),
+    "evidence_": "string",
+}
+"""How a column's name begins -> what it must hold, where it is there."""
+MAX_LISTED = 8
+
+
+def write_page(
+    judged: Path,
+    titles: Mapping[str, str],
+    out: Path | None = None,
+    *,
+    max_users: int = 200,
+    seed: int = 0,
+) -> Path:
+    """Write the page, by default as ``judged/index.html``; call it on one rank only.
+
+    Pairs are read in a stream that spills to the folder for temporary files. The size
+    of the page is bounded by ``max_users`` and ``page_pairs.MAX_ROWS``.
+
+    Args:
+        judged: ``part-*.parquet``, ``users.parquet`` and ``manifest.json``; without
+            the last, the page says so.
+        titles: item id -> title; an item without one is shown by its id.
+        out: the file to write.
+        max_users: how many users are shown one by one.
+        seed: of their choice, which depends on nothing but it and the ids.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        FileNotFoundError: where there are no parts or no ``users.parquet``.
+        ValueError: naming a file that cannot be read or lacks a column.
+    """
+    if max_users < 1:
+        raise ValueError(f"max_users is {max_users}; show 1 user or more")
+    names = _check_folder(judged)
+    facts = _facts(judged / MANIFEST_FILE)
+    try:
+        context = _context(judged, names, Items(titles), max_users, seed)
+    except duckdb.Error as error:
+        raise ValueError(
+            f"{judged}: its Parquet files cannot be read ({error}); judge again"
+        ) from error
+    page = _environment().get_template(TEMPLATE).render(facts=facts, **context)
+    path = out or judged / PAGE_FILE
+    with atomic_file(path) as temporary:
+        # A lone surrogate cannot be written as UTF-8.
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+    return path
+
+
+def _context(
+    judged: Path, names: set[str], items: Items, max_users: int, seed: int
+) -> dict[str, Any]:
+    """What the template shows of the pairs; ``data`` is for its script."""
+    with open_pairs(judged, names) as (connection, aspects):
+        measures = measures_of(connection, aspects)
+        whole = totals(connection)
+        wins = wins_of(connection, measures)
+        users = users_of(connection, measures, items, max_users, seed)
+    judged_names = {measure.name for measure in measures}
+    return {
+        **whole,
+        "measures": measures,
+        "wins": wins,
+        "has_reward": REWARD in judged_names,
+        "absent": [a.words for a in ASPECTS if a.name not in judged_names],
+        "levels": LEVELS,
+        "num_bins": NUM_BINS,
+        "num_shown": len(users),
+        "data": {
+            "measures": [(measure.name, measure.label) for measure in measures],
+            "sources": {name: label for name, label, _ in whole["sources"]},
+            "users": users,
+            "items": items.rows(),
+        },
+    }
+
+
+def _check_folder(judged: Path) -> set[str]:
+    """All column names of the parts, once every file's schema has been checked."""
+    parts = sorted(judged.glob(PARTS))
+    if not parts:
+        raise FileNotFoundError(f"{judged}: no {PARTS}; judge candidates first")
+    if not (judged / USERS_FILE).is_file():
+        raise FileNotFoundError(
+            f"{judged / USERS_FILE}: not there, so no history is known; judge again"
+        )
+    _column_names(judged / USERS_FILE, USER_COLUMNS)
+    names: set[str] = set()
+    for part in parts:
+        found = _column_names(part, PAIR_COLUMNS)
+        if not any(name.startswith("aspect_") for name in found):
+            raise ValueError(f"{part}: no column aspect_<name>; judge again")
+        names |= found
+    return names
+
+
+def _column_names(path: Path, required: Mapping[str, str]) -> set[str]:
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(
+            f"{path}: no whole Parquet file ({error}); remove it and judge again"
+        ) from error
+    for name in required:
+        if name not in schema.names:
+            raise ValueError(
+                f"{path}: no column {name}; it has {', '.join(schema.names)}; judge "
+                "again with this version"
+            )
+    for field in schema:
+        others = (k for at, k in OTHER_KINDS.items() if field.name.startswith(at))
+        kind = required.get(field.name) or next(others, None)
+        if kind and not _holds(field.type, kind):
+            raise ValueError(
+                f"{path}: column {field.name} holds {field.type}, not {kind}; judge "
+                "again with this version"
+            )
+    return set(schema.names)
+
+
+def _holds(data_type: pa.DataType, kind: str) -> bool:
+    types = pa.types
+    checks = {
+        "string": (types.is_string, types.is_large_string, types.is_dictionary),
+        "integer": (types.is_integer,),
+        "float": (types.is_floating,),
+        "list": (types.is_list, types.is_large_list),
+    }
+    # A column without any value may have been written without a type.
+    return any(check(data_type) for check in (*checks[kind], types.is_null))
+
+
+def _facts(path: Path) -> list[tuple[str, str]] | None:
+    """The manifest as labels and texts; None where it is absent."""
+    if not path.is_file():
+        return None
+    mend = "mend it, or remove it to leave its facts out"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); {mend}") from error
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{path}: JSON, but no object; {mend}")
+    return list(_flat(manifest, ""))
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        label = f"{prefix} {name}".replace("_", " ").strip()
+        if isinstance(value, dict):
+            yield from _flat(value, label)
+        elif isinstance(value, list):
+            listed = ", ".join(_fact(part) for part in value[:MAX_LISTED])
+            more = f", ... ({len(value)} in all)" if len(value) > MAX_LISTED else ""
+            yield str(cut(label)), f"{cut(listed)}{more}" or "none"
+        else:
+            yield str(cut(label)), str(cut(_fact(value)))
+
+
+def _fact(value: object) -> str:
+    """A value as people write it.
+
+    >>> [_fact(value) for value in (True, None, 100004, 0.000123456, "cpu")]
+    ['yes', 'none', '100,004', '0.0001235', 'cpu']
+    """
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def _digest(script: str) -> str:
+    """How the content security policy names the one script that may run."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["digest"] = _digest
+    # No number that JSON has no word for: the page's parser would refuse all of it.
+    environment.policies["json.dumps_kwargs"] = {
+        "allow_nan": False,
+        "separators": (",", ":"),
+    }
+    return environment

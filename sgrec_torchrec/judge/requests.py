@@ -1,0 +1,133 @@
+"""Candidate files -> cases to judge, user by user.
+
+    users.parquet        user_id, as_of, history_hash, request_timestamp, next_item_id
+    candidates.parquet   user_id, item_id, source
+
+Pairs that training missed (``reward_table.MissLog``) come in the second form too.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sgrec_torchrec.judge.cases import Case, CaseReader
+
+USERS, CANDIDATES = "users.parquet", "candidates.parquet"
+USER_COLUMNS = ("user_id", "as_of", "history_hash", "request_timestamp")
+PAIR_COLUMNS = ("user_id", "item_id", "source")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One user's candidates, and where each comes from."""
+
+    user_id: str
+    case: Case
+    sources: tuple[str, ...]
+    history_hash: int
+    next_item_id: str | None
+
+
+def read_requests(
+    candidates: Path, reader: CaseReader, pairs: Path | None = None
+) -> Iterator[Request]:
+    """Users in the order of users.parquet, each with all its candidates.
+
+    Args:
+        candidates: folder that ``sgrec candidates`` wrote.
+        pairs: Parquet file of pairs to judge in place of its candidates.parquet.
+
+    Memory grows with the judged users and their pairs; split users.parquet to judge on
+    several machines.
+
+    Raises:
+        FileNotFoundError: for a missing file.
+        ValueError: naming file and row: unknown user or item, a history that is not
+            this log's, a missing column.
+    """
+    users_path = candidates / USERS
+    users = _read(users_path, USER_COLUMNS).to_pylist()
+    pairs_path = pairs or candidates / CANDIDATES
+    by_user = _by_user(pairs_path)
+    user_index = {user_id: u for u, user_id in enumerate(reader.split.user_ids)}
+    item_index = {item: n for n, item in enumerate(reader.split.catalogue.item_ids)}
+    known = {str(user["user_id"]) for user in users}
+    for user_id, rows in by_user.items():
+        if user_id not in known:
+            raise ValueError(
+                f"{pairs_path}, row {rows[0][2]}: user {user_id!r} is not in "
+                f"{users_path}, which says how much of a history may be seen"
+            )
+    _check_users(users_path, users)
+    for place, user in enumerate(users):
+        rows = by_user.get(str(user["user_id"]), [])
+        if not rows:
+            continue
+        index = user_index.get(str(user["user_id"]))
+        if index is None:
+            raise ValueError(f"{users_path}, row {place}: unknown user in this log")
+        for item_id, _, row in rows:
+            if item_id not in item_index:
+                raise ValueError(f"{pairs_path}, row {row}: unknown item {item_id!r}")
+        case = Case(
+            user=index,
+            as_of=int(user["as_of"]),
+            request_timestamp=int(user["request_timestamp"] or 0),
+            items=tuple(item_index[item_id] for item_id, _, _ in rows),
+        )
+        if reader.history_hash(case) != int(user["history_hash"]):
+            raise ValueError(
+                f"{users_path}, row {place}: the history of user {user['user_id']!r} "
+                "is another one in this log: make the candidates again from this run"
+            )
+        yield Request(
+            user_id=str(user["user_id"]),
+            case=case,
+            sources=tuple(source for _, source, _ in rows),
+            history_hash=int(user["history_hash"]),
+            next_item_id=user.get("next_item_id"),
+        )
+
+
+def _check_users(path: Path, users: list[dict[str, Any]]) -> None:
+    seen: set[str] = set()
+    for place, user in enumerate(users):
+        if any(user[name] is None for name in USER_COLUMNS[:3]):
+            raise ValueError(
+                f"{path}, row {place}: user_id, as_of or history_hash is null"
+            )
+        if str(user["user_id"]) in seen:
+            raise ValueError(
+                f"{path}, row {place}: user {user['user_id']!r} is there twice"
+            )
+        seen.add(str(user["user_id"]))
+
+
+def _by_user(path: Path) -> dict[str, list[tuple[str, str, int]]]:
+    """(item, source, row) by user; a pair named twice counts once, where first."""
+    table = _read(path, PAIR_COLUMNS)
+    found: dict[str, dict[str, tuple[str, str, int]]] = {}
+    columns = [table[name].to_pylist() for name in PAIR_COLUMNS]
+    for row, (user_id, item_id, source) in enumerate(zip(*columns, strict=True)):
+        if user_id is None or item_id is None:
+            raise ValueError(f"{path}, row {row}: user_id or item_id is null")
+        pair = (str(item_id), str(source), row)
+        found.setdefault(str(user_id), {}).setdefault(str(item_id), pair)
+    return {user_id: list(pairs.values()) for user_id, pairs in found.items()}
+
+
+def _read(path: Path, columns: tuple[str, ...]) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: make it by `sgrec candidates RUN`")
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}): make it again") from error
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{path}: no column {', '.join(missing)}")
+    return table

@@ -1,0 +1,294 @@
+"""Labels -> a trained judge, stage by stage, and what each stage adds.
+
+    JUDGE/before.safetensors       probabilities of the model as it comes
+    JUDGE/sft/, JUDGE/grpo/        adapters, each with its probabilities and log
+    JUDGE/model/                   the judge of aspects, merged: any backend loads it
+    JUDGE/aggregator.safetensors   Part B
+    JUDGE/judge.json               what the judge is: model, prompt, settings, sums
+    JUDGE/report.json              accuracy, calibration, pair AUC by stage
+
+A stage whose files are there is not done again, so training goes on where it stopped.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from sgrec_torchrec.distributed.atomic import (
+    atomic_file,
+    atomic_folder,
+    write_json,
+)
+from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.judge.aggregator import (
+    AggregatorTraining,
+    reinforce_weights,
+    save_network,
+    train_network,
+)
+from sgrec_torchrec.judge.aspects import LEVELS
+from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
+from sgrec_torchrec.judge.cases import CaseReader
+from sgrec_torchrec.judge.chat import Chat
+from sgrec_torchrec.judge.judge_files import (
+    FORMS,
+    MODEL,
+    NETWORK,
+    WEIGHTS_ADAPTER,
+    open_judge,
+    write_judge,
+)
+from sgrec_torchrec.judge.labels import LabelledCase
+from sgrec_torchrec.judge.metrics import Judged, baseline_aucs, measure
+from sgrec_torchrec.judge.prompt import rating
+from sgrec_torchrec.judge.train_aspects import (
+    AspectTraining,
+    Figures,
+    reinforce,
+    supervise,
+    with_lora,
+)
+from sgrec_torchrec.judge.weigh import weigher
+from sgrec_torchrec.judge.weights import load_model, model_folder
+from sgrec_torchrec.schema import Float32Array
+
+BEFORE, SFT, GRPO = "before", "sft", "grpo"
+PROBABILITIES = "probabilities.safetensors"
+LOG = "log.json"
+REPORT = "report.json"
+Baseline = Callable[[Judged], Float32Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeTraining:
+    """How a judge is trained and measured."""
+
+    model: str | None = None
+    """Hugging Face folder or name; None: the packaged default."""
+    aspects: AspectTraining = field(default_factory=AspectTraining)
+    aggregator: AggregatorTraining = field(default_factory=AggregatorTraining)
+    max_held_out: int = 60
+    """Cases that every stage is measured on."""
+    max_weight_cases: int = 100
+    """Cases that Part B learns from."""
+    form: str = "network"
+    """How Part B weighs: network or llm."""
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise ValueError(f"form {self.form!r}: choose one of {', '.join(FORMS)}")
+
+
+def train_judge(
+    reader: CaseReader,
+    labels: Sequence[LabelledCase],
+    settings: JudgeTraining,
+    out: Path,
+    baselines: dict[str, Baseline],
+) -> dict[str, Any]:
+    """All stages; writes what the module says and returns the report.
+
+    Raises:
+        ValueError: where no case is to learn from, or none is held out.
+    """
+    learn = [one for one in labels if not one.is_held_out]
+    held_out = _spread(
+        [one for one in labels if one.is_held_out], settings.max_held_out
+    )
+    if not learn or not held_out:
+        raise ValueError(
+            f"{len(learn)} cases to learn from and {len(held_out)} held out: the judge "
+            "needs both; give labels of more users"
+        )
+    for some, of in ((learn, "to learn from"), (held_out, "held out")):
+        if not any(one.preferences for one in some):
+            raise ValueError(f"no case {of} has a preferred pair: give pair-wise labels")
+    out.mkdir(parents=True, exist_ok=True)
+    stage = _Stages(
+        reader=reader, learn=learn, held_out=held_out, settings=settings, out=out
+    )
+    probabilities = {
+        BEFORE: stage.before(),
+        SFT: stage.supervised(),
+        GRPO: stage.reinforced(),
+    }
+    part_b_log = _learn_weights(stage)
+    write_judge(out, reader, settings.form, asdict(settings))
+    weigh = weigher(open_judge(out), reader)
+    weights = weigh([one.case for one in held_out])
+    report = _report(reader, held_out, probabilities, weights, baselines)
+    report["logs"] = {name: stage.log(name) for name in (SFT, GRPO)}
+    report["logs"]["weights"] = part_b_log
+    write_json(out / REPORT, report)
+    return report
+
+
+def _learn_weights(stage: "_Stages") -> list[Figures]:
+    """Part B over the finished Part A."""
+    judged, settings, out = stage.to_weigh(), stage.settings, stage.out
+    if settings.form == "network":
+        network, log = train_network(judged, stage.reader, settings.aggregator)
+        with atomic_file(out / NETWORK) as temporary:
+            save_network(network, temporary)
+        return log
+    folder = out / WEIGHTS_ADAPTER
+    if not folder.is_dir():
+        model, tokenizer = load_model(str(out / MODEL))
+        model = with_lora(model, settings.aspects)
+        log = reinforce_weights(
+            model, Chat.of(tokenizer), judged, stage.reader, settings.aspects
+        )
+        with atomic_folder(folder) as temporary:
+            model.save_pretrained(temporary)
+            write_json(temporary / LOG, log)
+    return stage.log(WEIGHTS_ADAPTER)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stages:
+    """The stages of Part A; each makes its folder unless it is there."""
+
+    reader: CaseReader
+    learn: list[LabelledCase]
+    held_out: list[LabelledCase]
+    settings: JudgeTraining
+    out: Path
+
+    def before(self) -> list[Float32Array]:
+        """What the model says as it comes."""
+        folder = self.out / BEFORE
+        if not folder.is_dir():
+            model, chat = self._base()
+            with atomic_folder(folder) as temporary:
+                self._keep(temporary / PROBABILITIES, model, chat, self.held_out)
+        return _load(folder / PROBABILITIES)
+
+    def supervised(self) -> list[Float32Array]:
+        """After learning from labels."""
+        folder = self.out / SFT
+        if not folder.is_dir():
+            model, chat = self._base()
+            model = with_lora(model, self.settings.aspects)
+            log = supervise(model, chat, self.learn, self.reader, self.settings.aspects)
+            self._finish(folder, model, chat, log)
+        return _load(folder / PROBABILITIES)
+
+    def reinforced(self) -> list[Float32Array]:
+        """After GRPO; the merged model is the judge."""
+        folder = self.out / GRPO
+        if not folder.is_dir():
+            model, chat = self._base()
+            model = _with_adapter(model, self.out / SFT, trains=True)
+            log = reinforce(
+                model,
+                chat,
+                self.learn,
+                self.reader,
+                self.settings.aspects,
+                self.out / SFT,
+            )
+            model.delete_adapter("reference")
+            self._finish(folder, model, chat, log)
+        if not (self.out / MODEL).is_dir():
+            model, chat = self._base()
+            merged = _with_adapter(model, folder, trains=False).merge_and_unload()
+            with atomic_folder(self.out / MODEL) as temporary:
+                merged.save_pretrained(temporary)
+                chat.tokenizer.save_pretrained(temporary)
+        return _load(folder / PROBABILITIES)
+
+    def to_weigh(self) -> list[Judged]:
+        """Cases to learn from, as the finished Part A scores them."""
+        cases = _spread(self.learn, self.settings.max_weight_cases)
+        path = self.out / "to_weigh.safetensors"
+        if not path.is_file():
+            model, tokenizer = load_model(str(self.out / MODEL))
+            with atomic_file(path) as temporary:
+                self._keep(temporary, model, Chat.of(tokenizer), cases)
+        equal = np.full(len(self.reader.aspects), 1 / len(self.reader.aspects))
+        return [
+            Judged(case=one, probability_CAS=said, weight_A=equal.astype(np.float32))
+            for one, said in zip(cases, _load(path), strict=True)
+        ]
+
+    def log(self, name: str) -> list[Figures]:
+        """Figures by update of a stage."""
+        read: list[Figures] = json.loads((self.out / name / LOG).read_text())
+        return read
+
+    def _base(self) -> tuple[Any, Chat]:
+        model, tokenizer = load_model(model_folder(self.settings.model))
+        return model, Chat.of(tokenizer)
+
+    def _finish(self, folder: Path, model: Any, chat: Chat, log: list[Figures]) -> None:
+        with atomic_folder(folder) as temporary:
+            model.save_pretrained(temporary)
+            self._keep(temporary / PROBABILITIES, model, chat, self.held_out)
+            write_json(temporary / LOG, log)
+
+    def _keep(
+        self, path: Path, model: Any, chat: Chat, cases: Sequence[LabelledCase]
+    ) -> None:
+        backend = TransformersBackend(model, chat.tokenizer, "training")
+        asked = rating(self.reader.aspects)
+        said = {
+            f"{place:06d}": torch.from_numpy(
+                backend.rate([self.reader.prompt(one.case, asked)], LEVELS)[0]
+            )
+            for place, one in enumerate(
+                progress(cases, description=f"judging for {path.parent.name}")
+            )
+        }
+        save_file(said, path)
+
+
+def _with_adapter(model: Any, folder: Path, *, trains: bool) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(
+        model, str(folder), is_trainable=trains, use_safetensors=True
+    )
+
+
+def _load(path: Path) -> list[Float32Array]:
+    tensors = load_file(path)
+    return [tensors[name].numpy() for name in sorted(tensors)]
+
+
+def _spread(cases: list[LabelledCase], count: int) -> list[LabelledCase]:
+    """At most ``count`` of the cases, evenly over their order (by user)."""
+    if len(cases) <= count:
+        return cases
+    return [cases[place * len(cases) // count] for place in range(count)]
+
+
+def _report(
+    reader: CaseReader,
+    held_out: list[LabelledCase],
+    probabilities: dict[str, list[Float32Array]],
+    weights: Float32Array,
+    baselines: dict[str, Baseline],
+) -> dict[str, Any]:
+    equal = np.full_like(weights, 1 / weights.shape[1])
+    stages = {name: (said, equal) for name, said in probabilities.items()}
+    stages["grpo + weights"] = (probabilities[GRPO], weights)
+    report: dict[str, Any] = {"stages": {}}
+    judged: list[Judged] = []
+    for name, (said, weight_EA) in stages.items():
+        judged = [
+            Judged(case=one, probability_CAS=said_one, weight_A=weight_A)
+            for one, said_one, weight_A in zip(held_out, said, weight_EA, strict=True)
+        ]
+        report["stages"][name] = measure(judged, reader.aspects)
+    report["baselines"] = baseline_aucs(judged, baselines)
+    names = [aspect.name for aspect in reader.aspects]
+    report["mean_weights"] = dict(
+        zip(names, weights.mean(0).round(4).tolist(), strict=True)
+    )
+    return report

@@ -1,0 +1,67 @@
+"""A prepared log -> prompts of the train period: prefixes, and what followed them.
+
+Letters: U users, E prompts.
+"""
+
+import numpy as np
+
+from sgrec_torchrec.logs.judged_users import is_label_user
+from sgrec_torchrec.schema import EvalRows, Int64Array, Sequences, SplitLog
+
+
+def eligible_prompts(split: SplitLog, seed: int, max_history: int) -> EvalRows:
+    """Each user's newest prompt: ``eligible_targets`` without their rows."""
+    return eligible_targets(split, seed, max_history, 1)[0]
+
+
+def eligible_targets(
+    split: SplitLog, seed: int, max_history: int, per_user: int
+) -> tuple[EvalRows, Int64Array]:
+    """Each user's newest ``per_user`` train events that have an earlier basket.
+
+    In the order of the log. Label users are left out: the judge learns from them. A
+    history holds nothing of its target's timestamp, and at most ``max_history`` events;
+    ``history_end_E`` is as_of, the number of events before that timestamp. Time and
+    memory grow with users times ``per_user``. No ranks communicate.
+
+    Returns:
+        The prompts, and the log's row of each target, int64 [E].
+    """
+    sequences = split.sequences
+    first_U = sequences.offsets_U1[:-1]
+    last_U = first_U + sequences.train_end_U - 1
+    taught = np.flatnonzero(~is_label_user(split.user_ids, seed))
+    users, rows, as_ofs = [], [], []
+    for back in range(per_user):
+        user = taught[last_U[taught] - back >= first_U[taught]]
+        row = last_U[user] - back
+        as_of = _basket_starts(sequences, user, row) - first_U[user]
+        kept = as_of > 0
+        users.append(user[kept])
+        rows.append(row[kept])
+        as_ofs.append(as_of[kept])
+    order = np.argsort(np.concatenate(rows), kind="stable")
+    row_E = np.concatenate(rows)[order]
+    end_E = np.concatenate(as_ofs)[order].astype(np.int32)
+    prompts = EvalRows(
+        user_E=np.concatenate(users)[order],
+        history_start_E=np.zeros_like(end_E),
+        history_end_E=end_E,
+        target_E=sequences.items_R[row_E],
+        target_timestamp_E=sequences.timestamps_R[row_E],
+    )
+    return prompts.with_history(max_history), row_E
+
+
+def _basket_starts(
+    sequences: Sequences, user: Int64Array, row: Int64Array
+) -> Int64Array:
+    """The first row of the user's basket that holds ``row``."""
+    first, start = sequences.offsets_U1[user], row.copy()
+    going = np.arange(len(row))
+    while len(going):
+        going = going[start[going] > first[going]]
+        times = sequences.timestamps_R[start[going] - 1]
+        going = going[times == sequences.timestamps_R[row[going]]]
+        start[going] -= 1
+    return start

