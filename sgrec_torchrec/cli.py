@@ -164,6 +164,28 @@ def benchmark(
     )
 
 
+@app.command("benchmark-a2po")
+def benchmark_a2po(
+    data: Annotated[str, typer.Argument(help="office, movielens or complete-journey")],
+    table: Annotated[
+        Path | None, typer.Option(help="Reward table; without it GRPO alone.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs with seeds 0, 1, ...", min=1)] = 3,
+    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
+    assignments: Assignments = None,
+) -> None:
+    """Post-train under each fusion from the same weights, and test them in pairs."""
+    from sgrec_torchrec.benchmark_a2po import benchmark_a2po as run_benchmark
+
+    run_benchmark(
+        data,
+        num_seeds=seeds,
+        table=table,
+        json_path=json,
+        assignments=assignments or [],
+    )
+
+
 @app.command()
 def candidates(
     run_dir: RunDir,

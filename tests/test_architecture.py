@@ -32,6 +32,8 @@ MAY_IMPORT = {
     "prepare": UP_TO_TOKENS,
     "candidate_items": UP_TO_TOKENS,
     "candidates": UP_TO_GENERATOR | {"candidate_items", "prepare"},
+    "benchmark_a2po": UP_TO_GENERATOR
+    | {"a2po", "arguments", "evaluation", "prepare", "train"},
     "sequential_peer": UP_TO_GENERATOR | {"evaluation"},
     "benchmark": UP_TO_GENERATOR
     | {"arguments", "evaluation", "prepare", "sequential_peer", "train"},

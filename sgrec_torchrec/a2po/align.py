@@ -54,6 +54,7 @@ from sgrec_torchrec.distributed.optimizer import (
     warmup_cosine,
 )
 from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.distributed.tracking import Tracker
 from sgrec_torchrec.logs.hashing import ROLLOUT, hash64
 from sgrec_torchrec.logs.stream import EvalBatch, eval_batch
 from sgrec_torchrec.schema import Int64Array
@@ -74,8 +75,27 @@ def align(
     Raises:
         ValueError: for a reward that is not finite, naming user and item.
     """
-    settings = aligner.config.align
     state = _begin(aligner, validate, resume=resume)
+    with Tracker(aligner.folder, enabled=is_main_rank()) as tracker:
+        tracker.resume(state.step)
+        if state.step == 0 and validate:
+            tracker.log(0, {"NDCG@10": state.start_ndcg}, "valid")
+        state = _run(aligner, tracker, state, validate)
+    if validate:
+        load_state(aligner, BEST)
+    else:
+        save_state(aligner, BEST, state, keep=1)
+    return state
+
+
+def _run(
+    aligner: Aligner,
+    tracker: Tracker,
+    state: AlignState,
+    validate: Callable[[], float] | None,
+) -> AlignState:
+    """Steps until the last one, a collapse, or the end of patience."""
+    settings = aligner.config.align
     batches = prompt_batches(
         len(aligner.prompts),
         settings.global_batch_size,
@@ -89,18 +109,15 @@ def align(
         if state.has_collapsed or state.stale_validations >= settings.patience:
             break
         figures = combined(_step(aligner, next(batches), step))
-        aligner.tracker.log(step, figures, "align")
-        state = replace(state, step=step + 1)
-        state = _watch(aligner, state, figures)
+        tracker.log(step, figures, "align")
+        state = _watch(aligner, replace(state, step=step + 1), figures)
         is_last = state.step == settings.num_steps
         if validate and (is_last or state.step % settings.valid_every_steps == 0):
-            state = _note_validation(aligner, state, validate())
+            ndcg = validate()
+            tracker.log(step, {"NDCG@10": ndcg}, "valid")
+            state = _note_validation(aligner, state, ndcg)
         if is_last or state.step % settings.checkpoint_every_steps == 0:
             save_state(aligner, NEWEST, state, settings.keep_checkpoints)
-    if validate:
-        load_state(aligner, BEST)
-    else:
-        save_state(aligner, BEST, state, keep=1)
     return state
 
 
@@ -116,7 +133,6 @@ def _begin(
     if validate:
         ndcg = validate()
         state = replace(state, best_ndcg=ndcg, start_ndcg=ndcg)
-        aligner.tracker.log(0, {"NDCG@10": ndcg}, "align valid")
         save_state(aligner, BEST, state, keep=1)
     return state
 
@@ -249,7 +265,6 @@ def _watch(
 
 
 def _note_validation(aligner: Aligner, state: AlignState, ndcg: float) -> AlignState:
-    aligner.tracker.log(state.step, {"NDCG@10": ndcg}, "align valid")
     if ndcg < aligner.config.align.min_ndcg_share * state.start_ndcg:
         if is_main_rank():
             print(

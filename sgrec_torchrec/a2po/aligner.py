@@ -23,7 +23,6 @@ from sgrec_torchrec.distributed.checkpoint import (
 )
 from sgrec_torchrec.distributed.launch import Ranks
 from sgrec_torchrec.distributed.optimizer import build_optimizer
-from sgrec_torchrec.distributed.tracking import Tracker
 from sgrec_torchrec.generator.model import Tower
 from sgrec_torchrec.generator.trainee import Trainee
 from sgrec_torchrec.logs.features import EventColumns
@@ -73,11 +72,10 @@ class Aligner:
     semantic: SemanticReward
     config: RunConfig
     ranks: Ranks
-    tracker: Tracker
 
     @property
     def folder(self) -> Path:
-        """Checkpoints and the weights that ship."""
+        """Checkpoints, the weights that ship, and metrics."""
         return self.config.run_dir / FOLDER
 
 
@@ -125,7 +123,6 @@ def build_aligner(
         semantic=semantic,
         config=config,
         ranks=ranks,
-        tracker=trainee.tracker,
     )
 
 

@@ -37,7 +37,10 @@ class PolicyTerms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyFigures:
-    """What a run watches of an update, detached: float [S] each, and shares."""
+    """What a run watches of an update, detached: of the rollouts that weigh alone.
+
+    float [S'] each, and shares of them, 0 where there are none.
+    """
 
     ratio_S: Tensor
     kl_S: Tensor
@@ -70,10 +73,15 @@ def policy_loss(logprob_SL: Tensor, terms: PolicyTerms) -> tuple[Tensor, PolicyF
     gain_S = surrogate_S - terms.kl_weight * kl_S
     loss = -terms.scale * (terms.weight_S * gain_S).sum()
     is_clipped_S = surrogate_S.detach() < (ratio_S * advantage_S).detach()
+    weighs_S = terms.weight_S > 0
     figures = PolicyFigures(
-        ratio_S=ratio_S.detach(),
-        kl_S=kl_S.detach(),
-        clip_share=float(is_clipped_S.float().mean()) if len(ratio_S) else 0.0,
-        clamp_share=float(is_clamped_S.float().mean()) if len(ratio_S) else 0.0,
+        ratio_S=ratio_S.detach()[weighs_S],
+        kl_S=kl_S.detach()[weighs_S],
+        clip_share=_share(is_clipped_S[weighs_S]),
+        clamp_share=_share(is_clamped_S[weighs_S]),
     )
     return loss, figures
+
+
+def _share(is_S: Tensor) -> float:
+    return float(is_S.float().mean()) if len(is_S) else 0.0

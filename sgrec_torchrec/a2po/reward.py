@@ -68,6 +68,8 @@ def next_item_reward(group: Group) -> Tensor:
 class TableReward:
     """A business reward that was computed elsewhere, such as eCPM: dense, by pair.
 
+    Slots without an item earn 0.
+
     Raises:
         ValueError: at a rollout whose pair has no reward, naming user and item, unless
             ``missing`` says what such a pair earns.
@@ -97,6 +99,7 @@ class TableReward:
                 "pairs"
             )
         filled = np.where(found_N, reward_N, self.missing or 0.0).astype(np.float32)
+        filled[~is_real_N] = 0.0
         return torch.from_numpy(filled).reshape(group.item_BG.shape)
 
 
@@ -143,7 +146,10 @@ class JudgedReward:
             is_real_N = (some.item_BG >= 0).reshape(-1).numpy()
             found_N &= is_real_N
             if self.misses is not None:
-                self.misses.add(users, items, found_N | ~is_real_N)
+                real = np.flatnonzero(is_real_N).tolist()
+                self.misses.add(
+                    [users[n] for n in real], [items[n] for n in real], found_N[real]
+                )
             reward_BG[is_judged_B] = np.where(found_N, reward_N, 0).reshape(
                 -1, shape[1]
             )
@@ -218,6 +224,10 @@ def _is_judged(
     table: RewardTable, split: SplitLog, prompts: Prompts, max_age_events: int
 ) -> npt.NDArray[np.bool_]:
     """bool [E]: does the user's judged prefix serve the prompt?"""
+    if not table.manifest.columns.has_history_hash:
+        raise ValueError(
+            f"{table.folder} has no history_hash: build it from a file with that column"
+        )
     users = np.unique(prompts.rows.user_E)
     position_U, hash_U, found_U = table.as_of([split.user_ids[user] for user in users])
     position_of = dict(zip(users[found_U], position_U[found_U], strict=True))

@@ -59,7 +59,9 @@ def frozen_copy(generator: Generator) -> Tower:
     The sharded tables are frozen in post-training, so both policies share them, and a
     rank holds each shard once.
     """
-    reference = copy.deepcopy(generator.tower)
+    trie = generator.tower.trie
+    # The trie grows with the catalogue and never changes.
+    reference = copy.deepcopy(generator.tower, {id(trie): trie})
     reference.requires_grad_(False)
     return reference.eval()
 
@@ -74,7 +76,7 @@ def roll_out(
     *,
     filter_seen: bool,
 ) -> RolledOut:
-    """G items for each prompt of this rank, best first.
+    """G items for each prompt of this rank, by falling log-probability.
 
     Looks up sharded tables once: all ranks call together.
 
@@ -91,7 +93,7 @@ def roll_out(
             tower.decoder, tower.trie, hidden_BD, settings.num_rollouts, seen_BH
         )
     else:
-        rollout = sample_distinct(
+        drawn = sample_distinct(
             tower.decoder,
             tower.trie,
             hidden_BD,
@@ -100,6 +102,7 @@ def roll_out(
             settings.temperature,
             seen_BH,
         )
+        rollout = _surest_first(drawn)
     root_logprob_BK = _root_logprob(tower, hidden_BD)
     return RolledOut(
         rollout=rollout,
@@ -177,6 +180,19 @@ def policy_batch(
             clip=settings.clip,
             kl_weight=settings.kl_weight,
         ),
+    )
+
+
+def _surest_first(drawn: Rollout) -> Rollout:
+    """By log-probability, not by noise: a reward may depend on the place."""
+    order_BG = drawn.logprob_BG.argsort(dim=1, descending=True, stable=True)
+    order_BGL = order_BG[..., None].expand_as(drawn.codes_BGL)
+    return Rollout(
+        item_BG=drawn.item_BG.gather(1, order_BG),
+        codes_BGL=drawn.codes_BGL.gather(1, order_BGL),
+        logprob_BG=drawn.logprob_BG.gather(1, order_BG),
+        logprob_sampling_BG=drawn.logprob_sampling_BG.gather(1, order_BG),
+        key_BG=drawn.key_BG.gather(1, order_BG),
     )
 
 

@@ -6,19 +6,22 @@ choices that came later than the request.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from sgrec_torchrec.item_graph.covisitation import fit_ends
 from sgrec_torchrec.judge.aspects import Aspect, asked_aspects
+from sgrec_torchrec.judge.likeness import LikenessGrader
 from sgrec_torchrec.judge.prompt import (
     FAME,
     Asked,
     PastItem,
     PromptSettings,
     ShownItem,
+    ShownLikeness,
     UserPrompt,
     user_prompt,
 )
@@ -58,6 +61,12 @@ class CaseReader:
         ]
         self._known = _Known(split.sequences)
 
+    @cached_property
+    def grader(self) -> LikenessGrader:
+        """Text likeness; embeds the catalogue's texts on first use (kept on disk)."""
+        split = self.split
+        return LikenessGrader(split.catalogue.texts, split.sequences)
+
     @property
     def aspects(self) -> tuple[Aspect, ...]:
         """Without context where the log has no clock."""
@@ -81,7 +90,7 @@ class CaseReader:
         now = case.request_timestamp if self.has_clock else None
         return user_prompt(
             past,
-            [self._shown(item, now) for item in case.items],
+            self._candidates(case, items, now),
             asked,
             self.settings,
             now,
@@ -121,6 +130,27 @@ class CaseReader:
         """How many past items share a category (or the brand) with the item."""
         own = set(self._kinds[item])
         return sum(not own.isdisjoint(self._kinds[other]) for other in past)
+
+    def _candidates(
+        self, case: Case, past: Sequence[int], now: int | None
+    ) -> list[ShownItem]:
+        plain = [self._shown(item, now) for item in case.items]
+        if not past or not case.items or not self.settings.shows_likeness:
+            return plain
+        grader, titles = self.grader, self.split.catalogue.titles
+        alike = grader.likeness(case.items, past)
+        return [
+            replace(
+                shown,
+                likeness=ShownLikeness(
+                    newest=grader.grade("newest_C", alike.newest_C[place]),
+                    latest=grader.grade("latest_C", alike.latest_C[place]),
+                    nearest=grader.grade("nearest_C", alike.nearest_C[place]),
+                    nearest_title=titles[alike.nearest_item_C[place]],
+                ),
+            )
+            for place, shown in enumerate(plain)
+        ]
 
     def _shown(self, item: int, now: int | None) -> ShownItem:
         fame = None if now is None else self._known.fame(item, now)

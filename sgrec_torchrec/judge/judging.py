@@ -196,10 +196,7 @@ def _facts(
 ) -> dict[str, Any]:
     usage: Usage = judge.backend.usage
     seconds += earlier.get("seconds", 0.0)
-    totals = {
-        name: getattr(usage, name) + earlier.get(name, 0)
-        for name in TOKENS
-    }
+    totals = {name: getattr(usage, name) + earlier.get(name, 0) for name in TOKENS}
     pairs = journal.num_pairs
     return {
         "format_version": FORMAT_VERSION,

@@ -67,7 +67,9 @@ def write_labels(
         pairs = list(_pairs(cases, reader))
         columns: dict[str, pa.DataType] = {"user_id": pa.string(), "as_of": pa.int32()}
         columns |= dict.fromkeys(("preferred_item_id", "other_item_id"), pa.string())
-        pq.write_table(pa.Table.from_pylist(pairs, pa.schema(columns)), temporary / PAIRS)
+        pq.write_table(
+            pa.Table.from_pylist(pairs, pa.schema(columns)), temporary / PAIRS
+        )
 
 
 def _points(

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sgrec_torchrec.distributed.atomic import atomic_file
 from sgrec_torchrec.judge.aspects import ASPECTS, LEVELS
 from sgrec_torchrec.judge.page_pairs import (
+    MAX_VERSIONS,
     NUM_BINS,
     PARTS,
     REWARD,
@@ -53,6 +55,7 @@ OTHER_KINDS = {
 }
 """How a column's name begins -> what it must hold, where it is there."""
 MAX_LISTED = 8
+MAX_FACTS = 200
 
 
 def write_page(
@@ -119,6 +122,7 @@ def _context(
         "absent": [a.words for a in ASPECTS if a.name not in judged_names],
         "levels": LEVELS,
         "num_bins": NUM_BINS,
+        "max_versions": MAX_VERSIONS,
         "num_shown": len(users),
         "data": {
             "measures": [(measure.name, measure.label) for measure in measures],
@@ -195,7 +199,7 @@ def _facts(path: Path) -> list[tuple[str, str]] | None:
         raise ValueError(f"{path}: not JSON ({error}); {mend}") from error
     if not isinstance(manifest, dict):
         raise ValueError(f"{path}: JSON, but no object; {mend}")
-    return list(_flat(manifest, ""))
+    return list(islice(_flat(manifest, ""), MAX_FACTS))
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

@@ -26,8 +26,9 @@ SOURCES = {
     "hard_negative": "hard negative",
     "easy_negative": "easy negative",
     "miss": "miss",
+    "other": "other source",
 }
-"""As the page names them, in its order; others follow under their own name."""
+"""As the page names them, in its order; unknown ones are together in the last."""
 NUM_BINS = 21
 """Each is centred on a multiple of 1 / 20, so every level of the scale has its own."""
 ROUNDING = 1e-4
@@ -36,12 +37,14 @@ MAX_HISTORY = 50
 MAX_ROWS = 20_000
 """Candidates in the whole page, shared equally by its users."""
 MAX_TEXT = 300
+MAX_VERSIONS = 8
 MEMORY_LIMIT_MIB = 1024
 
 _NUM_USERS = "SELECT count(*) FROM (SELECT DISTINCT user_id FROM pairs)"
-_VERSIONS = """
-    SELECT judge_version, prompt_version, count(*) FROM pairs
-    GROUP BY ALL ORDER BY 3 DESC, 1, 2
+_VERSIONS = f"""
+    SELECT left(judge_version, {MAX_TEXT}), left(prompt_version, {MAX_TEXT}), count(*)
+    FROM pairs
+    GROUP BY ALL ORDER BY 3 DESC, 1, 2 LIMIT {MAX_VERSIONS + 1}
 """
 _SPREAD = """
     SELECT source, round({column} * {steps})::INTEGER, count(*), sum({column})
@@ -149,7 +152,10 @@ def open_pairs(
         connection.read_parquet(str(judged / USERS_FILE)).create_view("users")
         aspects = _aspect_names(names)
         columns = ["user_id, item_id, as_of, judge_version, prompt_version"]
-        columns.append("coalesce(source, 'unknown') AS source")
+        known = ", ".join(f"'{source}'" for source in SOURCES)
+        columns.append(
+            f"CASE WHEN source IN ({known}) THEN source ELSE 'other' END AS source"
+        )
         for i, name in enumerate(aspects):
             columns.append(f"{_score(f'aspect_{name}', names)} AS m{i}")
             columns.append(f"{_score(f'weight_{name}', names)} AS w{i}")
@@ -185,13 +191,14 @@ def measures_of(
 
 def totals(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
     """Users, pairs by source in the page's order, and the versions that judged."""
-    query = "SELECT source, count(*) FROM pairs GROUP BY source ORDER BY source"
+    query = "SELECT source, count(*) FROM pairs GROUP BY source"
     counts = dict(rows_of(connection, query))
-    ordered = [*(s for s in SOURCES if s in counts), *(counts.keys() - SOURCES.keys())]
     return {
         "num_users": rows_of(connection, _NUM_USERS)[0][0],
         "num_pairs": sum(counts.values()),
-        "sources": [(name, SOURCES.get(name, name), counts[name]) for name in ordered],
+        "sources": [
+            (s, label, counts[s]) for s, label in SOURCES.items() if s in counts
+        ],
         "versions": rows_of(connection, _VERSIONS),
     }
 

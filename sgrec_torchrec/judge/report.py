@@ -11,7 +11,7 @@ from sgrec_torchrec.judge.cases import CaseReader
 from sgrec_torchrec.judge.labels import LabelledCase
 from sgrec_torchrec.judge.metrics import quadratic_kappa
 
-WIDTH = 160
+WIDTH = 180
 
 
 def print_table(table: Table) -> None:

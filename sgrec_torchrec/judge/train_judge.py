@@ -108,7 +108,9 @@ def train_judge(
         )
     for some, of in ((learn, "to learn from"), (held_out, "held out")):
         if not any(one.preferences for one in some):
-            raise ValueError(f"no case {of} has a preferred pair: give pair-wise labels")
+            raise ValueError(
+                f"no case {of} has a preferred pair: give pair-wise labels"
+            )
     out.mkdir(parents=True, exist_ok=True)
     stage = _Stages(
         reader=reader, learn=learn, held_out=held_out, settings=settings, out=out

@@ -5,9 +5,9 @@ are theirs alone (``logs.judged_users``): post-training has other users, so no l
 holds the target of a row that it trains on; and only their train period is read.
 
 future interest: 5 among the next few choices, 4 among the next twenty, 3 later, else 2
-or 1 by likeness to what came next. Profile, context and novelty are likeness of titles,
-brands and categories (TF-IDF) to all choices, to the latest, and the want of it, cut
-into five levels of equal size. Preferred are items chosen within the horizon to those
+or 1 by likeness to what came next. Profile, context and novelty are likeness of texts
+(``likeness``) to the newest choices, to the latest, and the want of it, cut into five
+levels of equal size. Preferred are items chosen within the horizon to those
 never chosen in the train period.
 
 Letters: C candidates, P past events, F events to come.
@@ -18,11 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import scipy.sparse as sp
 
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.item_graph.graph import ItemGraph
-from sgrec_torchrec.item_graph.text import tf_idf
 from sgrec_torchrec.judge.aspects import LEVELS, Aspect
 from sgrec_torchrec.judge.cases import Case, CaseReader
 from sgrec_torchrec.judge.labels import (
@@ -32,15 +30,14 @@ from sgrec_torchrec.judge.labels import (
     LabelledCase,
     Preference,
 )
+from sgrec_torchrec.judge.likeness import LATEST
 from sgrec_torchrec.judge.prompt import clean
 from sgrec_torchrec.logs.hashing import CANDIDATE, FOLD, hash64, uniform
 from sgrec_torchrec.logs.judged_users import id_hash, is_label_user
-from sgrec_torchrec.schema import EvalRows, Int32Array, Int64Array
+from sgrec_torchrec.schema import EvalRows, Float32Array, Int32Array, Int64Array
 
-MAX_ALIKE_PAST = 200
-"""Newest past choices that likeness looks at."""
-LATEST = 5
-"""Newest past choices that make the context."""
+MAX_PAST = 200
+"""Newest past choices that hard negatives follow from."""
 NEAR = 20
 """Choices to come that likeness looks at."""
 MAX_TITLE_CHARS = 60
@@ -86,8 +83,7 @@ def weak_labels(
             f"no label user has a train period long enough for a case (over "
             f"{settings.min_history} events): bring labels of your own"
         )
-    terms = tf_idf(reader.split.catalogue.texts).astype(np.float32)
-    alike = [_likeness(terms, one, reader) for one in drawn]
+    alike = [_likeness(one, reader) for one in drawn]
     to_learn = [a for a, d in zip(alike, drawn, strict=True) if not d.is_held_out]
     cuts = _Cuts.of(to_learn or alike)
     return [
@@ -183,7 +179,7 @@ class _Drawer:
         """The item graph's best after the history, but for what was ever chosen."""
         row = EvalRows(
             user_E=np.array([user]),
-            history_start_E=np.array([max(as_of - MAX_ALIKE_PAST, 0)], np.int32),
+            history_start_E=np.array([max(as_of - MAX_PAST, 0)], np.int32),
             history_end_E=np.array([as_of], np.int32),
             target_E=items[as_of : as_of + 1],
             target_timestamp_E=np.zeros(1, np.int64),
@@ -198,12 +194,12 @@ class _Drawer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Likeness:
-    """What levels are cut from, float64 [C] each, in [0, 1]."""
+    """What levels are cut from, float [C] each."""
 
-    profile_C: Float64Array
-    context_C: Float64Array
-    novelty_C: Float64Array
-    coming_C: Float64Array
+    profile_C: Float32Array
+    context_C: Float32Array
+    novelty_C: Float32Array
+    coming_C: Float32Array
     """Likeness to what came next."""
     place_C: Int64Array
     """Place among the choices to come; -1: never chosen."""
@@ -211,23 +207,21 @@ class _Likeness:
     """The past item most like the candidate."""
 
 
-def _likeness(terms_NV: sp.csr_matrix, drawn: _Drawn, reader: CaseReader) -> _Likeness:
+def _likeness(drawn: _Drawn, reader: CaseReader) -> _Likeness:
     items = np.array(drawn.case.items)
-    past = np.array(reader.history(drawn.case)[0])[-MAX_ALIKE_PAST:]
-    own_CV = terms_NV[items]
-    alike_CP = np.asarray((own_CV @ terms_NV[past].T).todense())
-    coming_CF = np.asarray((own_CV @ terms_NV[drawn.future_F[:NEAR]].T).todense())
+    past = reader.history(drawn.case)[0]
+    alike = reader.grader.likeness(drawn.case.items, past)
+    coming = reader.grader.likeness(drawn.case.items, drawn.future_F[:NEAR].tolist())
     place_C = np.full(len(items), -1)
     for place in range(len(drawn.future_F) - 1, -1, -1):
         place_C[items == drawn.future_F[place]] = place
-    is_known_C = np.isin(items, past)
     return _Likeness(
-        profile_C=alike_CP.mean(1),
-        context_C=alike_CP[:, -LATEST:].mean(1),
-        novelty_C=np.where(is_known_C, 0.0, 1.0 - alike_CP.max(1)),
-        coming_C=coming_CF.max(1),
+        profile_C=alike.newest_C,
+        context_C=alike.latest_C,
+        novelty_C=np.where(np.isin(items, past), np.float32(0), 1 - alike.nearest_C),
+        coming_C=coming.nearest_C,
         place_C=place_C,
-        closest_C=past[alike_CP.argmax(1)],
+        closest_C=alike.nearest_item_C,
     )
 
 

@@ -1,16 +1,20 @@
 """Judged pairs as Parquet -> a reward table, or one more segment of it.
 
 An external sort: the files are streamed once into runs by the hash of the user (see
-``runs``), then each run is sorted in memory, written and deleted. Memory stays under
-``max_memory_gib``, beside 72 bytes for each distinct item, 16 for each distinct user
-(and the texts of ids that are texts); disk grows with pairs: 16 bytes each (and 4 for
-each aspect) in runs, which shrink as the table's 6 bytes (and 2) a pair grow.
+``runs``), then each run is sorted in memory, written and deleted. A second thread reads
+and sorts one step ahead of the writing. Memory stays under ``max_memory_gib`` (runs
+that fit in half of it never touch the disk), beside two batches of rows, 144 bytes for
+each distinct item and 24 for each distinct user (168 and the text where users are
+texts). Disk grows with pairs: 16 bytes each (and 4 for each aspect) in runs, which
+shrink as the 6 bytes (and 2 for each aspect) of the table grow; as_of takes 24 bytes
+more each time that it differs from the row before.
 """
 
 import errno
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +46,7 @@ from sgrec_torchrec.reward_table.rows import (
     POLICIES,
     ConflictError,
     OnConflict,
+    Rows,
     rows_of,
 )
 from sgrec_torchrec.reward_table.runs import Runs
@@ -190,9 +195,10 @@ class _Build:
         runs_folder = building / "runs"
         runs_folder.mkdir()
         num_aspects = len(self._columns.aspects)
-        with Runs(runs_folder, num_buckets, num_aspects) as runs:
+        memory_bytes = int(self._max_memory_gib * 2**30) // 2
+        with Runs(runs_folder, num_buckets, num_aspects, memory_bytes) as runs:
             self._fill(runs)
-            runs.close()
+            runs.finish()
             with SegmentFiles(building) as files:
                 ids, number_N = sorted_ids(self._items)
                 writer = RowWriter(files, self._columns, ids, older)
@@ -223,7 +229,8 @@ class _Build:
 
     def _fill(self, runs: Runs) -> None:
         num_batches = -(-self._num_rows // BATCH_ROWS)
-        for batch in _shown(self._batches(), "read judged pairs", num_batches):
+        batches = _shown(self._batches(), "read judged pairs", num_batches)
+        for batch in one_ahead(batches):
             hashes = hash_ids(batch.users)
             if isinstance(batch.users, Texts):
                 assert self._users is not None
@@ -249,28 +256,31 @@ class _Build:
         ranges = np.array(low_high, np.float64)
         names = self._users.ids() if self._users is not None else None
         hashes_of_users = self._users.hashes() if self._users is not None else None
-        for bucket in _shown(range(len(runs)), "sort", len(runs)):
-            self._check_memory(runs.num_records(bucket))
-            self._peak_disk_bytes = max(
-                self._peak_disk_bytes, runs.num_bytes + files.num_bytes
-            )
-            records, prefixes = runs.take(bucket)
-            records[:, 2] = number_N[records[:, 2]]
-            try:
-                rows = rows_of(
-                    *(records, prefixes, ranges),
+
+        def sorted_rows() -> Iterator[Rows]:
+            for bucket in _shown(range(len(runs)), "sort", len(runs)):
+                self._check_memory(runs.num_records(bucket))
+                records, prefixes = runs.take(bucket)
+                records[:, 2] = number_N[records[:, 2]]
+                yield rows_of(
+                    *(records, prefixes if self._columns.has_as_of else None, ranges),
                     *(self._on_conflict, hashes_of_users),
                 )
-            except ConflictError as error:
-                told = describe_conflict(error, self._batches(), names, writer.item_ids)
-                raise ValueError(told) from None
-            users: Ids = rows.users_U
-            if isinstance(names, Texts):
-                users = names.take(rows.users_U)
-            writer.add(
-                *(users, rows.hashes_U, rows.lengths_U),
-                *(rows.items_P, rows.codes_PS, rows.prefixes_U2),
-            )
+
+        try:
+            for rows in one_ahead(sorted_rows()):
+                users: Ids = rows.users_U
+                if isinstance(names, Texts):
+                    users = names.take(rows.users_U)
+                writer.add(
+                    *(users, rows.hashes_U, rows.lengths_U),
+                    *(rows.items_P, rows.codes_PS, rows.prefixes_U2),
+                )
+                used = runs.disk_bytes + files.num_bytes
+                self._peak_disk_bytes = max(self._peak_disk_bytes, used)
+        except ConflictError as error:
+            told = describe_conflict(error, self._batches(), names, writer.item_ids)
+            raise ValueError(told) from None
 
     def _check_memory(self, num_records: int) -> None:
         per_pair = WORK_BYTES_PER_PAIR + 10 * len(self._columns.aspects)
@@ -335,6 +345,16 @@ def told_of_full_disk(folder: Path) -> Iterator[None]:
             f"{folder}: no space to build the table ({error.strerror}); free 24 bytes "
             "a pair, or choose another folder. Nothing was changed",
         ) from error
+
+
+def one_ahead(steps: Iterable[Step]) -> Iterator[Step]:
+    """The same steps, each made in a thread while the one before it is used."""
+    iterator = iter(steps)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, iterator, None)
+        while (step := coming.result()) is not None:
+            coming = pool.submit(next, iterator, None)
+            yield step
 
 
 def _shown(steps: Iterable[Step], description: str, total: int) -> Iterator[Step]:

@@ -107,8 +107,17 @@ def read_manifest(folder: Path) -> Manifest:
         raise FileNotFoundError(
             f"{path} is missing: name the folder of a reward table, or build one"
         )
+    return parse_manifest(path, path.read_bytes())
+
+
+def parse_manifest(path: Path, sealed: bytes) -> Manifest:
+    """The manifest that ``render`` wrote as ``sealed``; errors name ``path``.
+
+    Raises:
+        ValueError: for any other bytes, or another format version.
+    """
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = sealed.decode("utf-8")
         content = json.loads(text)
         version = content["format_version"]
         is_whole = content.pop("checksum") == _checksum(content)

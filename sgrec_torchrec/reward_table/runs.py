@@ -1,4 +1,4 @@
-"""Judged batches -> runs on disk: one file for each range of the users' hashes.
+"""Judged batches -> runs: one for each range of the users' hashes, on disk if many.
 
 A record is uint32 [3 + 1 + A]: the user (8 bytes), the item's number, and the scores as
 float32; so 16 bytes a pair, and 4 for each aspect. A run keeps the order of the input.
@@ -18,33 +18,36 @@ from sgrec_torchrec.reward_table.ids import Int64Array, Uint32Array, Uint64Array
 
 RECORD_HEAD = 3
 """Words of a record before its scores."""
+PREFIX_WORDS = 6
+"""User, as_of and history hash."""
 
 
 class Runs:
-    """Open run files, one a bucket. Memory: two copies of a batch."""
+    """Records by bucket: in memory up to ``memory_bytes``, beyond that all on disk."""
 
-    def __init__(self, folder: Path, num_buckets: int, num_aspects: int) -> None:
-        self._paths = [folder / f"run-{nth}" for nth in range(num_buckets)]
-        self._prefix_paths = [folder / f"prefixes-{nth}" for nth in range(num_buckets)]
-        self._width = RECORD_HEAD + 1 + num_aspects
-        self._files: list[BinaryIO] = []
-        self._prefix_files: list[BinaryIO] = []
-        self.num_bytes = 0
-        """Of the files that are there."""
+    def __init__(
+        self, folder: Path, num_buckets: int, num_aspects: int, memory_bytes: int
+    ) -> None:
+        width = RECORD_HEAD + 1 + num_aspects
+        self._records = _Pieces(folder / "run", num_buckets, width)
+        self._prefixes = _Pieces(folder / "prefixes", num_buckets, PREFIX_WORDS)
+        self._num_buckets = num_buckets
+        self._memory_bytes = memory_bytes
 
     def __enter__(self) -> "Runs":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._records.close()
+        self._prefixes.close()
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return self._num_buckets
 
-    def close(self) -> None:
-        """Close the files; they can then be taken."""
-        for file in (*self._files, *self._prefix_files):
-            file.close()
+    @property
+    def disk_bytes(self) -> int:
+        """In files that are there now."""
+        return self._records.disk_bytes + self._prefixes.disk_bytes
 
     def add(
         self,
@@ -58,13 +61,10 @@ class Runs:
         Raises:
             OSError: on a full disk.
         """
-        if not self._files:
-            self._files = [path.open("wb", buffering=0) for path in self._paths]
-        records, starts = _scatter(
-            *(users.view(np.uint32).reshape(-1, 2), hashes, items),
-            *(scores.view(np.uint32), len(self)),
-        )
-        self.num_bytes += _write(self._files, records, starts)
+        pairs = users.view(np.uint32).reshape(-1, 2)
+        words = scores.view(np.uint32)
+        self._records.add(*_scatter(pairs, hashes, items, words, len(self)))
+        self._spill()
 
     def add_prefixes(
         self,
@@ -74,43 +74,95 @@ class Runs:
         history_hash: Uint64Array | None,
     ) -> None:
         """Append the prefixes of n rows to the runs of their users."""
-        if not self._prefix_files:
-            self._prefix_files = [path.open("wb") for path in self._prefix_paths]
         seen = np.zeros(len(users), np.int64)
         if history_hash is not None:
             seen = history_hash.view(np.int64)
         prefixes = np.stack([users, as_of, seen], axis=1)
         is_new = np.append(True, (prefixes[1:] != prefixes[:-1]).any(axis=1))
-        few, hashes = prefixes[is_new], hashes[is_new]
-        words = few.view(np.uint32)
-        records, starts = _scatter(
-            words[:, :2], hashes, words[:, 2], words[:, 3:], len(self)
+        words = prefixes[is_new].view(np.uint32)
+        self._prefixes.add(
+            *_scatter(
+                *(words[:, :2], hashes[is_new], words[:, 2], words[:, 3:], len(self))
+            )
         )
-        self.num_bytes += _write(self._prefix_files, records, starts)
+        self._spill()
+
+    def _spill(self) -> None:
+        kept = self._records.memory_bytes + self._prefixes.memory_bytes
+        if kept > self._memory_bytes:
+            self._records.spill()
+            self._prefixes.spill()
+
+    def finish(self) -> None:
+        """No more rows come: the runs can be taken."""
+        self._records.close()
+        self._prefixes.close()
 
     def num_records(self, bucket: int) -> int:
-        """Pairs of a bucket that was not taken yet."""
-        return self._paths[bucket].stat().st_size // (4 * self._width)
+        """Pairs of a bucket."""
+        return self._records.sizes[bucket]
 
-    def take(self, bucket: int) -> tuple[Uint32Array, Int64Array | None]:
-        """One bucket's records [n, 4 + A] and prefixes [m, 3]; their files go."""
-        records = np.fromfile(self._paths[bucket], np.uint32).reshape(-1, self._width)
-        self._paths[bucket].unlink()
-        self.num_bytes -= records.nbytes
-        if not self._prefix_files:
-            return records, None
-        prefixes = np.fromfile(self._prefix_paths[bucket], np.int64).reshape(-1, 3)
-        self._prefix_paths[bucket].unlink()
-        self.num_bytes -= prefixes.nbytes
-        return records, prefixes
+    def take(self, bucket: int) -> tuple[Uint32Array, Int64Array]:
+        """One bucket's records [n, 4 + A] and prefixes [m, 3]; both then go."""
+        prefixes = self._prefixes.take(bucket).reshape(-1).view(np.int64)
+        return self._records.take(bucket), prefixes.reshape(-1, 3)
 
 
-def _write(files: list[BinaryIO], records: Uint32Array, starts: Int64Array) -> int:
-    for file, start, stop in zip(files, starts[:-1], starts[1:], strict=True):
-        left = records[start:stop].reshape(-1).view(np.uint8).data
+class _Pieces:
+    """Lines of words by bucket, as lists of arrays or as one file each."""
+
+    def __init__(self, path: Path, num_buckets: int, width: int) -> None:
+        self._paths = [path.with_name(f"{path.name}-{n}") for n in range(num_buckets)]
+        self._width = width
+        self._kept: list[list[Uint32Array]] = [[] for _ in self._paths]
+        self._files: list[BinaryIO] = []
+        self.sizes = [0] * num_buckets
+        """Lines of each bucket."""
+        self.memory_bytes = 0
+        self.disk_bytes = 0
+
+    def add(self, lines: Uint32Array, starts: Int64Array) -> None:
+        """Append lines that stand by bucket, each bucket from its start."""
+        bounds = zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)
+        for bucket, (start, stop) in enumerate(bounds):
+            self.sizes[bucket] += stop - start
+            if self._files:
+                self._write(bucket, lines[start:stop])
+            else:
+                self._kept[bucket].append(lines[start:stop])
+        self.memory_bytes += 0 if self._files else lines.nbytes
+
+    def spill(self) -> None:
+        """Move to files what memory holds; all that comes goes there, too."""
+        if self._files:
+            return
+        self._files = [path.open("wb", buffering=0) for path in self._paths]
+        for bucket, pieces in enumerate(self._kept):
+            for piece in pieces:
+                self._write(bucket, piece)
+            pieces.clear()
+        self.memory_bytes = 0
+
+    def _write(self, bucket: int, piece: Uint32Array) -> None:
+        left = piece.reshape(-1).view(np.uint8).data
+        self.disk_bytes += len(left)
         while len(left):
-            left = left[file.write(left) :]
-    return records.nbytes
+            left = left[self._files[bucket].write(left) :]
+
+    def close(self) -> None:
+        """Close the files; they can then be taken."""
+        for file in self._files:
+            file.close()
+
+    def take(self, bucket: int) -> Uint32Array:
+        """The lines of a bucket, [n, width]; their memory or file goes."""
+        if not self._files:
+            pieces, self._kept[bucket] = self._kept[bucket], []
+            return np.concatenate([np.zeros((0, self._width), np.uint32), *pieces])
+        lines = np.fromfile(self._paths[bucket], np.uint32).reshape(-1, self._width)
+        self._paths[bucket].unlink()
+        self.disk_bytes -= lines.nbytes
+        return lines
 
 
 @numba.njit(nogil=True, cache=True)

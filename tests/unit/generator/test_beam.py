@@ -264,3 +264,118 @@ def test_the_first_sample_of_many_is_the_only_sample_of_one() -> None:
     few = sample_distinct(decoder, trie, hidden_BD, 3, user_keys(50))
     assert torch.equal(few.item_BG, many.item_BG[:, :3])
     torch.testing.assert_close(few.key_BG, many.key_BG[:, :3])
+
+
+def random_seen(num_items: int, num_users: int, width: int) -> Tensor:
+    """Padded with -1; the first user has seen nothing."""
+    generator = torch.Generator().manual_seed(0)
+    seen_BH = torch.randint(-1, num_items, (num_users, width), generator=generator)
+    seen_BH[0] = -1
+    return seen_BH
+
+
+@pytest.mark.parametrize("name", TRIES)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_seen_items_are_not_drawn_and_the_rest_is_drawn_as_before(
+    name: str, temperature: float
+) -> None:
+    # G is the whole catalogue: all of it is ranked by the same noise, less the seen.
+    decoder, trie, hidden_BD, slow_BN = make(name, 8)
+    seen_BH = random_seen(trie.num_items, 8, 5)
+    asked = (decoder, trie, hidden_BD, trie.num_items, user_keys(8), temperature)
+    plain, rollout = sample_distinct(*asked), sample_distinct(*asked, seen_BH)
+    for user in range(8):
+        seen = set(seen_BH[user].tolist())
+        left = [item for item in plain.item_BG[user].tolist() if item not in seen]
+        assert rollout.item_BG[user].tolist() == left + [-1] * (
+            trie.num_items - len(left)
+        )
+    is_real_BG = rollout.item_BG >= 0
+    codes_BGL = trie.codes_NL[rollout.item_BG].long()
+    codes_BGL[~is_real_BG] = -1
+    assert torch.equal(rollout.codes_BGL, codes_BGL)
+    # Leaving out does not renormalise.
+    slow_BG = slow_BN.gather(1, rollout.item_BG.clamp(min=0)).float()
+    slow_BG[~is_real_BG] = -math.inf
+    torch.testing.assert_close(rollout.logprob_BG, slow_BG, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TRIES)
+def test_few_draws_beside_many_seen_items_are_legal_and_distinct(name: str) -> None:
+    decoder, trie, hidden_BD, slow_BN = make(name, 8)
+    seen_BH = random_seen(trie.num_items, 8, 40)
+    rollout = sample_distinct(decoder, trie, hidden_BD, 3, user_keys(8), 1.0, seen_BH)
+    assert rollout.item_BG.shape == (8, 3)
+    for user in range(8):
+        items = rollout.item_BG[user].tolist()
+        real = [item for item in items if item >= 0]
+        assert items == real + [-1] * (3 - len(real))
+        assert len(set(real)) == len(real)
+        assert not set(real) & set(seen_BH[user].tolist())
+        assert max(real, default=0) < trie.num_items
+        slow = slow_BN[user, real].float()
+        torch.testing.assert_close(rollout.logprob_BG[user, : len(real)], slow)
+    assert (rollout.item_BG[0] >= 0).sum() == min(3, trie.num_items)
+
+
+@pytest.mark.parametrize("name", ["full", "unequal sizes"])
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_those_who_have_seen_nothing_draw_the_items_that_nobody_filtered(
+    name: str, temperature: float
+) -> None:
+    decoder, trie, hidden_BD, _ = make(name, 8)
+    asked = (decoder, trie, hidden_BD, 5, user_keys(8), temperature)
+    plain = sample_distinct(*asked)
+    for seen_BH in (torch.full((8, 3), -1), torch.zeros(8, 0, dtype=torch.int64)):
+        rollout = sample_distinct(*asked, seen_BH)
+        assert torch.equal(rollout.item_BG, plain.item_BG)
+        assert torch.equal(rollout.codes_BGL, plain.codes_BGL)
+        # More beams are asked at once, so that sums may round otherwise.
+        torch.testing.assert_close(rollout.logprob_BG, plain.logprob_BG)
+        torch.testing.assert_close(
+            rollout.logprob_sampling_BG, plain.logprob_sampling_BG
+        )
+        torch.testing.assert_close(rollout.key_BG, plain.key_BG)
+
+
+@pytest.mark.parametrize(
+    ("name", "seen", "temperature", "spread"),
+    [
+        ("branches", [3], 1.0, 1.5),
+        ("branches", [0], 1.0, 1.5),
+        ("two by two", [1, 2], 1.0, 1.0),
+        ("single child", [0, 4, 5], 2.0, 4.0),
+    ],
+)
+def test_unseen_items_follow_plackett_luce(
+    name: str, seen: list[int], temperature: float, spread: float
+) -> None:
+    """P(a then b) = q_a q_b / (1 - q_a), q the shares of what has not been seen.
+
+    Gumbel-top-k of the whole catalogue without the seen items: their noise is nobody
+    else's, so the others race as if they were alone.
+    """
+    num_draws, num_items = 40_000, len(TRIES[name][0])
+    decoder, trie, hidden_BD, _ = make(name, 1, spread)
+    share_N = exhaustive(decoder, TRIES[name][0], hidden_BD, temperature)[0].exp()
+    share_N[seen] = 0.0
+    share_N /= share_N.sum()
+    rollout = sample_distinct(
+        decoder,
+        trie,
+        hidden_BD.expand(num_draws, -1),
+        2,
+        user_keys(num_draws),
+        temperature,
+        torch.tensor(seen).expand(num_draws, -1),
+    )
+    pairs = rollout.item_BG[:, 0] * num_items + rollout.item_BG[:, 1]
+    counts = torch.bincount(pairs, minlength=num_items**2)
+    unseen = [item for item in range(num_items) if item not in seen]
+    observed, expected = [], []
+    for first, second in itertools.permutations(unseen, 2):
+        share = share_N[first] * share_N[second] / (1 - share_N[first])
+        expected.append(float(share) * num_draws)
+        observed.append(int(counts[first * num_items + second]))
+    assert sum(observed) == num_draws
+    assert stats.chisquare(observed, expected).pvalue > 1e-3

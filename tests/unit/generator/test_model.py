@@ -1,16 +1,23 @@
 """The whole generator: its loss by hand, its noise, histories without events."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sgrec_torchrec.config import GeneratorConfig
+from sgrec_torchrec.distributed.launch import process_group
+from sgrec_torchrec.distributed.optimizer import build_optimizer, set_learning_rates
+from sgrec_torchrec.distributed.sharding import shard
 from sgrec_torchrec.generator.decoder import item_logprob
 from sgrec_torchrec.generator.model import Generator
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
-from sgrec_torchrec.schema import TokenBatch, feature_names
+from sgrec_torchrec.schema import StepOutput, TokenBatch, feature_names
 
 NUM_CODES, NUM_LEVELS, NUM_ITEMS = 5, 3, 30
 
@@ -224,3 +231,80 @@ def test_item_code_gap_event_and_value_all_reach_the_hidden_vector() -> None:
         )
         after = model.encode_last(changed)
         assert (after - before).abs().max() > 1e-4, key
+
+
+@dataclass
+class FrozenTables:
+    """A batch of ``make_batch`` whose tables must stay."""
+
+    features: KeyedJaggedTensor
+    position_key_T: Tensor
+    target_context_S: Tensor
+    target_item_S: Tensor
+    output: Callable[[Tensor, int], StepOutput]
+    trains_tables: bool = False
+
+
+def frozen_batch(trie: PrefixTrie) -> FrozenTables:
+    batch = make_batch(trie, HISTORIES, TARGETS, 1.0)
+    return FrozenTables(
+        features=batch.features,
+        position_key_T=batch.position_key_T,
+        target_context_S=batch.target_context_S,
+        target_item_S=batch.target_item_S,
+        output=batch.output,
+    )
+
+
+def test_frozen_tables_get_no_gradient_and_all_else_gets_the_same() -> None:
+    model = make_generator(0.2).train()
+    trie = model.tower.trie
+    loss, gradient = gradients(model, [make_batch(trie, HISTORIES, TARGETS, 1.0)])
+    frozen_loss, frozen = gradients(model, [frozen_batch(trie)])
+    torch.testing.assert_close(frozen_loss, loss, rtol=0, atol=0)
+    names = [name for name, _ in model.named_parameters()]
+    assert any(name.startswith("tables.") for name in names)
+    for name, ours, theirs in zip(names, frozen, gradient, strict=True):
+        if name.startswith("tables."):
+            assert ours is None, name
+        else:
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_sharded_tables_are_updated_in_backward_unless_frozen(
+    world_of_one, is_frozen: bool
+) -> None:
+    trie = make_generator().tower.trie
+    batch = (
+        frozen_batch(trie) if is_frozen else make_batch(trie, HISTORIES, TARGETS, 1.0)
+    )
+    with process_group(device="cpu") as ranks:
+        dmp = shard(
+            make_generator(),
+            device=ranks.device,
+            batch_size_per_rank=4,
+            table_lr=0.5,
+            seed=0,
+        )
+        optimizer = build_optimizer(dmp, dense_lr=0.01, weight_decay=0.0)
+        before = whole_weights(dmp)
+        for _ in range(2):
+            set_learning_rates(optimizer, 0.01, 0.5)
+            optimizer.zero_grad()
+            dmp(batch)[0].backward()
+            optimizer.step()
+        after = whole_weights(dmp)
+    for name, weight in before.items():
+        is_table = name.startswith("tables.")
+        assert torch.equal(after[name], weight) == (is_table and is_frozen), name
+
+
+def whole_weights(dmp: DistributedModelParallel) -> dict[str, Tensor]:
+    """On one rank: copies of all weights."""
+    return {
+        name: torch.cat([part.tensor for part in value.local_shards()])
+        if hasattr(value, "local_shards")
+        else value.clone()
+        for name, value in dmp.state_dict().items()
+    }

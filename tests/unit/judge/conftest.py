@@ -6,7 +6,7 @@ seconds. ``smollm2_folder`` holds the packaged weights, unpacked once per machin
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 
 from sgrec_torchrec.config import GraphConfig
 from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph
+from sgrec_torchrec.item_graph.text import tf_idf
 from sgrec_torchrec.judge.aggregator import AggregatorTraining
 from sgrec_torchrec.judge.cases import Case, CaseReader
 from sgrec_torchrec.judge.labels import LabelledCase
@@ -111,6 +112,19 @@ def random_split(num_users: int = 120, *, has_clock: bool = True) -> SplitLog:
     return split_of(users, train_end, titles, has_clock=has_clock)
 
 
+def term_embedding(texts: Sequence[str]) -> np.ndarray:
+    """TF-IDF in place of sentence embeddings: no encoder has to be loaded."""
+    rows: np.ndarray = tf_idf(list(texts)).toarray().astype(np.float32)
+    return rows
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_encoder() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sgrec_torchrec.judge.likeness.text_embedding", term_embedding)
+        yield
+
+
 @pytest.fixture(scope="session")
 def make_split() -> Callable[..., SplitLog]:
     """make_split(user_events, train_end, titles, has_clock=True)."""
@@ -185,9 +199,7 @@ def smollm2_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(
-    smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def tiny_folder(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama with SmolLM2's tokenizer, as ``from_pretrained`` takes it."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

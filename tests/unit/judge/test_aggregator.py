@@ -197,7 +197,9 @@ def test_features_by_hand(make_split) -> None:
     np.testing.assert_allclose(user_features(reader, case), expected, rtol=1e-6)
     none = dataclasses.replace(case, as_of=0)
     assert not user_features(reader, none).any()
-    ordinal = CaseReader(make_split([events], [5], titles, has_clock=False), PromptSettings())
+    ordinal = CaseReader(
+        make_split([events], [5], titles, has_clock=False), PromptSettings()
+    )
     assert user_features(ordinal, case)[3:5].tolist() == [0, 0]
 
 
@@ -210,7 +212,7 @@ def test_network_survives_writing_and_reading(reader, taught, tmp_path: Path) ->
         network_weights(load_network(path, 4), reader, cases),
         network_weights(network, reader, cases),
     )
-    with pytest.raises(ValueError, match="network.safetensors is of another judge"):
+    with pytest.raises(ValueError, match=r"network.safetensors is of another judge"):
         load_network(path, 3)
 
 
@@ -241,7 +243,7 @@ def test_llm_learns_the_aspect_that_decides(
     log = reinforce_weights(model, Chat.of(tokenizer), judged, reader, settings)
     after = llm_weights(TransformersBackend(model, tokenizer, "-"), reader, cases)
     assert log[0]["kl"] == pytest.approx(0, abs=1e-6)
-    assert (after[:, 2] > before[:, 2] + 0.05).all()
+    assert after[:, 2].mean() > before[:, 2].mean() + 0.15
 
 
 def test_a_user_at_one_time_is_weighed_once(

@@ -1,4 +1,4 @@
-"""What a case shows: the past of its user, and of others what came before the request."""
+"""A case shows the past of its user, and of others what came before the request."""
 
 import dataclasses
 from collections.abc import Callable
@@ -75,11 +75,20 @@ def changed_future(
 
 
 @settings(max_examples=30, deadline=None)
-@given(user=st.integers(0, NUM_USERS - 1), seed=st.integers(0, 2**31))
-def test_no_future_changes_a_prompt(split, make_split, next_case, user, seed) -> None:
-    reader = CaseReader(split, PromptSettings())
+@given(
+    user=st.integers(0, NUM_USERS - 1),
+    seed=st.integers(0, 2**31),
+    shows_likeness=st.booleans(),
+)
+def test_no_future_changes_a_prompt(
+    split, make_split, next_case, user, seed, shows_likeness
+) -> None:
+    shown = PromptSettings(shows_likeness=shows_likeness)
+    reader = CaseReader(split, shown)
     case = next_case(reader, user, (0, 1, 17, 29))
-    other = CaseReader(changed_future(split, case, seed, make_split), PromptSettings())
+    other = CaseReader(changed_future(split, case, seed, make_split), shown)
+    # The cuts between grades are of the whole train period, as ``likeness`` says.
+    other.grader = reader.grader
     asked = rating(reader.aspects)
     assert other.prompt(case, asked) == reader.prompt(case, asked)
     assert other.history_hash(case) == reader.history_hash(case)
@@ -162,10 +171,27 @@ def test_without_a_clock_popularity_counts_the_whole_period(small) -> None:
     assert '"Red lamp"; Lamps, Oak\n"Red lamp"; Lamps, Oak\n' in text
 
 
+def test_likeness_is_shown_where_there_is_a_past(small) -> None:
+    reader = small()
+    asked = rating(reader.aspects)
+    (candidate,) = reader.prompt(case_of(0, 3, 40, 0), asked).candidates
+    # The past is a red lamp twice, and an oak chair.
+    assert 'nearest "Red lamp" ' in candidate
+    assert "like the past" in candidate
+    (candidate,) = reader.prompt(case_of(0, 0, 10, 0), asked).candidates
+    assert "like the past" not in candidate
+    plain = CaseReader(reader.split, PromptSettings(shows_likeness=False))
+    (candidate,) = plain.prompt(case_of(0, 3, 40, 0), asked).candidates
+    assert "like the past" not in candidate
+
+
 def test_the_prompt_shows_history_request_and_candidates(small) -> None:
     reader = small()
     prompt = reader.prompt(case_of(0, 2, 30, 1, 3), rating(reader.aspects))
-    assert "Profile: 2 items so far since January 1970; mostly Lamps, Oak\n" in prompt.shared
+    assert (
+        "Profile: 2 items so far since January 1970; mostly Lamps, Oak\n"
+        in prompt.shared
+    )
     assert "Now: Thursday 1970-01-01, 00h, 0 minutes after" in prompt.shared
     assert "Oak chair" not in prompt.shared
     assert [c.split(";")[0] for c in prompt.candidates] == [

@@ -110,9 +110,7 @@ def test_each_level_is_one_token(tokenizer) -> None:
 
 
 @pytest.mark.parametrize("title", ["Lamp (1999)", *HOSTILE])
-def test_a_trees_chains_are_the_tokens_of_the_full_texts(
-    tokenizer, title: str
-) -> None:
+def test_a_trees_chains_are_the_tokens_of_the_full_texts(tokenizer, title: str) -> None:
     chat = Chat.of(tokenizer)
     prompt = prompt_of(title)
     texts = chat.full_texts(prompt)
@@ -163,4 +161,6 @@ def test_a_prompt_about_the_user_alone_has_no_candidate_branch(
     tree, ends = chat.question_tree(prompt)
     assert len(tree.end_R) == 3
     assert len(ends) == 2
-    assert chains(chat, prompt) == [list(chat.encode(t)) for t in chat.full_texts(prompt)]
+    assert chains(chat, prompt) == [
+        list(chat.encode(t)) for t in chat.full_texts(prompt)
+    ]

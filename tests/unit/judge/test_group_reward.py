@@ -81,9 +81,11 @@ def test_loss_by_hand() -> None:
     # d log p(n) / d logit_1 = 1[n = 1] - p_1; the advantages sum to 0.
     slope = -sum(a * n for a, n in zip(advantage, levels, strict=True)) / 8
     torch.testing.assert_close(logits.grad, torch.tensor([[-slope, slope]]))
-    assert figures == {"reward": pytest.approx(mean), "kl": pytest.approx(
-        (math.log(2 * 1 / 4) + 3 * math.log(2 * 3 / 4)) / 4
-    ), "live": 1.0}
+    assert figures == {
+        "reward": pytest.approx(mean),
+        "kl": pytest.approx((math.log(2 * 1 / 4) + 3 * math.log(2 * 3 / 4)) / 4),
+        "live": 1.0,
+    }
 
 
 def test_one_answer_to_all_questions_shares_its_reward() -> None:

@@ -76,6 +76,8 @@ def test_cut_at_any_byte_only_the_torn_user_is_lost(tmp_path: Path) -> None:
         assert journal.num_pairs == 2 * (1 + num_whole)
         for user in order[num_whole:]:  # what the next run judges
             journal.add(rows_of(user))
+        journal.close()
+        journal = Journal(folder, SCHEMA)  # killed once more
         journal.seal()
         journal.close()
         assert everything(folder) == [

@@ -108,7 +108,7 @@ def test_what_users_say_of_sources_times_and_halves_is_kept(read) -> None:
 
 
 def test_missing_points_say_how_to_make_them(reader, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="points.parquet is missing: make"):
+    with pytest.raises(FileNotFoundError, match=r"points.parquet is missing: make"):
         read_labels(tmp_path, reader)
 
 
@@ -129,7 +129,7 @@ def test_missing_points_say_how_to_make_them(reader, tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_point_names_file_row_and_value(read, tmp_path, row, message) -> None:
-    with pytest.raises(ValueError, match="points.parquet, row 2: ") as error:
+    with pytest.raises(ValueError, match=r"points.parquet, row 2: ") as error:
         read([point("i1"), point("i2"), row])
     assert message in str(error.value)
     assert str(tmp_path) in str(error.value)
@@ -164,7 +164,7 @@ def test_levels_and_times_of_another_type_are_refused(read, value) -> None:
     ],
 )
 def test_a_bad_pair_names_file_row_and_value(read, tmp_path, row, message) -> None:
-    with pytest.raises(ValueError, match="pairs.parquet, row 1: ") as error:
+    with pytest.raises(ValueError, match=r"pairs.parquet, row 1: ") as error:
         read([point("i1"), point("i2")], [pair(), row])
     assert message in str(error.value)
     assert str(tmp_path) in str(error.value)

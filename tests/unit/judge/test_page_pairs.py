@@ -208,6 +208,13 @@ def test_an_aspect_of_ones_own_is_shown_whatever_its_name(judged: Path) -> None:
     assert asked.users["u1"]["rows"][0][2][-2] == 0.5
 
 
+def test_sources_nobody_knows_are_shown_together(judged: Path) -> None:
+    write_pairs(judged, 1, [pair("u2", "i6", s, 1.0) for s in ("mine", "yours")])
+    asked = ask(judged)
+    assert asked.measures["reward"].spreads["other"].count == 2
+    assert [row[1] for row in asked.users["u2"]["rows"]] == ["other", "other"]
+
+
 def test_request_time_and_next_item_may_be_unknown(judged: Path) -> None:
     gaps = {"request_timestamp": None, "next_item_id": None}
     write_pairs(judged, 1, [pair("u2", "i6", "beam", 1.0)])

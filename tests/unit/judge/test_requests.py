@@ -124,7 +124,7 @@ def test_a_missing_column_is_named(
     ],
 )
 def test_a_bad_pair_names_file_and_row(read, user_row, pair, message) -> None:
-    with pytest.raises(ValueError, match="candidates.parquet, row 1: ") as error:
+    with pytest.raises(ValueError, match=r"candidates.parquet, row 1: ") as error:
         read([user_row(0)], [("u0", "i3", "beam"), pair])
     assert message in str(error.value)
 
@@ -144,14 +144,14 @@ def test_a_bad_user_names_file_and_row(read, user_row, changes, message) -> None
     pairs = [("u0", "i3", "beam"), ("u1", "i3", "beam")]
     if changes.get("user_id", "u1") != "u1":
         pairs = pairs[:1]
-    with pytest.raises(ValueError, match="users.parquet, row 1: ") as error:
+    with pytest.raises(ValueError, match=r"users.parquet, row 1: ") as error:
         read([user_row(0), user_row(1, **changes)], pairs)
     assert message in str(error.value)
 
 
 def test_a_user_of_another_log_is_refused(read, user_row) -> None:
     users = [user_row(0), user_row(1, user_id="stranger")]
-    with pytest.raises(ValueError, match="users.parquet, row 1: unknown user"):
+    with pytest.raises(ValueError, match=r"users.parquet, row 1: unknown user"):
         read(users, [("u0", "i3", "beam"), ("stranger", "i3", "beam")])
 
 

@@ -59,9 +59,7 @@ def assert_equal_alone(
     for prompt, found_QS in zip(prompts, by_tree, strict=True):
         alone = [probability_alone(model, chat, t) for t in chat.full_texts(prompt)]
         assert len(found_QS) == len(alone) > 0
-        torch.testing.assert_close(
-            found_QS, torch.stack(alone), rtol=0, atol=tolerance
-        )
+        torch.testing.assert_close(found_QS, torch.stack(alone), rtol=0, atol=tolerance)
         # The questions differ, so a tree that mixed them up would be seen.
         if len(alone) > 1:
             assert (found_QS[0] - found_QS[1]).abs().max() > 10 * tolerance
@@ -154,7 +152,9 @@ def test_a_candidate_changes_no_other_candidates_answer(tiny, hand_prompt) -> No
     chat = Chat.of(tokenizer)
     first = hand_prompt(candidates=("Candidate: a desk\n", "Candidate: a rug\n"))
     other = hand_prompt(candidates=("Candidate: a desk\n", "Candidate: the sun\n"))
-    (ours,), (theirs,) = (probabilities_by_tree(model, chat, [p]) for p in (first, other))
+    (ours,), (theirs,) = (
+        probabilities_by_tree(model, chat, [p]) for p in (first, other)
+    )
     torch.testing.assert_close(ours[:2], theirs[:2], rtol=0, atol=1e-6)
     assert (ours[2:] - theirs[2:]).abs().max() > 1e-4
 
@@ -199,9 +199,7 @@ def test_loss_and_gradients_of_a_tree_are_those_of_its_prompts(
     for name, weight in model.named_parameters():
         assert weight.grad is not None
         assert weight.grad.abs().max() > 0
-        torch.testing.assert_close(
-            weight.grad, theirs[name].grad, rtol=1e-3, atol=1e-6
-        )
+        torch.testing.assert_close(weight.grad, theirs[name].grad, rtol=1e-3, atol=1e-6)
 
 
 def test_answer_loss_of_a_padded_batch_is_transformers_own(tiny, hand_prompt) -> None:

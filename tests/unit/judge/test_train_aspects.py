@@ -1,6 +1,7 @@
 """Training Part A: what is learned from, that it learns, and what stays as it was."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from sgrec_torchrec.judge import train_aspects as module
-from sgrec_torchrec.judge.aspects import LEVELS, read_answer
+from sgrec_torchrec.judge.aspects import read_answer
 from sgrec_torchrec.judge.cases import CaseReader
 from sgrec_torchrec.judge.chat import Chat
 from sgrec_torchrec.judge.labels import LabelledCase
@@ -66,7 +67,9 @@ def learned_texts(tree: TokenTree, chat: Chat) -> list[str]:
 
 
 def trained(model: Any) -> dict[str, torch.Tensor]:
-    return {n: w.detach().clone() for n, w in model.named_parameters() if w.requires_grad}
+    return {
+        n: w.detach().clone() for n, w in model.named_parameters() if w.requires_grad
+    }
 
 
 def test_lora_sits_on_all_linear_maps_of_the_uppermost_layers(adapted, tiny) -> None:
@@ -101,7 +104,9 @@ def test_the_seed_alone_draws_the_lora(adapted) -> None:
     assert any((first[name] != other[name]).any() for name in first)
 
 
-def test_supervised_tree_teaches_each_level_and_then_the_end(cases, reader, tiny) -> None:
+def test_supervised_tree_teaches_each_level_and_then_the_end(
+    cases, reader, tiny
+) -> None:
     chat = Chat.of(tiny[1])
     (one, *_) = cases
     texts = learned_texts(supervised_tree(one, reader, chat), chat)
@@ -152,9 +157,7 @@ def test_labels_without_evidence_teach_no_written_answer(
     adapted, cases, reader, fast_training
 ) -> None:
     # Else the judge learned to write sentences that its own schema refuses.
-    silent = [
-        dataclasses.replace(one, evidence=(("",) * 4,) * 2) for one in cases[:1]
-    ]
+    silent = [dataclasses.replace(one, evidence=(("",) * 4,) * 2) for one in cases[:1]]
     log = supervise(*adapted(), silent, reader, fast_training(batch_size=1))
     assert "written_loss" not in log[0]
 
@@ -220,7 +223,12 @@ def test_grpo_asks_for_the_exact_level_first(
     real = module.group_policy_loss
     monkeypatch.setattr(module, "group_policy_loss", spied)
     reinforce(
-        model, chat, cases[:1], reader, fast_training(grpo_steps=1, batch_size=1), folder
+        model,
+        chat,
+        cases[:1],
+        reader,
+        fast_training(grpo_steps=1, batch_size=1),
+        folder,
     )
     torch.testing.assert_close(seen[0], torch.full((8, 1), 2.0))  # 1 exact, 1 close
 
@@ -256,9 +264,7 @@ def test_learning_rate_falls_to_zero_along_a_cosine(cases, fast_training) -> Non
         return weight(torch.ones(1)).sum(), {}
 
     train_cases(weight, cases, loss_of, 4, 0.1, fast_training(batch_size=1), "test")
-    # AdamW moves by the rate where the gradient never changes: .1 (1 + cos(pi k/4)) / 2.
-    steps = [a - b for a, b in zip(places, places[1:], strict=False)]
+    # AdamW moves by the rate where the gradient never changes.
+    steps = [a - b for a, b in itertools.pairwise(places)]
     expected = [0.1 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(3)]
     assert steps == pytest.approx(expected, rel=1e-3)
-
-

@@ -1,4 +1,4 @@
-"""The backend in this process: same answers however the work is cut, and what it cost."""
+"""Same answers however the work is cut, and what it cost."""
 
 import json
 from collections.abc import Callable
@@ -134,7 +134,7 @@ def test_written_answers_keep_to_the_grammar_and_the_order(
     assert one.usage.cached_tokens == 0
     for text, candidate in zip(texts, (long, short), strict=True):
         alone = hand_prompt(candidates=(candidate,), questions=questions)
-        assert backend().write([alone], schema, 120) == [[text]]
+        assert one.write([alone], schema, 120) == [[text]]
     assert texts[0] != texts[1]
 
 

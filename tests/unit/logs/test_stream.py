@@ -251,6 +251,46 @@ def test_eval_batches_hold_every_row_once_in_step_on_all_ranks(make_split, world
     assert all(size == sizes[0] for size in sizes)
 
 
+def test_seen_items_are_all_before_the_target_padded_row_by_row(make_split):
+    split = make_split(seed=1)
+    s = split.sequences
+    users = np.argsort(-np.diff(s.offsets_U1))[:4]
+    end_E = np.array([0, 9, 3, 5])
+    rows = EvalRows(
+        user_E=users,
+        history_start_E=np.maximum(end_E - 2, 0).astype(np.int32),
+        history_end_E=end_E.astype(np.int32),
+        target_E=np.zeros(4, np.int32),
+        target_timestamp_E=np.zeros(4, np.int64),
+    )
+    (batch,) = eval_batches(
+        s, rows, CODES, NUM_CODES, GeneratorConfig(), batch_size=9, world_size=1
+    )
+    seen_BH = batch.seen_item_BH()
+    assert seen_BH.shape == (4, 9)
+    assert seen_BH.dtype == batch.target_B.dtype
+    for place, (user, end) in enumerate(zip(users, end_E, strict=True)):
+        # also what is older than the two events that are shown
+        items = s.items_R[s.offsets_U1[user] :][:end].tolist()
+        assert seen_BH[place].tolist() == items + [-1] * (9 - end)
+
+
+def test_nobody_has_seen_anything_is_a_table_without_columns(make_split):
+    split = make_split()
+    nothing = np.zeros(2, np.int32)
+    rows = EvalRows(
+        user_E=np.array([1, 2]),
+        history_start_E=nothing,
+        history_end_E=nothing,
+        target_E=nothing,
+        target_timestamp_E=np.zeros(2, np.int64),
+    )
+    (batch,) = eval_batches(
+        split.sequences, rows, CODES, NUM_CODES, GeneratorConfig(), batch_size=2
+    )
+    assert batch.seen_item_BH().shape == (2, 0)
+
+
 def test_codes_of_another_catalogue_are_an_error(make_split):
     with pytest.raises(ValueError, match="describe 6 items, the split has 7"):
         TrainStream(make_split(), CODES[:6], NUM_CODES, make_config())

@@ -300,11 +300,11 @@ def test_a_damaged_manifest_is_refused(old_table: Path) -> None:
 def test_a_full_disk_leaves_the_old_table(
     old_table: Path, write_pairs, tmp_path: Path, monkeypatch
 ) -> None:
-    rows = [(nth % 50, nth, 0.5) for nth in range(20_000)]
+    rows = [(nth, nth % 50, 0.5) for nth in range(20_000)]
     file = write_pairs(rows)
     before = tree(old_table)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for limit in (1000, 100_000, 330_000):
+    for limit in (1000, 319_000, 330_000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         try:
             for target in (old_table, tmp_path / "new"):

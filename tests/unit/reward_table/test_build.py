@@ -36,7 +36,11 @@ def test_equal_rewards_stay_equal(write_pairs, tmp_path: Path) -> None:
     assert np.ptp(rewards) == 0
 
 
-def test_many_buckets_and_batches_equal_one(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("max_memory_gib", [4.0, 0.0005])
+def test_many_buckets_and_batches_equal_one(
+    tmp_path: Path, monkeypatch, max_memory_gib: float
+) -> None:
+    """With runs in memory, and with runs of 320 kB that spill beyond 268."""
     noise = np.random.default_rng(0)
     users, items = noise.integers(-50, 50, (2, 20_000)) * 2**55
     rewards = noise.random(20_000, dtype=np.float32)
@@ -48,8 +52,11 @@ def test_many_buckets_and_batches_equal_one(tmp_path: Path, monkeypatch) -> None
     monkeypatch.setattr(build, "PAIRS_PER_BUCKET", 1000)
     monkeypatch.setattr("sgrec_torchrec.reward_table.judged_files.BATCH_ROWS", 777)
     report = build_reward_table(
-        tmp_path / "judged.parquet", tmp_path / "table", on_conflict="last"
+        *(tmp_path / "judged.parquet", tmp_path / "table"),
+        on_conflict="last",
+        max_memory_gib=max_memory_gib,
     )
+    assert (report.peak_disk_bytes > report.num_bytes) == (max_memory_gib < 1)
     assert report.num_pairs == len(wanted)
     assert report.num_duplicates == 20_000 - len(wanted)
     table = RewardTable.open(tmp_path / "table")

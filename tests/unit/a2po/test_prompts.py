@@ -1,0 +1,125 @@
+"""Who is asked again, after which prefix, with what weight, and in which order."""
+
+from itertools import chain
+
+import numpy as np
+import pytest
+
+from sgrec_torchrec.a2po.prompts import post_training_prompts, prompt_batches
+from sgrec_torchrec.config import AlignConfig, LogConfig, RunConfig
+
+NAN = float("nan")
+
+
+def settings(max_history: int = 100, **align: float) -> RunConfig:
+    return RunConfig(
+        name="x",
+        seed=3,
+        log=LogConfig(max_history=max_history),
+        align=AlignConfig(**align),
+    )
+
+
+def days(items: list[int], values: list[float] | None = None) -> list:
+    """One event a day."""
+    worth = values or [NAN] * len(items)
+    return [(item, 86_400 * day, worth[day]) for day, item in enumerate(items)]
+
+
+@pytest.fixture
+def basket_log(make_log, user_ids):
+    """One user: baskets {0, 1}, {2}, {3, 4} and, after the train period, {5}."""
+    (user,) = user_ids(1)
+    times = [1, 1, 2, 3, 3, 9]
+    events = [(item, time, NAN) for item, time in enumerate(times)]
+    return make_log({user: events}, train_ends=[5])
+
+
+def test_prompts_end_before_the_basket_of_their_target(basket_log) -> None:
+    prompts = post_training_prompts(basket_log, settings())
+    # The first basket has nothing before it; 3 and 4 share what came before both.
+    assert prompts.rows.target_E.tolist() == [2, 3, 4]
+    assert prompts.as_of_E.tolist() == [2, 3, 3]
+    assert prompts.rows.history_start_E.tolist() == [0, 0, 0]
+    assert prompts.rows.target_timestamp_E.tolist() == [2, 3, 3]
+    assert prompts.value_weight_E.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_history_is_cut_to_its_newest_events_and_as_of_stays(basket_log) -> None:
+    prompts = post_training_prompts(basket_log, settings(max_history=2))
+    assert prompts.rows.history_start_E.tolist() == [0, 1, 1]
+    assert prompts.as_of_E.tolist() == [2, 3, 3]
+
+
+@pytest.mark.parametrize(("per_user", "targets"), [(1, [4, 8]), (2, [3, 4, 7, 8])])
+def test_newest_targets_of_each_user_are_asked(
+    make_log, user_ids, per_user: int, targets: list[int]
+) -> None:
+    one, other = user_ids(2)
+    split = make_log({one: days([0, 1, 2, 3, 4]), other: days([5, 6, 7, 8])})
+    prompts = post_training_prompts(split, settings(prompts_per_user=per_user))
+    assert prompts.rows.target_E.tolist() == targets
+    assert prompts.rows.user_E.tolist() == sorted([0, 1] * per_user)
+
+
+def test_users_of_the_judge_give_no_prompt(make_log, user_ids) -> None:
+    (taught,), labels = user_ids(1), user_ids(3, are_labels=True)
+    users = {name: days([1, 2, 3]) for name in (*labels[:2], taught, labels[2])}
+    prompts = post_training_prompts(make_log(users), settings())
+    assert set(prompts.rows.user_E.tolist()) == {2}
+    nobody = make_log({name: days([1, 2, 3]) for name in labels})
+    with pytest.raises(ValueError, match="no user has a prompt for post-training"):
+        post_training_prompts(nobody, settings())
+
+
+@pytest.mark.parametrize(
+    ("largest", "expected"),
+    # Worth [1, 3, 0, 20, 0] (what is unknown or negative: 0), mean 24 / 5.
+    [
+        (5.0, [5 / 24, 15 / 24, 1 / 5, 100 / 24, 1 / 5]),
+        (2.0, [1 / 2, 15 / 24, 1 / 2, 2.0, 1 / 2]),
+        (1.0, [1.0] * 5),
+    ],
+)
+def test_weight_is_value_over_mean_within_bounds(
+    make_log, user_ids, largest: float, expected: list[float]
+) -> None:
+    (user,) = user_ids(1)
+    # The first event is nobody's target: its 999 must not count.
+    events = days([0, 1, 2, 3, 4, 5], [999.0, 1.0, 3.0, NAN, 20.0, -7.0])
+    split = make_log({user: events}, has_value=True)
+    prompts = post_training_prompts(split, settings(max_value_weight=largest))
+    assert prompts.value_weight_E.tolist() == pytest.approx(expected)
+    assert prompts.value_weight_E.dtype == np.float32
+
+
+def test_log_without_any_worth_weighs_all_alike(make_log, user_ids) -> None:
+    (user,) = user_ids(1)
+    split = make_log({user: days([0, 1, 2], [0.0, NAN, 0.0])}, has_value=True)
+    assert post_training_prompts(split, settings()).value_weight_E.tolist() == [1.0] * 2
+
+
+def first_batches(count: int, **changes: int) -> list[list[int]]:
+    asked = {"num_prompts": 10, "batch_size": 4, "seed": 0, "first_step": 0} | changes
+    stream = prompt_batches(**asked)
+    return [next(stream).tolist() for _ in range(count)]
+
+
+def test_every_epoch_asks_each_prompt_once_in_an_order_of_its_own() -> None:
+    batches = first_batches(9)
+    assert [len(batch) for batch in batches] == [4, 4, 2] * 3
+    epochs = [list(chain(*batches[start : start + 3])) for start in (0, 3, 6)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert first_batches(3, seed=1) != batches[:3]
+
+
+@pytest.mark.parametrize("first_step", range(8))
+def test_batches_go_on_from_any_step(first_step: int) -> None:
+    whole = first_batches(12)
+    assert first_batches(4, first_step=first_step) == whole[first_step : first_step + 4]
+
+
+def test_batch_larger_than_all_prompts_is_one_epoch() -> None:
+    batches = first_batches(2, batch_size=64)
+    assert [sorted(batch) for batch in batches] == [list(range(10))] * 2

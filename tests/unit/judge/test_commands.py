@@ -1,0 +1,241 @@
+"""``sgrec judge`` as a user types it."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from sgrec_torchrec.arguments import errors_in_one_line
+from sgrec_torchrec.config import RUNS, GraphConfig, LogConfig
+from sgrec_torchrec.distributed.atomic import write_json
+from sgrec_torchrec.item_graph.graph import build_graph
+from sgrec_torchrec.judge import train_judge as train_module
+from sgrec_torchrec.judge.cases import Case, CaseReader
+from sgrec_torchrec.judge.commands import app
+from sgrec_torchrec.judge.labels import POINTS, read_labels
+from sgrec_torchrec.judge.prompt import PromptSettings
+from sgrec_torchrec.logs.importers import import_table
+from sgrec_torchrec.logs.judged_users import is_label_user
+from sgrec_torchrec.logs.split import prepare_split
+from sgrec_torchrec.schema import SplitLog
+
+SEED = 7
+VERBS = ("label", "train", "run", "page")
+Sgrec = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def sgrec(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sgrec:
+    """sgrec(*words) -> exit code, what it printed, what it complained."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sgrec judge", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped, errors_in_one_line("sgrec"):
+            app()
+        printed = capsys.readouterr()
+        return int(stopped.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def run_dir(split: SplitLog, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``sgrec train`` leaves of the small log, as far as the judge reads it."""
+    folder = tmp_path_factory.mktemp("run")
+    sequences = split.sequences
+    rows = ["user_id,item_id,timestamp"]
+    for user, name in enumerate(split.user_ids):
+        first, end = sequences.offsets_U1[user : user + 2]
+        for row in range(first, end):
+            item, time = sequences.items_R[row], sequences.timestamps_R[row]
+            rows.append(f"{name},i{item},{time}")
+    catalogue = split.catalogue
+    items = ["item_id,title,category"]
+    for name, title, kinds in zip(
+        catalogue.item_ids, catalogue.titles, catalogue.categories, strict=True
+    ):
+        items.append(f'{name},{title},"{kinds}"')
+    (folder / "log.csv").write_text("\n".join(rows) + "\n")
+    (folder / "items.csv").write_text("\n".join(items) + "\n")
+    import_table(
+        folder / "log.csv", folder / "canonical", items_path=folder / "items.csv"
+    )
+    log = LogConfig(source="canonical", path=str(folder / "canonical"), seed=SEED)
+    made = prepare_split(folder / "canonical", log, folder / "split")
+    build_graph(made, GraphConfig(text_weight=0.0), "train", folder / "graph")
+    config = dataclasses.replace(RUNS["smoke"], log=log)
+    write_json(folder / "config.json", dataclasses.asdict(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reader_of_run(run_dir: Path) -> CaseReader:
+    from sgrec_torchrec.logs.split import load_split
+
+    return CaseReader(load_split(run_dir / "split"), PromptSettings(max_history=2))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(sgrec: Sgrec, verb: str) -> None:
+    code, text, _ = sgrec(verb, "--help")
+    assert code == 0
+    assert f"judge {verb}" in text
+    assert len(text.split()) > 15
+
+
+def test_no_verb_lists_all_of_them(sgrec: Sgrec) -> None:
+    _, text, errors = sgrec()
+    assert all(verb in text + errors for verb in VERBS)
+
+
+def test_labels_of_a_run_and_their_agreement(
+    sgrec: Sgrec, run_dir: Path, reader_of_run: CaseReader, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels"
+    code, text, _ = sgrec("label", run_dir, "--out", out, "--cases-per-user", 2)
+    assert code == 0
+    cases = read_labels(out, reader_of_run)
+    assert f"{len(cases)} cases: {out}" in text
+    # Of the users that post-training leaves out under the seed of the run's log.
+    is_label_U = is_label_user(reader_of_run.split.user_ids, SEED)
+    assert is_label_U[[one.case.user for one in cases]].all()
+    code, text, _ = sgrec("label", run_dir, "--out", tmp_path / "b", "--compare", out)
+    assert code == 0
+    assert "same level" in text
+    assert "1.000" in text
+
+
+def write_candidates(folder: Path, reader: CaseReader) -> None:
+    """Two users of three candidates each."""
+    import pyarrow as pa
+
+    folder.mkdir()
+    users, pairs = [], []
+    for user in (0, 1):
+        name = reader.split.user_ids[user]
+        at = Case(user=user, as_of=5, request_timestamp=0, items=())
+        users.append(
+            {
+                "user_id": name,
+                "as_of": 5,
+                "history_hash": reader.history_hash(at),
+                "request_timestamp": reader.next_timestamp(user, 5),
+                "next_item_id": "i1",
+            }
+        )
+        pairs += [
+            {"user_id": name, "item_id": f"i{n}", "source": "beam"} for n in (1, 2, 3)
+        ]
+    pq.write_table(pa.Table.from_pylist(users), folder / "users.parquet")
+    pq.write_table(pa.Table.from_pylist(pairs), folder / "candidates.parquet")
+
+
+def test_a_judge_from_labels_to_the_page(
+    sgrec: Sgrec,
+    run_dir: Path,
+    reader_of_run: CaseReader,
+    tiny_folder: Path,
+    tmp_path: Path,
+) -> None:
+    labels, judge, judged = (tmp_path / name for name in ("labels", "judge", "judged"))
+    assert sgrec("label", run_dir, "--out", labels, "--cases-per-user", 1)[0] == 0
+    code, text, errors = sgrec(
+        *("train", run_dir, "--labels", labels, "--out", judge),
+        *("--model", tiny_folder, "--max-history", 2, "--sft-epochs", 0.2),
+        *("--grpo-steps", 1, "--max-held-out", 3),
+    )
+    assert code == 0, errors
+    assert "popularity" in text
+    assert f"judge: {judge}" in text
+    assert set(json.loads((judge / "report.json").read_text())["baselines"]) == {
+        *("popularity", "text cosine")
+    }
+    write_candidates(tmp_path / "candidates", reader_of_run)
+    words = ("--judge", judge, "--candidates", tmp_path / "candidates", "--out", judged)
+    code, text, errors = sgrec("run", run_dir, *words, "--price-per-hour", 1)
+    assert code == 0, errors
+    figures = json.loads(text.splitlines()[0])
+    assert figures["pairs"] == 6
+    assert figures["cost_per_pair"] > 0
+    parts = sorted(judged.glob("part-*.parquet"))
+    assert sum(len(pq.read_table(path)) for path in parts) == 6
+    code, text, errors = sgrec("page", run_dir, "--judged", judged)
+    assert code == 0, errors
+    assert Path(text.strip()).read_text().startswith("<!")
+
+
+def one_line(errors: str) -> str:
+    (line,) = errors.strip().splitlines()
+    assert line.startswith("sgrec: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("label", "RUN/nothing"), "nothing"),
+        (("train", "RUN/nothing"), "nothing"),
+        (("page", "RUN/nothing"), "nothing"),
+        (("run", "RUN"), "judge.json is missing: train one with `sgrec judge train`"),
+        (("train", "RUN"), "points.parquet is missing: make labels by"),
+        (("train", "RUN", "--form", "guess"), "form 'guess': choose one of network"),
+    ],
+)
+def test_user_error_is_one_line(
+    sgrec: Sgrec, run_dir: Path, words: tuple[str, ...], message: str
+) -> None:
+    code, _, errors = sgrec(*(word.replace("RUN", str(run_dir)) for word in words))
+    assert code == 2
+    assert message in one_line(errors)
+
+
+def test_a_damaged_label_file_is_one_line(
+    sgrec: Sgrec, run_dir: Path, tmp_path: Path
+) -> None:
+    sgrec("label", run_dir, "--out", tmp_path / "labels")
+    path = tmp_path / "labels" / POINTS
+    path.write_bytes(path.read_bytes()[:-4])
+    code, _, errors = sgrec("train", run_dir, "--labels", tmp_path / "labels")
+    assert code == 2
+    assert f"{path}: cannot be read" in one_line(errors)
+
+
+def test_a_judge_of_another_prompt_is_one_line(
+    sgrec: Sgrec, run_dir: Path, tiny_judge: Path, tmp_path: Path
+) -> None:
+    judge = Path(shutil.copytree(tiny_judge, tmp_path / "judge"))
+    facts = json.loads((judge / "judge.json").read_text())
+    (judge / "judge.json").write_text(json.dumps(facts | {"prompt_version": "v0-x"}))
+    code, _, errors = sgrec("run", run_dir, "--judge", judge)
+    assert code == 2
+    assert "was trained on the prompt v0-x, this release asks" in one_line(errors)
+
+
+def test_training_takes_its_settings_from_the_words(
+    sgrec: Sgrec, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = {}
+
+    def spied(reader, labels, settings, out, baselines):
+        taken.update(history=reader.settings.max_history, settings=settings, out=out)
+        raise ValueError("enough")
+
+    sgrec("label", run_dir, "--out", tmp_path / "labels")
+    monkeypatch.setattr(train_module, "train_judge", spied)
+    sgrec(
+        *("train", run_dir, "--labels", tmp_path / "labels", "--model", "some/model"),
+        *("--max-history", 7, "--sft-epochs", 2.5, "--grpo-steps", 9),
+        *("--max-held-out", 11, "--form", "llm"),
+    )
+    settings = taken["settings"]
+    assert taken["history"] == 7
+    assert settings.model == "some/model"
+    assert (settings.aspects.sft_epochs, settings.aspects.grpo_steps) == (2.5, 9)
+    assert (settings.max_held_out, settings.form) == (11, "llm")
+    assert taken["out"] == run_dir / "judge"
