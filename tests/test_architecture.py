@@ -40,7 +40,10 @@ MAY_IMPORT = {
 }
 """Stage -> the others that it may import (itself is understood)."""
 ENTRY_POINTS = {"train", "cli"}
-TRAINING_LOOPS = {"generator": {"pretrain", "trainee"}, "a2po": {"align", "aligner", "figures"}}
+TRAINING_LOOPS = {
+    "generator": {"pretrain", "trainee"},
+    "a2po": {"align", "aligner", "figures"},
+}
 """Of these stages only the loop and what it trains may import distributed; model and
 loss may not."""
 LLM_STACK = (

@@ -64,8 +64,7 @@ class CaseReader:
     @cached_property
     def grader(self) -> LikenessGrader:
         """Text likeness; embeds the catalogue's texts on first use (kept on disk)."""
-        split = self.split
-        return LikenessGrader(split.catalogue.texts, split.sequences)
+        return LikenessGrader(self.split.catalogue.texts)
 
     @property
     def aspects(self) -> tuple[Aspect, ...]:

@@ -55,7 +55,7 @@ def train(
     model: Model = None,
     max_history: Annotated[int, typer.Option(help="Titles a prompt shows.")] = 10,
     sft_epochs: float = 1.0,
-    grpo_steps: int = 40,
+    grpo_steps: int = 80,
     max_held_out: Annotated[
         int, typer.Option(help="Cases that every stage is measured on.")
     ] = 60,

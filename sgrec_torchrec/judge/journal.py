@@ -3,8 +3,8 @@
     journal.jsonl         one line a user since the last part, flushed at once
     part-00000.parquet    ... of whole users, about ``PAIRS_PER_PART`` pairs each
 
-A user counts as judged once its line is whole, so a run that goes on judges no pair
-twice. A torn last line is that of a user whose judging was cut off.
+A user's pairs count as judged once their line is whole, so a run that goes on judges no
+pair twice. A torn last line is that of a user whose judging was cut off.
 """
 
 import json
@@ -20,13 +20,15 @@ from sgrec_torchrec.distributed.atomic import atomic_file
 
 PAIRS_PER_PART = 100_000
 JOURNAL = "journal.jsonl"
+PAIR = ("user_id", "item_id")
 Row = dict[str, Any]
 
 
 class Journal:
     """The judged pairs of one folder; one writer at a time.
 
-    ``done`` holds the ids of the judged users: memory grows with them.
+    ``done`` holds the judged items of each user: memory grows with the pairs, some 100
+    bytes each; to judge more on one machine, split users.parquet and judge apart.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
@@ -38,16 +40,15 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.schema = schema
-        self.done: set[str] = set()
+        self.done: dict[str, set[str]] = {}
         self.num_pairs = 0
         for path in self.parts:
-            self._count(_read_part(path, ["user_id"])["user_id"].to_pylist())
+            self._count(_read_part(path, list(PAIR)).select(PAIR).to_pylist())
         self._rows: list[Row] = []
         for rows in _whole_lines(folder / JOURNAL):
             # A part may have been written just before the journal could go.
-            if rows[0]["user_id"] not in self.done:
-                self._rows += rows
-        self._count([row["user_id"] for row in self._rows])
+            self._rows += [row for row in rows if not self.has(*_pair(row))]
+        self._count(self._rows)
         self._rewrite()
         self._file = self._open()
 
@@ -56,13 +57,17 @@ class Journal:
         """The parts so far, in order."""
         return sorted(self.folder.glob("part-*.parquet"))
 
+    def has(self, user_id: str, item_id: str) -> bool:
+        """Has this pair been judged?"""
+        return item_id in self.done.get(user_id, ())
+
     def add(self, rows: Sequence[Row]) -> None:
         """All pairs of one user; on disk when this returns."""
         self._file.write(json.dumps(list(rows), allow_nan=False) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         self._rows += rows
-        self._count([row["user_id"] for row in rows])
+        self._count(rows)
         if len(self._rows) >= PAIRS_PER_PART:
             self.seal()
 
@@ -87,9 +92,10 @@ class Journal:
         """Leave the journal as it is, for the next run."""
         self._file.close()
 
-    def _count(self, user_ids: Sequence[str]) -> None:
-        self.done.update(user_ids)
-        self.num_pairs += len(user_ids)
+    def _count(self, rows: Sequence[Row]) -> None:
+        for user_id, item_id in map(_pair, rows):
+            self.done.setdefault(user_id, set()).add(item_id)
+        self.num_pairs += len(rows)
 
     def _rewrite(self) -> None:
         by_user: dict[str, list[Row]] = {}
@@ -101,6 +107,10 @@ class Journal:
 
     def _open(self) -> TextIO:
         return (self.folder / JOURNAL).open("a", encoding="utf-8")
+
+
+def _pair(row: Row) -> tuple[str, str]:
+    return row["user_id"], row["item_id"]
 
 
 def _whole_lines(path: Path) -> list[list[Row]]:

@@ -112,4 +112,6 @@ def _weight_files(folder: Path, form: str) -> list[Path]:
         if form == "network"
         else sorted((folder / WEIGHTS_ADAPTER).glob("*.safetensors"))
     )
-    return [*sorted((folder / MODEL).glob("*.safetensors")), *part_b]
+    # Its tokenizer, template and settings decide what it says as much as its weights.
+    model = [path for path in sorted((folder / MODEL).rglob("*")) if path.is_file()]
+    return [*model, *part_b]

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgrec_torchrec.distributed.atomic import atomic_file, write_json
@@ -86,7 +87,7 @@ def judge_requests(
     try:
         asked = list(requests)
         _write_users(asked, judge.reader, out)
-        left = [one for one in asked if one.user_id not in journal.done]
+        left = [rest for one in asked if (rest := _not_judged(one, judge, journal))]
         write_json(out / MANIFEST, facts())
         num_pairs = sum(len(one.case.items) for one in asked)
         with progress_of(
@@ -104,6 +105,26 @@ def judge_requests(
     manifest["pairs_this_time"] = journal.num_pairs - pairs_before
     write_json(out / MANIFEST, manifest)
     return manifest
+
+
+def _not_judged(one: Request, judge: Judge, journal: Journal) -> Request | None:
+    """The request without the pairs that are judged already; None where all are."""
+    ids = judge.reader.split.catalogue.item_ids
+    places = [
+        place
+        for place, item in enumerate(one.case.items)
+        if not journal.has(one.user_id, ids[item])
+    ]
+    if len(places) == len(one.case.items):
+        return one
+    if not places:
+        return None
+    items = tuple(one.case.items[place] for place in places)
+    return replace(
+        one,
+        case=replace(one.case, items=items),
+        sources=tuple(one.sources[place] for place in places),
+    )
 
 
 @dataclass(slots=True)
@@ -256,7 +277,12 @@ def _write_users(requests: Sequence[Request], reader: CaseReader, out: Path) -> 
             ),
         }
     )
-    with atomic_file(out / "users.parquet") as temporary:
+    path = out / "users.parquet"
+    if path.is_file():
+        earlier = pq.read_table(path)
+        is_asked = pc.is_in(earlier["user_id"], value_set=table["user_id"])
+        table = pa.concat_tables([earlier.filter(pc.invert(is_asked)), table])
+    with atomic_file(path) as temporary:
         pq.write_table(table, temporary)
 
 

@@ -10,18 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sgrec_torchrec.item_graph.covisitation import fit_ends
 from sgrec_torchrec.item_tokens.text_embedding import text_embedding
 from sgrec_torchrec.logs.hashing import CANDIDATE, hash64
-from sgrec_torchrec.schema import Float32Array, Int64Array, Sequences
+from sgrec_torchrec.schema import Float32Array, Int64Array
 
 GRADES = 10
-"""0 to 9: deciles of the likeness between random users and random train events."""
+"""0 to 9: deciles of the likeness of random items to random sets of items."""
 NEWEST = 20
 """Choices that stand for the user."""
 LATEST = 5
 """Choices that make the context."""
-SAMPLED_USERS, SAMPLED_ITEMS = 512, 16
+NUM_DRAWS, SAMPLED_ITEMS = 512, 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +39,13 @@ class Likeness:
 class LikenessGrader:
     """Text embeddings of a catalogue, and the cuts between grades.
 
-    The cuts follow from the log's train period alone, so they are the same for every
-    run on it. Memory: the embedding is a memory map of 4 N D bytes.
+    The cuts follow from the catalogue alone: no choice of anybody can move a grade.
+    Memory: the embedding is a memory map of 4 N D bytes.
     """
 
-    def __init__(self, texts: Sequence[str], sequences: Sequences) -> None:
+    def __init__(self, texts: Sequence[str]) -> None:
         self._embedding_ND = text_embedding(texts)
-        ranges = self._sample(sequences)
+        ranges = self._sample()
         shares = np.arange(1, GRADES) / GRADES
         self._cuts = {
             name: np.quantile(
@@ -70,17 +69,13 @@ class LikenessGrader:
         """0 to 9 for one of ``Likeness``' cosines."""
         return int(np.searchsorted(self._cuts[name], value, "right"))
 
-    def _sample(self, sequences: Sequences) -> list[Likeness]:
-        end_U = fit_ends(sequences, "train")
-        _, row_F = sequences.events_until(end_U)
-        users = np.flatnonzero(end_U > 0)
-        order = np.argsort(hash64(0, CANDIDATE, users), kind="stable")
+    def _sample(self) -> list[Likeness]:
+        """Random items against random "users" of ``NEWEST`` random items."""
+        num_items = len(self._embedding_ND)
+        places = np.arange(NEWEST + SAMPLED_ITEMS)
         found = []
-        for user in users[order[:SAMPLED_USERS]].tolist():
-            first = int(sequences.offsets_U1[user])
-            past = sequences.items_R[first : first + int(end_U[user])].tolist()
-            drawn = hash64(0, CANDIDATE, user, np.arange(SAMPLED_ITEMS))
-            place = (drawn % np.uint64(len(row_F))).astype(np.int64)
-            items = sequences.items_R[row_F[place]]
-            found.append(self.likeness(items.tolist(), past))
+        for draw in range(NUM_DRAWS):
+            drawn = hash64(0, CANDIDATE, draw, places) % np.uint64(num_items)
+            items = drawn.astype(np.int64).tolist()
+            found.append(self.likeness(items[NEWEST:], items[:NEWEST]))
         return found

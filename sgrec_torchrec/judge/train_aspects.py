@@ -46,12 +46,12 @@ class AspectTraining:
     lora_rank: int = 16
     trained_share: float = 1 / 3
     """Of the layers, the uppermost: those below need no backward."""
-    batch_size: int = 4
-    """Cases an update."""
+    batch_size: int = 1
+    """Cases an update; each teaches all its candidates and aspects."""
     sft_epochs: float = 1.0
-    sft_lr: float = 1e-3
-    grpo_steps: int = 40
-    grpo_lr: float = 3e-4
+    sft_lr: float = 5e-4
+    grpo_steps: int = 80
+    grpo_lr: float = 1e-4
     num_draws: int = 16
     """G."""
     kl_weight: float = 0.05

@@ -10,6 +10,7 @@
 A stage whose files are there is not done again, so training goes on where it stopped.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -62,6 +63,9 @@ BEFORE, SFT, GRPO = "before", "sft", "grpo"
 PROBABILITIES = "probabilities.safetensors"
 LOG = "log.json"
 REPORT = "report.json"
+INPUTS = "inputs.json"
+PART_A = ("model", "aspects", "max_held_out", "max_weight_cases")
+"""Settings that finished stages depend on."""
 Baseline = Callable[[Judged], Float32Array]
 
 
@@ -111,7 +115,7 @@ def train_judge(
             raise ValueError(
                 f"no case {of} has a preferred pair: give pair-wise labels"
             )
-    out.mkdir(parents=True, exist_ok=True)
+    _check_inputs(out, reader, labels, settings)
     stage = _Stages(
         reader=reader, learn=learn, held_out=held_out, settings=settings, out=out
     )
@@ -129,6 +133,35 @@ def train_judge(
     report["logs"]["weights"] = part_b_log
     write_json(out / REPORT, report)
     return report
+
+
+def _check_inputs(
+    out: Path,
+    reader: CaseReader,
+    labels: Sequence[LabelledCase],
+    settings: JudgeTraining,
+) -> None:
+    """Note what this judge is made of; finished stages serve nothing else."""
+    digest = hashlib.sha256()
+    for one in labels:
+        digest.update(repr((one.case, one.preferences, one.is_held_out)).encode())
+        digest.update(one.levels_CA.tobytes())
+    inputs = {
+        "labels": digest.hexdigest(),
+        "prompt_version": reader.prompt_version,
+        # Part B is made anew each time: its settings may change.
+        "settings": {name: asdict(settings)[name] for name in PART_A},
+    }
+    path = out / INPUTS
+    if path.is_file():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        changed = [name for name, value in inputs.items() if earlier.get(name) != value]
+        if changed:
+            raise ValueError(
+                f"{out} holds a judge of other {', '.join(changed)}: train into "
+                "another folder, or delete this one"
+            )
+    write_json(path, inputs)
 
 
 def _learn_weights(stage: "_Stages") -> list[Figures]:

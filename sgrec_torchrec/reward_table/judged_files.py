@@ -72,7 +72,7 @@ def list_files(parquet: Path | str | Sequence[Path | str]) -> list[Path]:
     several = [parquet] if isinstance(parquet, str | Path) else list(parquet)
     files: list[Path] = []
     for path in map(Path, several):
-        found = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+        found = _in_folder(path) if path.is_dir() else [path]
         if not found:
             raise FileNotFoundError(
                 f"{path}: holds no *.parquet; name a folder of them"
@@ -84,6 +84,12 @@ def list_files(parquet: Path | str | Sequence[Path | str]) -> list[Path]:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: name a Parquet file or folder")
     return files
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """Its parts, where it has such: a judged folder tells more beside them."""
+    parts = sorted(folder.glob("part-*.parquet"))
+    return parts or sorted(folder.rglob("*.parquet"))
 
 
 def read_columns(files: Sequence[Path]) -> tuple[Columns, int]:

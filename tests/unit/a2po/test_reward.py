@@ -110,11 +110,12 @@ def prefix_hash(split: SplitLog, user: int, as_of: int) -> int:
 
 @pytest.fixture
 def judged_folder(asked, tmp_path: Path) -> Path:
-    """User 0 judged after 2 events (items 5, 6, 7), user 1 after 3 (item 5)."""
+    """User 0 judged after 2 events (items 0, 5, 6, 7), user 1 after 3 (item 5)."""
     split, _ = asked
     one, other, _ = split.user_ids
     two, three = prefix_hash(split, 0, 2), prefix_hash(split, 1, 3)
     rows = [
+        (one, "i0", 0.125, 2, two),  # nothing may stand for an empty slot
         (one, "i5", 0.25, 2, two),
         (one, "i6", 0.5, 2, two),
         (one, "i7", 1.0, 2, two),

@@ -15,7 +15,7 @@ from sgrec_torchrec.a2po.rollout import (
     roll_out,
 )
 from sgrec_torchrec.config import AlignConfig, GeneratorConfig
-from sgrec_torchrec.generator.beam import beam_search
+from sgrec_torchrec.generator.beam import beam_search, sample_distinct
 from sgrec_torchrec.generator.decoder import item_logprob
 from sgrec_torchrec.generator.model import Generator
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
@@ -137,24 +137,20 @@ def test_groups_come_by_falling_log_probability(
     assert torch.equal(rolled.rollout.codes_BGL, codes.long().where(is_real_BG1, -1))
 
 
-def test_a_draw_is_another_one_than_the_beam(policy, prompts) -> None:
-    batch, reference = prompts(EVERY), frozen_copy(policy)
-    beam, drawn = (
-        roll_out(
-            policy,
-            reference,
-            batch,
-            KEYS,
-            replace(SETTINGS, rollouts=kind),
-            filter_seen=False,
-        ).rollout.item_BG
-        for kind in ("beam", "sample")
-    )
-    tower = policy.tower
+def test_groups_are_the_beam_s_or_a_draw_at_the_temperature(policy, prompts) -> None:
+    batch, reference, tower = prompts(EVERY), frozen_copy(policy), policy.tower
     hidden_BD = policy.encode_last(batch.features)
-    best = beam_search(tower.decoder, tower.trie, hidden_BD, NUM_ROLLOUTS)
-    assert torch.equal(beam, best.item_BG)
-    assert not torch.equal(drawn, beam)
+    asked = (tower.decoder, tower.trie, hidden_BD, NUM_ROLLOUTS)
+    drawn = sample_distinct(*asked, KEYS, 1.5)
+    for kind, expected in (("beam", beam_search(*asked)), ("sample", drawn)):
+        settings = replace(SETTINGS, rollouts=kind)
+        rolled = roll_out(policy, reference, batch, KEYS, settings, filter_seen=False)
+        got = rolled.rollout
+        assert torch.equal(got.item_BG.sort(1).values, expected.item_BG.sort(1).values)
+        torch.testing.assert_close(
+            got.logprob_sampling_BG.sort(1).values,
+            expected.logprob_sampling_BG.sort(1).values,
+        )
 
 
 def test_reference_equals_the_policy_at_the_start_and_stays(policy, prompts) -> None:

@@ -331,3 +331,24 @@ def test_the_reward_table_takes_the_parts(
     )
     assert found.all()
     np.testing.assert_allclose(rewards, [row["reward"] for row in rows], atol=1e-4)
+
+
+def test_new_pairs_of_a_judged_user_are_judged_and_the_old_ones_are_not(
+    requests, make_judge, tmp_path
+) -> None:
+    first = make_judge()
+    judge_requests(requests, first, tmp_path)
+    case = requests[1].case
+    more = dataclasses.replace(
+        requests[1],
+        case=dataclasses.replace(case, items=(*case.items, 29, 28)),
+        sources=(*requests[1].sources, "miss", "miss"),
+    )
+    again = make_judge()
+    judge_requests([more], again, tmp_path)
+    assert len(again.backend.asked) == 2
+    rows = rows_in(tmp_path)
+    of_user = [row["item_id"] for row in rows if row["user_id"] == more.user_id]
+    assert len(of_user) == len(set(of_user)) == len(case.items) + 2
+    users = pq.read_table(tmp_path / "users.parquet")["user_id"].to_pylist()
+    assert sorted(users) == sorted(one.user_id for one in requests)

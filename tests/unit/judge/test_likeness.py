@@ -16,7 +16,7 @@ def grader(make_split, monkeypatch: pytest.MonkeyPatch) -> LikenessGrader:
     noise = np.random.default_rng(0)
     users = [[(int(noise.integers(30)), n) for n in range(25)] for _ in range(40)]
     split = make_split(users, [25] * 40, ["x"] * 30)
-    return LikenessGrader(split.catalogue.texts, split.sequences)
+    return LikenessGrader(split.catalogue.texts)
 
 
 def test_likeness_by_hand(grader: LikenessGrader) -> None:

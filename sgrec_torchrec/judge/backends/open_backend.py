@@ -1,0 +1,89 @@
+"""A backend by its name; its stack is imported only then."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+from sgrec_torchrec.judge.backends.protocol import Backend
+from sgrec_torchrec.judge.weights import EXTRA, load_model
+
+VLLM_SETUP = (
+    "it lives in an environment of its own: run .ci/setup-vllm, then "
+    ".venv-vllm/bin/sgrec"
+)
+
+
+def open_backend(name: str, model: str, **settings: Any) -> Backend:
+    """A ``Backend``, its model loaded.
+
+    Args:
+        name: transformers, vllm or openai. A script that opens vllm must guard
+            ``__main__`` (``vllm_backend`` says why).
+        model: folder or Hugging Face name; for openai the name that the server uses.
+        settings: of ``VllmSettings``; for openai ``base_url`` and those of
+            ``ServerSettings``; for transformers ``shares``.
+
+    Raises:
+        ValueError: for an unknown name or setting.
+        ModuleNotFoundError: naming what to install, where the stack is missing.
+    """
+    if name not in OPENERS:
+        raise ValueError(f"no backend {name!r}: there are {', '.join(OPENERS)}")
+    return OPENERS[name](model, settings)
+
+
+def _open_transformers(model: str, settings: dict[str, Any]) -> Backend:
+    _need("transformers", "transformers", EXTRA)
+    _check("transformers", settings, ["shares"])
+    from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
+
+    return TransformersBackend(*load_model(model), model, **settings)
+
+
+def _open_vllm(model: str, settings: dict[str, Any]) -> Backend:
+    _need("vllm", "vllm", VLLM_SETUP)
+    from sgrec_torchrec.judge.backends.vllm_backend import (
+        VllmBackend,
+        VllmSettings,
+        load_engine,
+    )
+
+    _check("vllm", settings, [one.name for one in fields(VllmSettings)])
+    return VllmBackend(load_engine(model, VllmSettings(**settings)), model)
+
+
+def _open_openai(model: str, settings: dict[str, Any]) -> Backend:
+    _need("openai", "httpx2", EXTRA)
+    from sgrec_torchrec.judge.backends.chat_server import ServerSettings
+    from sgrec_torchrec.judge.backends.openai_backend import OpenAiBackend
+
+    known = ["base_url", *(one.name for one in fields(ServerSettings))]
+    _check("openai", settings, known)
+    rest = {key: value for key, value in settings.items() if key != "base_url"}
+    if not settings.get("base_url"):
+        raise ValueError("the backend openai needs base_url, the server's address")
+    return OpenAiBackend(settings["base_url"], model, ServerSettings(**rest))
+
+
+OPENERS: dict[str, Callable[[str, dict[str, Any]], Backend]] = {
+    "transformers": _open_transformers,
+    "vllm": _open_vllm,
+    "openai": _open_openai,
+}
+
+
+def _need(name: str, module: str, how: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ModuleNotFoundError(
+            f"the backend {name} needs {module}, which is not installed: {how}"
+        )
+
+
+def _check(name: str, settings: dict[str, Any], known: Sequence[str]) -> None:
+    for setting in settings:
+        if setting not in known:
+            raise ValueError(
+                f"the backend {name} has no setting {setting!r}; it has "
+                f"{', '.join(known)}"
+            )

@@ -1,0 +1,107 @@
+"""What post-training leaves in files: it goes on exactly, and ships, from them."""
+
+import pytest
+
+from sgrec_torchrec.a2po import align as loop
+from sgrec_torchrec.a2po.aligner import BEST, NEWEST, restore_aligned
+from sgrec_torchrec.evaluation.offline import validation_ndcg
+
+
+class InterruptedRunError(Exception):
+    """What a test raises in place of a crash."""
+
+
+def test_resumed_run_equals_the_one_in_one_go(
+    finished, trial, finished_ranker, table, monkeypatch
+) -> None:
+    real, calls = validation_ndcg(finished_ranker), []
+
+    def crash() -> float:
+        calls.append(0)
+        if len(calls) == 3:  # after step 8; the newest checkpoint is of step 5
+            raise InterruptedRunError
+        return real()
+
+    broken = trial(table=str(table))
+    with pytest.raises(InterruptedRunError):
+        broken.run(crash)
+    assert broken.steps_saved(NEWEST) == [5]
+    assert len(broken.figures("loss")) == 8
+    steps: list[int] = []
+    step_of = loop._step
+
+    def spy(aligner, prompt_B, step: int):
+        steps.append(step)
+        return step_of(aligner, prompt_B, step)
+
+    monkeypatch.setattr(loop, "_step", spy)
+    resumed = trial(table=str(table))
+    state = resumed.run(real, resume=True)
+    assert steps == list(range(5, 12))
+    assert state == finished.state
+    assert not resumed.moved_since(finished.end)
+    expected, got = (
+        [(line.step, line.stage, line.values) for line in one.metrics()]
+        for one in (finished, resumed)
+    )
+    assert got == expected
+
+
+def test_finished_run_resumes_as_finished(finished, copied, table) -> None:
+    again = copied(table=str(table))
+    assert again.run([], resume=True) == finished.state
+    assert not again.moved_since(finished.end)
+    assert again.metrics() == finished.metrics()
+
+
+def test_shipped_weights_are_read_back(finished, copied) -> None:
+    made = copied()
+    restore_aligned(made.aligner)
+    assert not made.moved_since(finished.end)
+
+
+def test_nothing_post_trained_yet_is_said_so(trial) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint: post-train"):
+        restore_aligned(trial().aligner)
+
+
+def test_run_goes_on_under_its_own_settings_alone(copied, table) -> None:
+    other = copied(table=str(table), kl_weight=0.5)
+    with pytest.raises(ValueError, match=r"align.kl_weight = 0.05, this run has 0.5"):
+        other.run([], resume=True)
+
+
+def test_settings_that_change_no_step_may_differ(finished, copied) -> None:
+    other = copied(table=None, patience=9, valid_every_steps=3, keep_checkpoints=1)
+    assert other.run([], resume=True) == finished.state
+
+
+def test_fresh_start_removes_what_an_older_run_left(trial) -> None:
+    made = trial(num_steps=1)
+    for name in (BEST, NEWEST):
+        (made.aligner.folder / name / "step-000000000900").mkdir(parents=True)
+    made.run()
+    assert made.steps_saved(BEST) == made.steps_saved(NEWEST) == [1]
+
+
+def test_resume_without_a_checkpoint_starts_fresh(trial) -> None:
+    made = trial(num_steps=2)
+    assert made.run(resume=True).step == 2
+    assert len(made.figures("loss")) == 2
+
+
+def test_run_without_validation_ships_its_last_step(trial) -> None:
+    made = trial(num_steps=3)
+    state = made.run()
+    assert (state.best_step, state.best_ndcg) == (0, -1.0)
+    assert made.steps_saved(BEST) == [3]
+    last = made.weights()
+    again = trial()
+    assert again.moved_since(last)
+    restore_aligned(trial(num_steps=3).aligner)
+    assert not again.moved_since(last)
+
+
+def test_table_that_is_not_there_is_an_error_before_any_step(trial, tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="no-table"):
+        trial(table=str(tmp_path / "no-table"))

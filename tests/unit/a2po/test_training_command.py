@@ -1,0 +1,52 @@
+"""train.py with ``align.num_steps``: pretrained, post-trained, evaluated, reported."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sgrec_torchrec.distributed.tracking import read_metrics
+
+CHANGES = (
+    "align.num_steps=12",
+    "align.global_batch_size=16",
+    "align.num_rollouts=8",
+    "align.lr=1e-3",
+    "align.valid_every_steps=6",
+)
+
+
+@pytest.fixture
+def copied_runs(finished_run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished_run.parent, tmp_path / "runs", symlinks=True)
+    return tmp_path / "runs"
+
+
+def test_command_post_trains_and_resumes_as_finished(
+    copied_runs: Path, planted_log, tiny_arguments, train_here
+) -> None:
+    argv = [*tiny_arguments(planted_log(), copied_runs, *CHANGES), "--resume"]
+    run_dir = copied_runs / "tiny"
+    train_here(argv)
+    lines = read_metrics(run_dir / "aligned" / "metrics.jsonl")
+    assert [line.step for line in lines if line.stage == "align"] == list(range(12))
+    results = json.loads((run_dir / "evaluation" / "results.json").read_text())
+    assert "align" in results["seconds"]
+    train_here(argv)
+    assert read_metrics(run_dir / "aligned" / "metrics.jsonl") == lines
+    again = json.loads((run_dir / "evaluation" / "results.json").read_text())
+    assert again["systems"] == results["systems"]
+
+
+def test_unknown_table_is_one_line_that_names_it(
+    copied_runs: Path, planted_log, tiny_arguments, train_here, capsys
+) -> None:
+    changes = (*CHANGES, "align.table=/nowhere/table")
+    argv = [*tiny_arguments(planted_log(), copied_runs, *changes), "--resume"]
+    with pytest.raises(SystemExit) as stopped:
+        train_here(argv)
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("train.py: ")
+    assert "/nowhere/table" in last
