@@ -14,7 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sgrec_torchrec.a2po.align import align
-from sgrec_torchrec.a2po.aligner import build_aligner, restore_aligned
+from sgrec_torchrec.a2po.aligner import (
+    build_aligner,
+    check_rewards,
+    restore_aligned,
+)
 from sgrec_torchrec.arguments import errors_in_one_line, parse_run
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.atomic import write_json
@@ -68,6 +72,7 @@ def run(
     watch = Stopwatch()
     split, config = watch.main_first("log", lambda: prepare_log(config))
     check_rows(split, config)
+    check_rewards(split, config)
     graph, config = watch.main_first("graph", lambda: prepare_graph(split, config))
     evidence = watch.main_first("evidence", lambda: prepare_evidence(split, config))
     teacher = watch.main_first(

@@ -46,11 +46,15 @@ class AdvantageStats:
         )
 
 
-Fusion = Callable[[Tensor, Tensor, Tensor, float], AdvantageStats]
+Fusion = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], AdvantageStats]
 
 
 def a2po_advantage(
-    r_biz_BG: Tensor, r_sem_BG: Tensor, judged_BG: Tensor, eps: float = EPS
+    r_biz_BG: Tensor,
+    r_sem_BG: Tensor,
+    judged_BG: Tensor,
+    eps: float = EPS,
+    real_BG: Tensor | None = None,
 ) -> AdvantageStats:
     """The business reward anchors; semantics are added where both agree.
 
@@ -70,12 +74,14 @@ def a2po_advantage(
         r_sem_BG: float, finite where judged; anything elsewhere.
         judged_BG: bool.
         eps: added to deviations and to lambda's denominator.
+        real_BG: bool, False where a slot has no item: it takes part in nothing and gets
+            0. None: all are real.
 
     Raises:
         ValueError: naming the first group and rollout whose reward is not finite, or
             shapes that differ.
     """
-    parts = _Parts.of(r_biz_BG, r_sem_BG, judged_BG, eps)
+    parts = _Parts.of(r_biz_BG, r_sem_BG, judged_BG, eps, real_BG)
     biz, sem = parts.biz_BG, parts.sem_BG
     size_biz, size_sem = biz.abs(), sem.abs()
     ratio = torch.minimum(size_biz, size_sem) / (
@@ -86,36 +92,47 @@ def a2po_advantage(
 
 
 def grpo_advantage(
-    r_biz_BG: Tensor, r_sem_BG: Tensor, judged_BG: Tensor, eps: float = EPS
+    r_biz_BG: Tensor,
+    r_sem_BG: Tensor,
+    judged_BG: Tensor,
+    eps: float = EPS,
+    real_BG: Tensor | None = None,
 ) -> AdvantageStats:
     """The business reward alone: A = A_biz (Shao et al. 2024, arXiv 2402.03300)."""
-    parts = _Parts.of(r_biz_BG, r_sem_BG, judged_BG, eps)
+    parts = _Parts.of(r_biz_BG, r_sem_BG, judged_BG, eps, real_BG)
     return parts.stats(parts.biz_BG, torch.zeros_like(parts.biz_BG))
 
 
 def reward_sum_advantage(
-    r_biz_BG: Tensor, r_sem_BG: Tensor, judged_BG: Tensor, eps: float = EPS
+    r_biz_BG: Tensor,
+    r_sem_BG: Tensor,
+    judged_BG: Tensor,
+    eps: float = EPS,
+    real_BG: Tensor | None = None,
 ) -> AdvantageStats:
     """Rewards are added, then standardised: the paper's Reward-Sum ablation.
 
     A judged rollout earns r_biz + r_sem; an unjudged one of a judged group gets the
     group's mean r_sem, so that want of a judgement is neither praise nor blame.
     """
-    parts = _Parts.of(r_biz_BG, r_sem_BG, judged_BG, eps)
+    parts = _Parts.of(r_biz_BG, r_sem_BG, judged_BG, eps, real_BG)
     known = parts.judged_BG & parts.is_judged_B[:, None]
     sem = torch.where(known, r_sem_BG.double(), torch.zeros_like(parts.sem_BG))
     mean = sem.sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
     total = r_biz_BG.double() + torch.where(known, sem, mean)
-    every = torch.ones_like(known)
-    summed, _ = _standardised(total, every, eps)
+    summed, _ = _standardised(total, parts.real_BG, eps)
     return parts.stats(summed, torch.ones_like(summed))
 
 
 def advantage_sum(
-    r_biz_BG: Tensor, r_sem_BG: Tensor, judged_BG: Tensor, eps: float = EPS
+    r_biz_BG: Tensor,
+    r_sem_BG: Tensor,
+    judged_BG: Tensor,
+    eps: float = EPS,
+    real_BG: Tensor | None = None,
 ) -> AdvantageStats:
     """Advantages are added whether they agree or not: the paper's Adv-Sum ablation."""
-    parts = _Parts.of(r_biz_BG, r_sem_BG, judged_BG, eps)
+    parts = _Parts.of(r_biz_BG, r_sem_BG, judged_BG, eps, real_BG)
     return parts.stats(parts.biz_BG + parts.sem_BG, torch.ones_like(parts.biz_BG))
 
 
@@ -133,26 +150,34 @@ class _Parts:
 
     biz_BG: Tensor
     sem_BG: Tensor
+    real_BG: Tensor
     judged_BG: Tensor
     is_live_B: Tensor
     is_judged_B: Tensor
 
     @staticmethod
     def of(
-        r_biz_BG: Tensor, r_sem_BG: Tensor, judged_BG: Tensor, eps: float
+        r_biz_BG: Tensor,
+        r_sem_BG: Tensor,
+        judged_BG: Tensor,
+        eps: float,
+        real_BG: Tensor | None,
     ) -> "_Parts":
         if not r_biz_BG.shape == r_sem_BG.shape == judged_BG.shape:
             raise ValueError(
                 f"r_biz {tuple(r_biz_BG.shape)}, r_sem {tuple(r_sem_BG.shape)} and "
                 f"judged {tuple(judged_BG.shape)} must have one shape [B, G]"
             )
-        _check_finite("r_biz", r_biz_BG, torch.ones_like(judged_BG))
+        real_BG = torch.ones_like(judged_BG) if real_BG is None else real_BG
+        judged_BG = judged_BG & real_BG
+        _check_finite("r_biz", r_biz_BG, real_BG)
         _check_finite("r_sem", r_sem_BG, judged_BG)
-        biz, is_live = _standardised(r_biz_BG.double(), torch.ones_like(judged_BG), eps)
+        biz, is_live = _standardised(r_biz_BG.double(), real_BG, eps)
         sem, is_judged = _standardised(r_sem_BG.double(), judged_BG, eps)
         return _Parts(
             biz_BG=biz,
             sem_BG=sem,
+            real_BG=real_BG,
             judged_BG=judged_BG,
             is_live_B=is_live,
             is_judged_B=is_judged,

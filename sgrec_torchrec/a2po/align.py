@@ -79,8 +79,9 @@ def align(
     with Tracker(aligner.folder, enabled=is_main_rank()) as tracker:
         tracker.resume(state.step)
         if state.step == 0 and validate:
-            tracker.log(0, {"NDCG@10": state.start_ndcg}, "valid")
+            tracker.log(0, {"pretrained NDCG@10": state.start_ndcg}, "valid")
         state = _run(aligner, tracker, state, validate)
+    aligner.write_misses()
     if validate:
         load_state(aligner, BEST)
     else:
@@ -106,7 +107,7 @@ def _run(
         range(state.step, settings.num_steps), description="A2PO", unit="step"
     )
     for step in steps:
-        if state.has_collapsed or state.stale_validations >= settings.patience:
+        if state.is_over(settings.patience):
             break
         figures = combined(_step(aligner, next(batches), step))
         tracker.log(step, figures, "align")
@@ -116,6 +117,7 @@ def _run(
             ndcg = validate()
             tracker.log(step, {"NDCG@10": ndcg}, "valid")
             state = _note_validation(aligner, state, ndcg)
+        is_last = is_last or state.is_over(settings.patience)
         if is_last or state.step % settings.checkpoint_every_steps == 0:
             save_state(aligner, NEWEST, state, settings.keep_checkpoints)
     return state
@@ -151,7 +153,9 @@ def _step(aligner: Aligner, prompt_B: Int64Array, step: int) -> StepFigures:
     )
     r_biz_BG, r_sem_BG, judged_BG, is_good_B = _rewards(aligner, group)
     settings = aligner.config.align
-    stats = FUSIONS[settings.fusion](r_biz_BG, r_sem_BG, judged_BG, settings.eps)
+    stats = FUSIONS[settings.fusion](
+        r_biz_BG, r_sem_BG, judged_BG, settings.eps, group.item_BG >= 0
+    )
     teaches_B = stats.is_live_B & is_good_B & has_own
     outputs = [
         _update(aligner, mine_B, rolled, stats, teaches_B, step)

@@ -56,6 +56,10 @@ class AlignState:
     stale_validations: int = 0
     has_collapsed: bool = False
 
+    def is_over(self, patience: int) -> bool:
+        """Has the policy collapsed, or not got better for so many validations?"""
+        return self.has_collapsed or self.stale_validations >= patience
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aligner:
@@ -77,6 +81,27 @@ class Aligner:
     def folder(self) -> Path:
         """Checkpoints, the weights that ship, and metrics."""
         return self.config.run_dir / FOLDER
+
+    def write_misses(self) -> None:
+        """Pairs that this rank asked the table for in vain, for the judge's next run.
+
+        Nothing, where there is no table. ``sgrec judge run --pairs`` takes the file.
+        """
+        misses = getattr(self.semantic, "misses", None)
+        if misses:
+            misses.write(self.folder / f"misses-{self.ranks.rank:05d}.parquet")
+
+
+def check_rewards(split: SplitLog, config: RunConfig) -> None:
+    """Raise before the hours of training where post-training could not follow.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``build_aligner``.
+    """
+    if config.align.num_steps:
+        prompts = post_training_prompts(split, config)
+        settings = config.align
+        open_semantics(settings.table, split, prompts, settings.max_age_events)
 
 
 def build_aligner(

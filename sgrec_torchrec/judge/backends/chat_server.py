@@ -55,6 +55,9 @@ class ServerCounts:
     retries: int = 0
     without_logprobs: int = 0
     """Ratings by the answered level alone: probability 1."""
+    unlisted_levels: int = 0
+    """Levels that were not among the listed tokens: their probability is a bound. A
+    model trained to judge has next to none; SmolLM2 as it comes, two of five."""
     off_scale: int = 0
     """Ratings that named no level: all equally likely."""
 

@@ -113,6 +113,8 @@ class OpenAiBackend:
         top = _top_logprobs(choice)
         if top:
             found = level_probabilities(top, levels)
+            words = {token.strip() for token, _ in top}
+            self.counts.unlisted_levels += sum(one not in words for one in levels)
         else:
             self.counts.without_logprobs += 1
             said = _content(choice).strip()

@@ -194,3 +194,17 @@ def test_reward_sum_is_blind_to_what_is_not_judged() -> None:
     total = torch.tensor([2.0, 0.0, 0.5], dtype=torch.float64)
     expected = (total - total.mean()) / (total.std() + EPS)
     torch.testing.assert_close(stats.advantage_BG[0], expected.float())
+
+
+@pytest.mark.parametrize("fusion", FUSIONS.values(), ids=FUSIONS.keys())
+def test_a_slot_without_an_item_takes_part_in_nothing(fusion) -> None:
+    r_biz = torch.tensor([[2.0, 1.0, 0.0, 77.0], [3.0, 3.0, 3.0, 0.0]])
+    r_sem = torch.tensor([[0.0, 0.5, 1.0, math.nan], [0.1, 0.9, 0.5, math.nan]])
+    real = torch.tensor([[True, True, True, False]] * 2)
+    judged = torch.ones(2, 4, dtype=torch.bool)
+    stats = fusion(r_biz, r_sem, judged, EPS, real)
+    alone = fusion(r_biz[:, :3], r_sem[:, :3], judged[:, :3], EPS)
+    assert torch.equal(stats.advantage_BG[:, :3], alone.advantage_BG)
+    assert (stats.advantage_BG[:, 3] == 0).all()
+    # a constant reward stays dead, whatever the empty slot holds
+    assert stats.is_live_B.tolist() == [True, False]

@@ -18,7 +18,9 @@ def test_validations_are_noted_with_the_pretrained_one_first(finished) -> None:
     lines = [line for line in finished.metrics() if line.stage == "valid"]
     # After 4, 8 and 12 steps: noted with the step that they follow.
     assert [line.step for line in lines] == [0, 3, 7, 11]
-    ndcg = [line.values["NDCG@10"] for line in lines]
+    ndcg = [next(iter(line.values.values())) for line in lines]
+    assert set(lines[0].values) == {"pretrained NDCG@10"}
+    assert all(set(line.values) == {"NDCG@10"} for line in lines[1:])
     assert ndcg[0] == finished.start_ndcg == finished.state.start_ndcg
     assert finished.state.best_ndcg == max(ndcg)
     assert finished.state.best_step == [0, 4, 8, 12][int(np.argmax(ndcg))]

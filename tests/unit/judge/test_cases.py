@@ -176,13 +176,13 @@ def test_likeness_is_shown_where_there_is_a_past(small) -> None:
     asked = rating(reader.aspects)
     (candidate,) = reader.prompt(case_of(0, 3, 40, 0), asked).candidates
     # The past is a red lamp twice, and an oak chair.
-    assert 'nearest "Red lamp" ' in candidate
-    assert "like the past" in candidate
+    assert 'nearest "Red lamp"\n' in candidate
+    assert "profile " in candidate
     (candidate,) = reader.prompt(case_of(0, 0, 10, 0), asked).candidates
-    assert "like the past" not in candidate
+    assert "profile " not in candidate
     plain = CaseReader(reader.split, PromptSettings(shows_likeness=False))
     (candidate,) = plain.prompt(case_of(0, 3, 40, 0), asked).candidates
-    assert "like the past" not in candidate
+    assert "profile " not in candidate
 
 
 def test_the_prompt_shows_history_request_and_candidates(small) -> None:

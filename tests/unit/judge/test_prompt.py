@@ -82,7 +82,8 @@ def test_a_prompt_with_a_clock_reads_so() -> None:
         past, candidates, rating(novelty), PromptSettings(), MONDAY_NOON
     )
     assert prompt.shared == (
-        "Likeness goes from 0 to 9. Rate by one digit from 1 (low) to 5 (high): "
+        "Candidates come with grades of likeness from 0 to 9. "
+        "Rate by one digit from 1 (low) to 5 (high): "
         "novelty: it is new and unlike what was chosen before.\n"
         "Profile: 3 items so far since July 2020; mostly Light, Work, Oak, New\n"
         "History, newest last:\n"
@@ -94,8 +95,8 @@ def test_a_prompt_with_a_clock_reads_so() -> None:
         "Now: Monday 2020-09-14, 12h, 0 minutes after the last choice\n"
     )
     assert "".join(prompt.candidates) == (
-        'Candidate: "Lamp"; Light; very well known; like the past 3, the latest 0, '
-        'nearest "Rug" 9\n'
+        'Candidate: "Lamp"; Light; very well known; profile 3, contextual 0, '
+        'novelty 0, nearest "Rug"\n'
         'Candidate: "Chair"; hardly known\n'
     )
     assert prompt.questions == ("Rate novelty.",)
@@ -118,7 +119,12 @@ def test_likeness_is_explained_only_where_it_is_shown() -> None:
     for shows in (True, False):
         settings = PromptSettings(shows_likeness=shows)
         prompt = user_prompt([], [shown()], rating(ASPECTS), settings, None)
-        assert prompt.shared.startswith("Likeness goes from 0 to 9. ") == shows
+        assert (
+            prompt.shared.startswith(
+                "Candidates come with grades of likeness from 0 to 9. "
+            )
+            == shows
+        )
 
 
 def test_a_user_without_a_history_is_said_to_have_none() -> None:
