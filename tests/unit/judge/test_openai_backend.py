@@ -32,7 +32,7 @@ def reply(answer: Any, status: int = 200, **headers: str) -> Reply:
 
 def choice(text: str | None, top: dict[str, float] | None = None) -> Body:
     """An answer as recorded from a vLLM server; ``top`` token -> probability."""
-    first: Body = {"index": 0, "message": {"role": "assistant", "content": text}}
+    first: Body = {"message": {"role": "assistant", "content": text}}
     if top is not None:
         listed = [
             {"token": token, "logprob": math.log(p), "bytes": list(token.encode())}
@@ -47,6 +47,8 @@ def choice(text: str | None, top: dict[str, float] | None = None) -> Body:
 
 class FakeServer:
     """Answers by ``answer(body, nth request)``; keeps what it was asked."""
+
+    drip_s = 0.0  # between two bytes of an answer
 
     def __init__(self, answer: Callable[[Body, int], Reply]) -> None:
         self.asked: list[tuple[str, dict[str, str], Body]] = []
@@ -79,9 +81,6 @@ class FakeServer:
         serve = functools.partial(self._server.serve_forever, poll_interval=0.01)
         threading.Thread(target=serve, daemon=True).start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    drip_s = 0.0
-    """Seconds between two bytes of an answer."""
 
     def send(self, handler: Any, status: int, headers: Any, content: bytes) -> None:
         handler.send_response(status)
