@@ -13,7 +13,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,10 @@ def _facts(
     seconds += earlier.get("seconds", 0.0)
     totals = {name: getattr(usage, name) + earlier.get(name, 0) for name in TOKENS}
     pairs = journal.num_pairs
+    counts = getattr(judge.backend, "counts", None)
+    server = {} if counts is None else {"server": asdict(counts)}
     return {
+        **server,
         "format_version": FORMAT_VERSION,
         "backend": judge.backend.name,
         "model": judge.backend.model,
