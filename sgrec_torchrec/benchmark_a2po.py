@@ -201,7 +201,8 @@ class _Shuffled:
             places = judged_BG[row].nonzero().squeeze(1)
             keys = hash64(self.seed, ROLLOUT, prompt, places.numpy())
             order = torch.from_numpy(keys.argsort(kind="stable"))
-            mixed_BG[row, places] = reward_BG[row, places[order]]
+            # Turned by one place, so that no rollout keeps its own.
+            mixed_BG[row, places[order]] = reward_BG[row, places[order.roll(1)]]
         return mixed_BG, judged_BG
 
 

@@ -61,7 +61,8 @@ MAX_FUNCTION_LINES = 60
 MAX_TRAIN_LINES = 150
 FORBIDDEN_NAMES = {
     *("token", "tokenize", "tokenizers", "datasets", "evaluate", "logging"),
-    *("statistics", "queue", "profile", "utils", "common", "helpers", "base"),
+    *("statistics", "queue", "profile", "requests", "utils", "common", "helpers"),
+    "base",
 }
 COMPARISONS = {"allclose", "equal", "isclose", "array_equal", "array_equiv", "eq"}
 PICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

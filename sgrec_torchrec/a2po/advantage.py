@@ -36,7 +36,8 @@ class AdvantageStats:
     same_sign_share: float
     mean_lambda: float
     bound_violations: int
-    """Advantages off sign(A) = sign(A_biz), |A_biz| <= |A| <= 2 |A_biz|: always 0."""
+    """Advantages off sign(A) = sign(A_biz), |A_biz| <= |A| <= 2 |A_biz|: 0 for A2PO and
+    GRPO, by construction."""
 
     @property
     def dead_share(self) -> float:

@@ -23,6 +23,7 @@ from sgrec_torchrec.a2po.aligner import (
     NEWEST,
     Aligner,
     AlignState,
+    is_current,
     load_state,
     save_state,
 )
@@ -44,9 +45,6 @@ from sgrec_torchrec.a2po.rollout import (
     RolledOut,
     policy_batch,
     roll_out,
-)
-from sgrec_torchrec.distributed.checkpoint import (
-    latest_checkpoint,
 )
 from sgrec_torchrec.distributed.launch import is_main_rank
 from sgrec_torchrec.distributed.optimizer import (
@@ -82,11 +80,24 @@ def align(
             tracker.log(0, {"pretrained NDCG@10": state.start_ndcg}, "valid")
         state = _run(aligner, tracker, state, validate)
     aligner.write_misses()
-    if validate:
+    if validate or state.has_collapsed:
         load_state(aligner, BEST)
     else:
         save_state(aligner, BEST, state, keep=1)
+    if is_main_rank():
+        print(_verdict(state, is_validated=validate is not None))
     return state
+
+
+def _verdict(state: AlignState, *, is_validated: bool) -> str:
+    if not is_validated:
+        return f"post-training: the weights after step {state.step} ship, unvalidated"
+    if not state.best_step:
+        return "post-training did not help: the pretrained model ships"
+    return (
+        f"post-training: step {state.best_step} ships, validation NDCG@10 "
+        f"{state.start_ndcg:.4f} -> {state.best_ndcg:.4f}"
+    )
 
 
 def _run(
@@ -127,15 +138,15 @@ def _begin(
     aligner: Aligner, validate: Callable[[], float] | None, *, resume: bool
 ) -> AlignState:
     """The newest checkpoint's state, or that of the pretrained model, which is best."""
-    if resume and latest_checkpoint(aligner.folder / NEWEST) is not None:
+    if resume and is_current(aligner, NEWEST):
         return load_state(aligner, NEWEST)
     if is_main_rank():
         shutil.rmtree(aligner.folder, ignore_errors=True)
-    state = AlignState()
+    state = AlignState(made_of=aligner.made_of)
     if validate:
         ndcg = validate()
         state = replace(state, best_ndcg=ndcg, start_ndcg=ndcg)
-        save_state(aligner, BEST, state, keep=1)
+    save_state(aligner, BEST, state, keep=1)
     return state
 
 
@@ -156,7 +167,8 @@ def _step(aligner: Aligner, prompt_B: Int64Array, step: int) -> StepFigures:
     stats = FUSIONS[settings.fusion](
         r_biz_BG, r_sem_BG, judged_BG, settings.eps, group.item_BG >= 0
     )
-    teaches_B = stats.is_live_B & is_good_B & has_own
+    # Sums of rewards may teach where the business reward alone is dead.
+    teaches_B = (stats.advantage_BG != 0).any(1) & is_good_B & has_own
     outputs = [
         _update(aligner, mine_B, rolled, stats, teaches_B, step)
         for _ in range(settings.updates_per_rollout)

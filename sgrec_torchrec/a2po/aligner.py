@@ -3,29 +3,35 @@
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from sgrec_torchrec.a2po.prompts import Prompts, post_training_prompts
 from sgrec_torchrec.a2po.reward import (
     BusinessReward,
+    JudgedReward,
     SemanticReward,
     next_item_reward,
     open_semantics,
 )
 from sgrec_torchrec.a2po.rollout import frozen_copy
 from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.distributed.atomic import sha256_file
 from sgrec_torchrec.distributed.checkpoint import (
     FREE_FIELDS,
     latest_checkpoint,
     load_checkpoint,
+    read_extra,
     save_checkpoint,
 )
-from sgrec_torchrec.distributed.launch import Ranks
+from sgrec_torchrec.distributed.checkpoint_files import MANIFEST as CHECKPOINT_MANIFEST
+from sgrec_torchrec.distributed.launch import Ranks, is_main_rank
 from sgrec_torchrec.distributed.optimizer import build_optimizer
 from sgrec_torchrec.generator.model import Tower
 from sgrec_torchrec.generator.trainee import Trainee
 from sgrec_torchrec.logs.features import EventColumns
+from sgrec_torchrec.reward_table.manifest import MANIFEST as TABLE_MANIFEST
 from sgrec_torchrec.schema import ItemTokens, SplitLog
 
 FOLDER = "aligned"
@@ -55,6 +61,8 @@ class AlignState:
     """Share of distinct top-1 items among the first step's prompts."""
     stale_validations: int = 0
     has_collapsed: bool = False
+    made_of: str = ""
+    """Names the pretrained weights and the reward table."""
 
     def is_over(self, patience: int) -> bool:
         """Has the policy collapsed, or not got better for so many validations?"""
@@ -76,6 +84,9 @@ class Aligner:
     semantic: SemanticReward
     config: RunConfig
     ranks: Ranks
+    made_of: str
+    """Names the pretrained weights and the reward table: a change of either ends what
+    was post-trained with the old ones."""
 
     @property
     def folder(self) -> Path:
@@ -131,6 +142,8 @@ def build_aligner(
         semantic = open_semantics(
             settings.table, split, prompts, settings.max_age_events
         )
+    if is_main_rank():
+        print(_what_judges(semantic, prompts))
     return Aligner(
         dmp=trainee.dmp,
         optimizer=build_optimizer(
@@ -148,7 +161,35 @@ def build_aligner(
         semantic=semantic,
         config=config,
         ranks=ranks,
+        made_of=_made_of(trainee, semantic),
     )
+
+
+def _what_judges(semantic: SemanticReward, prompts: Prompts) -> str:
+    if not isinstance(semantic, JudgedReward):
+        return f"post-training on {len(prompts)} prompts: no table given by align.table"
+    is_judged_E = semantic.is_judged_E
+    users = len(np.unique(prompts.rows.user_E[is_judged_E]))
+    num_judged = int(is_judged_E.sum())
+    return (
+        f"post-training on {len(prompts)} prompts: {num_judged} of them, of {users} "
+        "users, are judged"
+    )
+
+
+def _made_of(trainee: Trainee, semantic: SemanticReward) -> str:
+    """Sums of the two manifests, which hold the sums of all else."""
+    pretrained = latest_checkpoint(trainee.best)
+    paths = [] if pretrained is None else [pretrained / CHECKPOINT_MANIFEST]
+    if isinstance(semantic, JudgedReward):
+        paths.append(semantic.table.folder / TABLE_MANIFEST)
+    return "-".join(sha256_file(path)[:16] for path in paths)
+
+
+def is_current(aligner: Aligner, name: str) -> bool:
+    """Is there a checkpoint, and of the same weights and table? No communication."""
+    newest = latest_checkpoint(aligner.folder / name)
+    return newest is not None and read_extra(newest)["made_of"] == aligner.made_of
 
 
 def restore_aligned(aligner: Aligner) -> AlignState:
@@ -157,9 +198,10 @@ def restore_aligned(aligner: Aligner) -> AlignState:
     Raises:
         FileNotFoundError: where the run has not been post-trained.
     """
-    if latest_checkpoint(aligner.folder / BEST) is None:
+    if not is_current(aligner, BEST):
         raise FileNotFoundError(
-            f"{aligner.folder} holds no checkpoint: post-train the run"
+            f"{aligner.folder} holds nothing made of these pretrained weights and this "
+            "table: post-train the run"
         )
     return load_state(aligner, BEST)
 

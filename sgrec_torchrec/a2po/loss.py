@@ -61,14 +61,16 @@ def policy_loss(logprob_SL: Tensor, terms: PolicyTerms) -> tuple[Tensor, PolicyF
         terms: everything else, detached.
     """
     log_ratio_S = (logprob_SL - terms.logprob_old_SL).sum(1)
-    is_clamped_S = log_ratio_S.detach().abs() > MAX_LOG_RATIO
+    gap_SL = terms.logprob_reference_SL - logprob_SL
+    is_clamped_S = (log_ratio_S.detach().abs() > MAX_LOG_RATIO) | (
+        gap_SL.detach() > MAX_LOG_RATIO
+    ).any(1)
     ratio_S = log_ratio_S.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     clipped_S = ratio_S.clamp(1 - terms.clip, 1 + terms.clip)
     advantage_S = terms.advantage_S
     surrogate_S = torch.minimum(ratio_S * advantage_S, clipped_S * advantage_S)
-    gap_SL = (terms.logprob_reference_SL - logprob_SL).clamp(
-        -MAX_LOG_RATIO, MAX_LOG_RATIO
-    )
+    # Bounded on the side that overflows; on the other it must go on pulling back.
+    gap_SL = gap_SL.clamp(max=MAX_LOG_RATIO)
     kl_S = (gap_SL.exp() - 1 - gap_SL).sum(1)
     gain_S = surrogate_S - terms.kl_weight * kl_S
     loss = -terms.scale * (terms.weight_S * gain_S).sum()

@@ -62,13 +62,17 @@ def post_training_prompts(split: SplitLog, config: RunConfig) -> Prompts:
 
 
 def _value_weights(value_E: Float32Array, largest: float) -> Float32Array:
-    """value / mean(value), clipped to [1 / largest, largest]: S-GRec keeps money so."""
-    worth_E = np.nan_to_num(value_E, nan=0.0).clip(min=0.0)
-    mean = float(worth_E.mean())
+    """value / mean(value), clipped to [1 / largest, largest]: S-GRec keeps money so.
+
+    An event without a value counts 1, as the average does.
+    """
+    known_E = ~np.isnan(value_E)
+    worth_E = value_E.clip(min=0)  # a refund is worth no more than nothing
+    mean = float(worth_E[known_E].mean()) if known_E.any() else 0.0
     if mean <= 0:
-        return np.ones_like(worth_E)
-    clipped: Float32Array = (worth_E / mean).clip(1 / largest, largest)
-    return clipped.astype(np.float32)
+        return np.ones_like(value_E)
+    weight_E = np.where(known_E, worth_E / mean, 1.0).clip(1 / largest, largest)
+    return weight_E.astype(np.float32)
 
 
 def prompt_batches(

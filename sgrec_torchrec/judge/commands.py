@@ -59,6 +59,9 @@ def train(
     max_held_out: Annotated[
         int, typer.Option(help="Cases that every stage is measured on.")
     ] = 60,
+    max_weight_cases: Annotated[
+        int, typer.Option(help="Cases that the weights are learned from.")
+    ] = 100,
     form: Annotated[
         str, typer.Option(help="How users weigh aspects: network, or llm (slower).")
     ] = "network",
@@ -76,6 +79,7 @@ def train(
         model=model,
         aspects=AspectTraining(sft_epochs=sft_epochs, grpo_steps=grpo_steps),
         max_held_out=max_held_out,
+        max_weight_cases=max_weight_cases,
         form=form,
     )
     folder = out or run_dir / "judge"
@@ -115,8 +119,8 @@ def run(
     price_per_hour: Annotated[float, typer.Option(help="Of the machine.", min=0)] = 0.0,
 ) -> None:
     """Judge the candidates; killed at any point, the next call goes on."""
+    from sgrec_torchrec.judge.judge_requests import read_requests
     from sgrec_torchrec.judge.judging import judge_requests
-    from sgrec_torchrec.judge.requests import read_requests
 
     ready = _open(run_dir, judge or run_dir / "judge", backend, url, written)
     requests = read_requests(candidates or run_dir / "candidates", ready.reader, pairs)

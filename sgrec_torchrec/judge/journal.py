@@ -7,6 +7,7 @@ A user's pairs count as judged once their line is whole, so a run that goes on j
 pair twice. A torn last line is that of a user whose judging was cut off.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -19,8 +20,9 @@ import pyarrow.parquet as pq
 from sgrec_torchrec.distributed.atomic import atomic_file
 
 PAIRS_PER_PART = 100_000
-JOURNAL = "journal.jsonl"
+JOURNAL, LOCK = "journal.jsonl", ".lock"
 PAIR = ("user_id", "item_id")
+READ = (*PAIR, "history_hash")
 Row = dict[str, Any]
 
 
@@ -36,14 +38,18 @@ class Journal:
 
         Raises:
             ValueError: naming the part that cannot be read.
+            BlockingIOError: where another process writes here.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(folder / LOCK)
         self.folder = folder
         self.schema = schema
         self.done: dict[str, set[str]] = {}
+        self.history_hash: dict[str, int] = {}
+        """Of the prefix that each judged user was judged at."""
         self.num_pairs = 0
         for path in self.parts:
-            self._count(_read_part(path, list(PAIR)).select(PAIR).to_pylist())
+            self._count(_read_part(path, list(READ)).to_pylist())
         self._rows: list[Row] = []
         for rows in _whole_lines(folder / JOURNAL):
             # A part may have been written just before the journal could go.
@@ -91,10 +97,12 @@ class Journal:
     def close(self) -> None:
         """Leave the journal as it is, for the next run."""
         self._file.close()
+        self._lock.close()
 
     def _count(self, rows: Sequence[Row]) -> None:
-        for user_id, item_id in map(_pair, rows):
-            self.done.setdefault(user_id, set()).add(item_id)
+        for row in rows:
+            self.done.setdefault(row["user_id"], set()).add(row["item_id"])
+            self.history_hash[row["user_id"]] = row["history_hash"]
         self.num_pairs += len(rows)
 
     def _rewrite(self) -> None:
@@ -107,6 +115,19 @@ class Journal:
 
     def _open(self) -> TextIO:
         return (self.folder / JOURNAL).open("a", encoding="utf-8")
+
+
+def _locked(path: Path) -> TextIO:
+    file = path.open("w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise BlockingIOError(
+            f"{path.parent}: another process is judging into this folder; wait for it, "
+            "or write to another one"
+        ) from None
+    return file
 
 
 def _pair(row: Row) -> tuple[str, str]:

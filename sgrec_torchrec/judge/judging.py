@@ -35,8 +35,8 @@ from sgrec_torchrec.judge.backends.protocol import Backend, Usage
 from sgrec_torchrec.judge.cases import Case, CaseReader
 from sgrec_torchrec.judge.journal import Journal, Row
 from sgrec_torchrec.judge.judge_files import JudgeFiles
+from sgrec_torchrec.judge.judge_requests import Request
 from sgrec_torchrec.judge.prompt import rating, writing
-from sgrec_torchrec.judge.requests import Request
 from sgrec_torchrec.schema import Float32Array
 
 FORMAT_VERSION = 1
@@ -86,17 +86,19 @@ def judge_requests(
 
     try:
         asked = list(requests)
+        _check_prefixes(asked, journal)
         _write_users(asked, judge.reader, out)
         left = [rest for one in asked if (rest := _not_judged(one, judge, journal))]
         write_json(out / MANIFEST, facts())
-        num_pairs = sum(len(one.case.items) for one in asked)
+        total, num_left = _num_pairs(asked), _num_pairs(left)
         with progress_of(
-            description="judge", total=num_pairs, done=journal.num_pairs, unit="pair"
+            description="judge", total=total, done=total - num_left, unit="pair"
         ) as bar:
             for some in _chunks(left):
-                for rows in _judge(some, judge, written):
-                    journal.add(rows)
-                    bar.update(len(rows))
+                for one, rows in zip(some, _judge(some, judge, written), strict=True):
+                    if rows:
+                        journal.add(rows)
+                    bar.update(len(one.case.items))
                 write_json(out / MANIFEST, facts())
         journal.seal()
     finally:
@@ -105,6 +107,21 @@ def judge_requests(
     manifest["pairs_this_time"] = journal.num_pairs - pairs_before
     write_json(out / MANIFEST, manifest)
     return manifest
+
+
+def _check_prefixes(requests: Iterable[Request], journal: Journal) -> None:
+    """A folder holds one prefix a user: a table takes no more."""
+    for one in requests:
+        if journal.history_hash.get(one.user_id, one.history_hash) != one.history_hash:
+            raise ValueError(
+                f"{journal.folder}: user {one.user_id!r} was judged there after "
+                "another history; judge into another folder (--out) and "
+                "`sgrec table append` it"
+            )
+
+
+def _num_pairs(requests: Iterable[Request]) -> int:
+    return sum(len(one.case.items) for one in requests)
 
 
 def _not_judged(one: Request, judge: Judge, journal: Journal) -> Request | None:
@@ -132,6 +149,8 @@ class _WrittenCount:
     asked: int = 0
     refused: int = 0
     """Answers that did not fit the schema: their evidence is missing."""
+    unanswered: int = 0
+    """Pairs that got no level: they stay missing."""
 
 
 def _judge(
@@ -149,6 +168,9 @@ def _judge(
         ids = reader.split.catalogue.item_ids
         rows = []
         for place, item in enumerate(one.case.items):
+            if np.isnan(reward_C[place]):
+                written.unanswered += 1
+                continue
             row: Row = {
                 "user_id": one.user_id,
                 "item_id": ids[item],
@@ -238,6 +260,7 @@ def _facts(
         "cached_share": round(
             totals["cached_tokens"] / max(totals["prompt_tokens"], 1), 4
         ),
+        "unanswered": written.unanswered + earlier.get("unanswered", 0),
         "written_asked": written.asked + earlier.get("written_asked", 0),
         "written_refused": written.refused + earlier.get("written_refused", 0),
         "seconds_per_pair": round(seconds / pairs, 5) if pairs else None,

@@ -144,7 +144,8 @@ def _check_inputs(
     """Note what this judge is made of; finished stages serve nothing else."""
     digest = hashlib.sha256()
     for one in labels:
-        digest.update(repr((one.case, one.preferences, one.is_held_out)).encode())
+        plain = (one.case, one.sources, one.evidence, one.preferences, one.is_held_out)
+        digest.update(repr(plain).encode())
         digest.update(one.levels_CA.tobytes())
     inputs = {
         "labels": digest.hexdigest(),

@@ -121,7 +121,7 @@ class OpenAiBackend:
             found = [float(level == said) for level in levels]
         if not any(found):
             self.counts.off_scale += 1
-            return [1 / len(levels)] * len(levels)
+            return [math.nan] * len(levels)
         return found
 
 

@@ -35,7 +35,8 @@ class Backend(Protocol):
         """Probabilities of the levels as the next token, normalised over them.
 
         Returns:
-            One float32 [C, Q, S] a prompt: its candidates, questions, the levels.
+            One float32 [C, Q, S] a prompt: its candidates, questions, the levels. NaN
+            where the model named none of them.
         """
         ...
 

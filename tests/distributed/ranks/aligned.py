@@ -54,7 +54,7 @@ def everything(ranker: Ranker, out_dir: Path) -> Arrays:
             align=replace(SETTINGS, **changes),
         )
         return build_aligner(
-            SimpleNamespace(dmp=ranker.dmp, config=config),
+            SimpleNamespace(dmp=ranker.dmp, config=config, best=Path("none")),
             ranker.split,
             ranker.tokens,
             ranker.ranks,

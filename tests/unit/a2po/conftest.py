@@ -188,7 +188,8 @@ def try_in(finished_ranker: Ranker, pretrained: Weights) -> Callable[..., Trial]
         settings = AlignConfig(**(SMALL | align))
         config = replace(ranker.config, out_dir=str(folder), align=settings)
         ranker.dmp.module.tower.load_state_dict(pretrained)
-        trainee = SimpleNamespace(dmp=ranker.dmp, config=config)
+        best = ranker.config.run_dir / "best"
+        trainee = SimpleNamespace(dmp=ranker.dmp, config=config, best=best)
         return Trial(
             build_aligner(
                 trainee, ranker.split, ranker.tokens, ranker.ranks, business, semantic

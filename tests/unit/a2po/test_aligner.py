@@ -3,7 +3,7 @@
 import pytest
 
 from sgrec_torchrec.a2po import align as loop
-from sgrec_torchrec.a2po.aligner import BEST, NEWEST, restore_aligned
+from sgrec_torchrec.a2po.aligner import BEST, NEWEST, is_current, restore_aligned
 from sgrec_torchrec.evaluation.offline import validation_ndcg
 
 
@@ -54,14 +54,16 @@ def test_finished_run_resumes_as_finished(finished, copied, table) -> None:
     assert again.metrics() == finished.metrics()
 
 
-def test_shipped_weights_are_read_back(finished, copied) -> None:
-    made = copied()
+def test_shipped_weights_are_read_back(finished, copied, table) -> None:
+    made = copied(table=str(table))
     restore_aligned(made.aligner)
     assert not made.moved_since(finished.end)
 
 
 def test_nothing_post_trained_yet_is_said_so(trial) -> None:
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint: post-train"):
+    with pytest.raises(
+        FileNotFoundError, match=r"these pretrained weights .*: post-train"
+    ):
         restore_aligned(trial().aligner)
 
 
@@ -71,9 +73,21 @@ def test_run_goes_on_under_its_own_settings_alone(copied, table) -> None:
         other.run([], resume=True)
 
 
-def test_settings_that_change_no_step_may_differ(finished, copied) -> None:
-    other = copied(table=None, patience=9, valid_every_steps=3, keep_checkpoints=1)
+def test_settings_that_change_no_step_may_differ(finished, copied, table) -> None:
+    other = copied(
+        table=str(table), patience=9, valid_every_steps=3, keep_checkpoints=1
+    )
     assert other.run([], resume=True) == finished.state
+
+
+def test_another_table_begins_anew(finished, copied) -> None:
+    other = copied(table=None, num_steps=1)
+    assert not is_current(other.aligner, BEST)
+    with pytest.raises(FileNotFoundError, match="this table: post-train"):
+        restore_aligned(other.aligner)
+    state = other.run([0.1, 0.2], resume=True)
+    assert state.step == 1
+    assert state.made_of != finished.state.made_of
 
 
 def test_fresh_start_removes_what_an_older_run_left(trial) -> None:

@@ -74,10 +74,10 @@ def test_users_of_the_judge_give_no_prompt(make_log, user_ids) -> None:
 
 @pytest.mark.parametrize(
     ("largest", "expected"),
-    # Worth [1, 3, 0, 20, 0] (what is unknown or negative: 0), mean 24 / 5.
+    # Worth [1, 3, ?, 20, 0] (negative: 0), mean of the known 24 / 4; unknown weighs 1.
     [
-        (5.0, [5 / 24, 15 / 24, 1 / 5, 100 / 24, 1 / 5]),
-        (2.0, [1 / 2, 15 / 24, 1 / 2, 2.0, 1 / 2]),
+        (5.0, [1 / 5, 15 / 30, 1.0, 100 / 30, 1 / 5]),
+        (2.0, [1 / 2, 15 / 30, 1.0, 2.0, 1 / 2]),
         (1.0, [1.0] * 5),
     ],
 )

@@ -9,14 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from sgrec_torchrec.judge import journal as module
-from sgrec_torchrec.judge.journal import JOURNAL, Journal
+from sgrec_torchrec.judge.journal import JOURNAL, LOCK, Journal
 
-SCHEMA = pa.schema([("user_id", pa.string()), ("item_id", pa.string())])
+SCHEMA = pa.schema(
+    [("user_id", pa.string()), ("item_id", pa.string()), ("history_hash", pa.int64())]
+)
 Rows = list[dict[str, Any]]
 
 
 def rows_of(user: str, count: int = 2) -> Rows:
-    return [{"user_id": user, "item_id": f"i{n}"} for n in range(count)]
+    return [
+        {"user_id": user, "item_id": f"i{n}", "history_hash": 7} for n in range(count)
+    ]
 
 
 def everything(folder: Path) -> Rows:
@@ -98,6 +102,7 @@ def test_killed_between_part_and_journal_no_user_is_there_twice(
         patch.setattr(Journal, "_rewrite", killed)
         with pytest.raises(KeyboardInterrupt):
             journal.seal()
+    journal.close()  # as the death of its process does to its lock
     assert len(everything(tmp_path)) == 4
     assert (tmp_path / JOURNAL).read_text().count("\n") == 2
     again = Journal(tmp_path, SCHEMA)
@@ -121,7 +126,8 @@ def test_killed_before_the_part_is_whole_the_journal_still_has_it(
         patch.setattr(module.pq, "write_table", killed)
         with pytest.raises(KeyboardInterrupt):
             journal.seal()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [JOURNAL]
+    assert {path.name for path in tmp_path.iterdir()} == {JOURNAL, LOCK}
+    journal.close()
     again = Journal(tmp_path, SCHEMA)
     again.seal()
     assert everything(tmp_path) == [*rows_of("a"), *rows_of("b")]
@@ -175,4 +181,12 @@ def test_what_no_file_can_hold_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         journal.add([{"user_id": "b", "item_id": float("nan")}])
     journal.close()
+    assert set(Journal(tmp_path, SCHEMA).done) == {"a"}
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    first = begun(tmp_path, "a")
+    with pytest.raises(BlockingIOError, match="another process is judging"):
+        Journal(tmp_path, SCHEMA)
+    first.close()
     assert set(Journal(tmp_path, SCHEMA).done) == {"a"}

@@ -16,9 +16,9 @@ from sgrec_torchrec.judge.backends.transformers_backend import TransformersBacke
 from sgrec_torchrec.judge.cases import CaseReader
 from sgrec_torchrec.judge.journal import Journal
 from sgrec_torchrec.judge.judge_files import open_judge
+from sgrec_torchrec.judge.judge_requests import Request
 from sgrec_torchrec.judge.judging import Judge, judge_requests
 from sgrec_torchrec.judge.prompt import UserPrompt, rating
-from sgrec_torchrec.judge.requests import Request
 from sgrec_torchrec.judge.weigh import weigher
 from sgrec_torchrec.judge.weights import load_model
 from sgrec_torchrec.reward_table.table import RewardTable

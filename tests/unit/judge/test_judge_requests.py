@@ -9,7 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from sgrec_torchrec.judge.cases import Case, CaseReader
-from sgrec_torchrec.judge.requests import CANDIDATES, USERS, Request, read_requests
+from sgrec_torchrec.judge.judge_requests import (
+    CANDIDATES,
+    USERS,
+    Request,
+    read_requests,
+)
 
 Row = dict[str, Any]
 
