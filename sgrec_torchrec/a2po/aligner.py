@@ -189,7 +189,7 @@ def _made_of(trainee: Trainee, semantic: SemanticReward) -> str:
 def is_current(aligner: Aligner, name: str) -> bool:
     """Is there a checkpoint, and of the same weights and table? No communication."""
     newest = latest_checkpoint(aligner.folder / name)
-    return newest is not None and read_extra(newest)["made_of"] == aligner.made_of
+    return newest is not None and read_extra(newest).get("made_of") == aligner.made_of
 
 
 def restore_aligned(aligner: Aligner) -> AlignState:
