@@ -27,6 +27,9 @@ def label(
     run_dir: RunDir,
     out: Annotated[Path | None, typer.Option(help="Else RUN/labels.")] = None,
     cases_per_user: Annotated[int, typer.Option(min=1)] = 4,
+    max_cases: Annotated[
+        int, typer.Option(help="About so many in all: training takes seconds a case.")
+    ] = 4_000,
     compare: Annotated[
         Path | None, typer.Option(help="Labels to report the agreement with.")
     ] = None,
@@ -38,7 +41,9 @@ def label(
     from sgrec_torchrec.judge.weak_labels import WeakLabelSettings, weak_labels
 
     reader = _reader(run_dir)
-    settings = WeakLabelSettings(cases_per_user=cases_per_user, seed=_log_seed(run_dir))
+    settings = WeakLabelSettings(
+        cases_per_user=cases_per_user, max_cases=max_cases, seed=_log_seed(run_dir)
+    )
     made = weak_labels(reader, ItemGraph.load(run_dir / "graph"), settings)
     folder = out or run_dir / "labels"
     write_labels(made, reader, folder)

@@ -49,6 +49,8 @@ class WeakLabelSettings:
     """How cases are drawn from label users."""
 
     cases_per_user: int = 4
+    max_cases: int = 4_000
+    """About so many: beyond, some label users are left out, by a hash of their ids."""
     min_history: int = 5
     num_soon: int = 5
     """Choices that count as soon: level 5, and preferred."""
@@ -70,7 +72,7 @@ def weak_labels(
     """Cases of label users with levels, evidence and preferences.
 
     Cuts into levels are taken from the cases to learn from, not from held-out ones.
-    Ranks do not communicate. Time and memory grow with label users times cases.
+    Ranks do not communicate. Memory grows with ``max_cases``.
 
     Raises:
         ValueError: where no label user has a case.
@@ -116,11 +118,21 @@ class _Drawer:
 
     def __iter__(self) -> Iterator[_Drawn]:
         seed = self.settings.seed
-        for user in np.flatnonzero(is_label_user(self.user_ids, seed)):
+        for user in self._users():
             key = id_hash(self.user_ids[user])
             is_held_out = uniform(hash64(seed, FOLD, key)) < HELD_OUT_SHARE
             for as_of in self._times(int(user), key):
                 yield self._draw(int(user), key, int(as_of), bool(is_held_out))
+
+    def _users(self) -> Int64Array:
+        """Label users in the order of the log, no more than ``max_cases`` need."""
+        seed, settings = self.settings.seed, self.settings
+        users = np.flatnonzero(is_label_user(self.user_ids, seed))
+        keys = np.array([id_hash(self.user_ids[user]) for user in users], np.int64)
+        order = np.argsort(hash64(seed, CANDIDATE, keys), kind="stable")
+        num_users = -(-settings.max_cases // settings.cases_per_user)
+        few: Int64Array = np.sort(users[order[:num_users]])
+        return few
 
     def _train(self, user: int) -> slice:
         first = int(self.sequences.offsets_U1[user])

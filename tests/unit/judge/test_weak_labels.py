@@ -257,3 +257,14 @@ def test_a_log_without_a_case_says_what_to_do(reader, graph) -> None:
     settings = dataclasses.replace(SETTINGS, min_history=99)
     with pytest.raises(ValueError, match="no label user has a train period long"):
         weak_labels(reader, graph, settings)
+
+
+def test_cases_are_bounded_by_leaving_out_whole_users(reader, graph, labels) -> None:
+    most = {one.case.user for one in labels}
+    bounded = dataclasses.replace(SETTINGS, max_cases=3 * SETTINGS.cases_per_user)
+    few = weak_labels(reader, graph, bounded)
+    users = {one.case.user for one in few}
+    assert len(users) == 3
+    assert users < most
+    kept = {one.case for one in labels if one.case.user in users}
+    assert {one.case for one in few} == kept
