@@ -8,7 +8,6 @@ arm is tested against the pretrained model and against GRPO, users as the unit.
 
 import dataclasses
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,7 @@ from torch import Tensor
 
 from sgrec_torchrec.a2po.align import align
 from sgrec_torchrec.a2po.aligner import build_aligner
-from sgrec_torchrec.a2po.prompts import post_training_prompts
-from sgrec_torchrec.a2po.reward import Group, SemanticReward, open_semantics
+from sgrec_torchrec.a2po.reward import Group, SemanticReward
 from sgrec_torchrec.arguments import override
 from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.distributed.atomic import write_json
@@ -95,7 +93,7 @@ def benchmark_a2po(
         raise ValueError(f"unknown log {data!r}: choose one of {', '.join(RUNS)}")
     arms = list(ARMS) if table is not None else [PRETRAINED, GRPO]
     rows: list[JsonRow] = []
-    done: list[RunConfig] = []
+    done: list[tuple[str, RunConfig]] = []
     with process_group() as ranks:
         for seed in range(num_seeds):
             base = override(RUNS[data], assignments)
@@ -104,19 +102,16 @@ def benchmark_a2po(
             base = dataclasses.replace(
                 base, seed=seed, name=f"benchmark/{data}/train-{seed}"
             )
-            plain = dataclasses.replace(base, align=_steps(base, 0, None))
+            plain = dataclasses.replace(
+                base, align=dataclasses.replace(base.align, num_steps=0)
+            )
             run(plain, ranks, resume=True, baselines={})
+            pretrained = _restore(plain, ranks)
             for arm in arms:
-                done.append(_run_arm(plain, arm, steps, table, ranks))
-            rows = [row for config in done for row in _rows(config)]
+                done.append((arm, _run_arm(pretrained, arm, steps, table, ranks)))
+            rows = [row for arm, config in done for row in _rows(arm, config)]
             _report(rows, _compared(done, arms), json_path)
     return rows
-
-
-def _steps(config: RunConfig, num_steps: int, fusion: str | None) -> Any:
-    return dataclasses.replace(
-        config.align, num_steps=num_steps, fusion=fusion or config.align.fusion
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +125,7 @@ class _Pretrained:
 
 
 def _restore(config: RunConfig, ranks: Ranks) -> _Pretrained:
-    """The weights that pretraining shipped; every arm starts from a copy of its own."""
+    """The model that pretraining shipped, and all that an arm needs beside it."""
     # All arms rank with the mixture that the pretrained model chose.
     weight = _results(config)["prior_weight"]
     evaluation = dataclasses.replace(config.evaluation, prior_weight=weight)
@@ -141,7 +136,6 @@ def _restore(config: RunConfig, ranks: Ranks) -> _Pretrained:
     tokens = main_rank_first(lambda: prepare_tokens(split, graph, config))
     nothing = Tracker(config.run_dir, enabled=False)
     trainee = build_trainee(split, NO_SOFT_TARGETS, tokens, config, ranks, nothing)
-    restore_best(trainee)
     ranker = Ranker(
         dmp=trainee.dmp,
         split=split,
@@ -155,43 +149,36 @@ def _restore(config: RunConfig, ranks: Ranks) -> _Pretrained:
 
 
 def _run_arm(
-    plain: RunConfig, arm: str, steps: int, table: Path | None, ranks: Ranks
+    pretrained: _Pretrained, arm: str, steps: int, table: Path | None, ranks: Ranks
 ) -> RunConfig:
-    """Post-train a copy of the pretrained model by one arm, and evaluate it."""
-    folder = f"{plain.name}-{arm.replace(', ', '-').replace(' ', '-')}"
-    pretrained = _restore(plain, ranks)
-    config = dataclasses.replace(
-        pretrained.trainee.config, name=folder, align=_steps(plain, steps, ARMS[arm])
-    )
-    if ARMS[arm] is not None:
-        aligner = build_aligner(
-            dataclasses.replace(pretrained.trainee, config=config),
-            pretrained.split,
-            pretrained.tokens,
-            ranks,
-            semantic=_semantics(pretrained, config, table, arm),
+    """Post-train from the pretrained weights by one arm, and evaluate what ships."""
+    restore_best(pretrained.trainee)
+    plain, fusion = pretrained.trainee.config, ARMS[arm]
+    name = f"{plain.name}-{arm.replace(', ', '-').replace(' ', '-')}"
+    config = dataclasses.replace(plain, name=name)
+    if fusion is not None:
+        settings = dataclasses.replace(
+            plain.align,
+            num_steps=steps,
+            fusion=fusion,
+            table=None if table is None else str(table),
         )
+        config = dataclasses.replace(config, align=settings)
+        trainee = dataclasses.replace(pretrained.trainee, config=config)
+        aligner = build_aligner(trainee, pretrained.split, pretrained.tokens, ranks)
+        if arm == SHUFFLED:
+            shuffled = _Shuffled(aligner.semantic, config.seed)
+            aligner = dataclasses.replace(aligner, semantic=shuffled)
         align(aligner, validation_ndcg(pretrained.ranker), resume=False)
     evaluate(dataclasses.replace(pretrained.ranker, config=config), {}, {})
     return config
-
-
-def _semantics(
-    pretrained: _Pretrained, config: RunConfig, table: Path | None, arm: str
-) -> SemanticReward:
-    prompts = post_training_prompts(pretrained.split, config)
-    folder = None if table is None else str(table)
-    judged = open_semantics(
-        folder, pretrained.split, prompts, config.align.max_age_events
-    )
-    return _Shuffled(judged, config.seed) if arm == SHUFFLED else judged
 
 
 @dataclass(frozen=True, slots=True)
 class _Shuffled:
     """A judge whose rewards go to other judged rollouts of the same group."""
 
-    judged: Callable[[Group], tuple[Tensor, Tensor]]
+    judged: SemanticReward
     seed: int
 
     def __call__(self, group: Group) -> tuple[Tensor, Tensor]:
@@ -206,13 +193,13 @@ class _Shuffled:
         return mixed_BG, judged_BG
 
 
-def _rows(config: RunConfig) -> list[JsonRow]:
+def _rows(arm: str, config: RunConfig) -> list[JsonRow]:
     if not is_main_rank():
         return []
     results = _results(config)
     return [
         {
-            "arm": _arm(config),
+            "arm": arm,
             "seed": config.seed,
             "system": system["system"],
             "coverage": system["coverage"],
@@ -229,18 +216,12 @@ def _results(config: RunConfig) -> JsonRow:
     return results
 
 
-def _arm(config: RunConfig) -> str:
-    ending = config.name.rpartition(f"train-{config.seed}-")[2]
-    (arm,) = (one for one in ARMS if one.replace(", ", "-").replace(" ", "-") == ending)
-    return arm
-
-
-def _compared(done: list[RunConfig], arms: list[str]) -> list[JsonRow]:
+def _compared(done: list[tuple[str, RunConfig]], arms: list[str]) -> list[JsonRow]:
     """Each arm against the pretrained model and GRPO, all seeds together."""
     if not is_main_rank():
         return []
     runs = {
-        arm: [config.run_dir / "evaluation" for config in done if _arm(config) == arm]
+        arm: [config.run_dir / "evaluation" for one, config in done if one == arm]
         for arm in arms
     }
     rows: list[JsonRow] = []

@@ -21,7 +21,7 @@ from sgrec_torchrec.item_graph.graph import ItemGraph, histories
 from sgrec_torchrec.item_graph.row_order import first_k, rows_of
 from sgrec_torchrec.logs.canonical import parquet_writer
 from sgrec_torchrec.logs.hashing import CANDIDATE, hash64, uniform
-from sgrec_torchrec.logs.judged_users import history_hash
+from sgrec_torchrec.logs.judged_users import prefix_hash
 from sgrec_torchrec.schema import (
     EvalRows,
     Int32Array,
@@ -283,15 +283,11 @@ def _pair_table(
 
 def _user_table(split: SplitLog, prompts: EvalRows) -> pa.Table:
     item_ids = split.catalogue.item_ids
-    first_B = split.sequences.offsets_U1[prompts.user_E]
-    shown = zip(first_B, first_B + prompts.history_end_E, strict=True)
-    shown_items = [split.sequences.items_R[low:high].tolist() for low, high in shown]
+    prefixes = zip(prompts.user_E.tolist(), prompts.history_end_E.tolist(), strict=True)
     columns: dict[str, Any] = {
         "user_id": [split.user_ids[user] for user in prompts.user_E],
         "as_of": prompts.history_end_E,
-        "history_hash": [
-            history_hash([item_ids[item] for item in items]) for items in shown_items
-        ],
+        "history_hash": [prefix_hash(split, *prefix) for prefix in prefixes],
         "request_timestamp": prompts.target_timestamp_E,
         "next_item_id": [item_ids[item] for item in prompts.target_E],
     }

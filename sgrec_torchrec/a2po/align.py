@@ -33,13 +33,8 @@ from sgrec_torchrec.a2po.figures import (
     health,
     step_figures,
 )
-from sgrec_torchrec.a2po.prompts import (
-    prompt_batches,
-)
-from sgrec_torchrec.a2po.reward import (
-    Group,
-    finite_groups,
-)
+from sgrec_torchrec.a2po.prompts import prompt_batches
+from sgrec_torchrec.a2po.reward import Group, finite_groups
 from sgrec_torchrec.a2po.rollout import (
     PolicyOutput,
     RolledOut,
@@ -47,10 +42,7 @@ from sgrec_torchrec.a2po.rollout import (
     roll_out,
 )
 from sgrec_torchrec.distributed.launch import is_main_rank
-from sgrec_torchrec.distributed.optimizer import (
-    set_learning_rates,
-    warmup_cosine,
-)
+from sgrec_torchrec.distributed.optimizer import set_learning_rates, warmup_cosine
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.distributed.tracking import Tracker
 from sgrec_torchrec.logs.hashing import ROLLOUT, hash64

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sgrec_torchrec.a2po.prompts import Prompts
-from sgrec_torchrec.logs.judged_users import history_hash
+from sgrec_torchrec.logs.judged_users import prefix_hash
 from sgrec_torchrec.reward_table import MissLog, RewardTable
 from sgrec_torchrec.schema import Int64Array, SplitLog
 
@@ -231,13 +231,10 @@ def _is_judged(
     users = np.unique(prompts.rows.user_E)
     position_U, hash_U, found_U = table.as_of([split.user_ids[user] for user in users])
     position_of = dict(zip(users[found_U], position_U[found_U], strict=True))
-    sequences = split.sequences
     for user, position, said in zip(
         users[found_U], position_U[found_U], hash_U[found_U], strict=True
     ):
-        first = int(sequences.offsets_U1[user])
-        items = sequences.items_R[first : first + int(position)].tolist()
-        own = history_hash([split.catalogue.item_ids[item] for item in items])
+        own = prefix_hash(split, int(user), int(position))
         if np.uint64(own & 0xFFFFFFFFFFFFFFFF) != said:
             raise ValueError(
                 f"{table.folder}: user {split.user_ids[user]!r} was judged after "

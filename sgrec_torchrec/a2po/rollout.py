@@ -6,13 +6,12 @@ S rollouts of the groups that teach, laid end to end.
 """
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sgrec_torchrec.a2po.loss import PolicyTerms, policy_loss
 from sgrec_torchrec.config import AlignConfig
@@ -86,7 +85,7 @@ def roll_out(
     """
     looked_up = generator.tables(batch.features)
     tower = generator.tower
-    hidden_BD = _last(tower, looked_up)
+    hidden_BD = tower.encode_last(looked_up)
     seen_BH = batch.seen_item_BH() if filter_seen else None
     if settings.rollouts == "beam":
         rollout = beam_search(
@@ -108,7 +107,7 @@ def roll_out(
         rollout=rollout,
         logprob_old_BGL=_group_logprob(tower, hidden_BD, rollout.item_BG),
         logprob_reference_BGL=_group_logprob(
-            reference, _last(reference, looked_up), rollout.item_BG
+            reference, reference.encode_last(looked_up), rollout.item_BG
         ),
         entropy_B=-(root_logprob_BK.exp() * root_logprob_BK.clamp(min=-1e4)).sum(-1),
     )
@@ -194,11 +193,6 @@ def _surest_first(drawn: Rollout) -> Rollout:
         logprob_sampling_BG=drawn.logprob_sampling_BG.gather(1, order_BG),
         key_BG=drawn.key_BG.gather(1, order_BG),
     )
-
-
-def _last(tower: Tower, looked_up: Mapping[str, JaggedTensor]) -> Tensor:
-    hidden_TD, offsets_B1 = tower.encode(looked_up, None)
-    return hidden_TD[offsets_B1[1:] - 1]
 
 
 def _group_logprob(tower: Tower, hidden_BD: Tensor, item_BG: Tensor) -> Tensor:

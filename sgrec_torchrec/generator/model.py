@@ -59,6 +59,11 @@ class Tower(nn.Module):
             input_TD = input_TD.detach()
         return self.backbone(input_TD, offsets_B1, position_key_T), offsets_B1
 
+    def encode_last(self, looked_up: Mapping[str, JaggedTensor]) -> Tensor:
+        """float [B, D]: what is known after each whole history, without dropout."""
+        hidden_TD, offsets_B1 = self.encode(looked_up, None)
+        return hidden_TD[offsets_B1[1:] - 1]
+
     def forward(
         self, looked_up: Mapping[str, JaggedTensor], batch: LearningBatch
     ) -> StepOutput:
@@ -116,5 +121,4 @@ class Generator(nn.Module):
 
         Without dropout. The same communication as ``forward``.
         """
-        hidden_TD, offsets_B1 = self.tower.encode(self.tables(features), None)
-        return hidden_TD[offsets_B1[1:] - 1]
+        return self.tower.encode_last(self.tables(features))

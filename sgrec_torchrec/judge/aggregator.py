@@ -26,15 +26,14 @@ from sgrec_torchrec.judge.cases import Case, CaseReader
 from sgrec_torchrec.judge.chat import Chat
 from sgrec_torchrec.judge.group_reward import group_policy_loss
 from sgrec_torchrec.judge.labels import LabelledCase
+from sgrec_torchrec.judge.likeness import LATEST, NEWEST
 from sgrec_torchrec.judge.metrics import Judged, is_trade_off
-from sgrec_torchrec.judge.prompt import weighing
+from sgrec_torchrec.judge.prompt import DAY_S, weighing
 from sgrec_torchrec.judge.token_tree import TreeBatch
 from sgrec_torchrec.judge.train_aspects import AspectTraining, Figures, train_cases
 from sgrec_torchrec.schema import Float32Array
 
 NUM_FEATURES = 6
-DAY_S = 24 * 3600
-LATEST = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +77,7 @@ class UserNetwork(nn.Module):
 def user_features(reader: CaseReader, case: Case) -> Float32Array:
     """What is known of a user before the request: float32 [F], of order 1."""
     items, times = reader.history(case)
-    kinds = [reader.num_alike(item, items[-LATEST:]) for item in items[-20:]]
+    kinds = [reader.num_alike(item, items[-LATEST:]) for item in items[-NEWEST:]]
     span = (times[-1] - times[0]) / DAY_S if items and reader.has_clock else 0.0
     idle = (case.request_timestamp - times[-1]) / DAY_S if items else 0.0
     features = [

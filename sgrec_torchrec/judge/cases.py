@@ -25,7 +25,7 @@ from sgrec_torchrec.judge.prompt import (
     UserPrompt,
     user_prompt,
 )
-from sgrec_torchrec.logs.judged_users import history_hash
+from sgrec_torchrec.logs.judged_users import prefix_hash
 from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences, SplitLog
 
 NEVER_ENDS = 1 << 62
@@ -119,7 +119,7 @@ class CaseReader:
 
     def history_hash(self, case: Case) -> int:
         """Names the history, as candidates and reward table do."""
-        return history_hash(self.history_ids(case))
+        return prefix_hash(self.split, case.user, case.as_of)
 
     def popularity(self, item: int, now: int) -> int:
         """Train events of the item before ``now``; of all, where there is no clock."""

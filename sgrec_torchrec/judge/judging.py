@@ -78,7 +78,7 @@ def judge_requests(
         earlier[name] = earlier.get(name, 0) - getattr(judge.backend.usage, name)
     journal = Journal(out, _schema(judge.files.aspects))
     begin, pairs_before = time.perf_counter(), journal.num_pairs
-    written = _WrittenCount()
+    written = _Counts()
 
     def facts() -> dict[str, Any]:
         seconds = time.perf_counter() - begin
@@ -145,7 +145,7 @@ def _not_judged(one: Request, judge: Judge, journal: Journal) -> Request | None:
 
 
 @dataclass(slots=True)
-class _WrittenCount:
+class _Counts:
     asked: int = 0
     refused: int = 0
     """Answers that did not fit the schema: their evidence is missing."""
@@ -154,7 +154,7 @@ class _WrittenCount:
 
 
 def _judge(
-    requests: Sequence[Request], judge: Judge, written: _WrittenCount
+    requests: Sequence[Request], judge: Judge, written: _Counts
 ) -> Iterator[list[Row]]:
     """All pairs of each request, in order."""
     reader, aspects = judge.reader, judge.reader.aspects
@@ -194,7 +194,7 @@ def _evidence(
     one: Request,
     best_first: Sequence[int],
     judge: Judge,
-    written: _WrittenCount,
+    written: _Counts,
 ) -> dict[int, WrittenAnswer]:
     """Sentences for the best candidates; an answer off the schema is counted."""
     places = [int(place) for place in best_first[: judge.num_written]]
@@ -234,7 +234,7 @@ def _facts(
     journal: Journal,
     earlier: dict[str, Any],
     seconds: float,
-    written: _WrittenCount,
+    written: _Counts,
     price_per_hour: float,
 ) -> dict[str, Any]:
     usage: Usage = judge.backend.usage

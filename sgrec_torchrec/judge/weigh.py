@@ -21,7 +21,7 @@ Weigh = Callable[[Sequence[Case]], Float32Array]
 def weigher(files: JudgeFiles, reader: CaseReader) -> Weigh:
     """Cases -> float32 [len, A], rows sum to 1; a user at one time is asked once.
 
-    Memory: 16 + 4 A bytes a user.
+    Memory: some hundred bytes a user.
     """
     weigh = _network(files, reader) if files.form == "network" else _llm(files, reader)
     known: dict[tuple[int, int], Float32Array] = {}

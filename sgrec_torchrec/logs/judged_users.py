@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgrec_torchrec.logs.hashing import LABEL_USER, hash64, uniform
+from sgrec_torchrec.schema import SplitLog
 
 LABEL_SHARE = 0.2
 """Of the users, for the judge's labels; post-training has the others."""
@@ -38,3 +39,11 @@ def id_hash(text: str) -> int:
 def history_hash(item_ids: Sequence[str]) -> int:
     """A signed 64-bit name of a history, oldest item first: its ids, in order."""
     return id_hash("\x1f".join(item_ids))
+
+
+def prefix_hash(split: SplitLog, user: int, as_of: int) -> int:
+    """``history_hash`` of the user's first ``as_of`` events."""
+    first = int(split.sequences.offsets_U1[user])
+    ids = split.catalogue.item_ids
+    items = split.sequences.items_R[first : first + as_of].tolist()
+    return history_hash([ids[item] for item in items])
