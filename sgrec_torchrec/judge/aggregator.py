@@ -9,7 +9,7 @@ the share of the user's trade-off pairs a_i > a_j with w . s(a_i) > w . s(a_j).
 Letters: A aspects, S levels, G draws, P pairs, F features.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,18 @@ from torch import Tensor, nn
 
 from sgrec_torchrec.judge.aspects import LEVELS, expected_score
 from sgrec_torchrec.judge.backends.protocol import Backend
-from sgrec_torchrec.judge.backends.transformers_backend import level_logits
 from sgrec_torchrec.judge.cases import Case, CaseReader
 from sgrec_torchrec.judge.chat import Chat
 from sgrec_torchrec.judge.group_reward import group_policy_loss
-from sgrec_torchrec.judge.labels import LabelledCase
 from sgrec_torchrec.judge.likeness import LATEST, NEWEST
 from sgrec_torchrec.judge.metrics import Judged, is_trade_off
 from sgrec_torchrec.judge.prompt import DAY_S, weighing
-from sgrec_torchrec.judge.token_tree import TreeBatch
-from sgrec_torchrec.judge.train_aspects import AspectTraining, Figures, train_cases
+from sgrec_torchrec.judge.train_aspects import (
+    AspectTraining,
+    Figures,
+    Reward,
+    reinforce_levels,
+)
 from sgrec_torchrec.schema import Float32Array
 
 NUM_FEATURES = 6
@@ -97,9 +99,7 @@ def weights_of(logits_AS: Tensor) -> Tensor:
     return _normalised(logits_AS.float().softmax(-1) @ level_S)
 
 
-def pairwise_reward(
-    judged: Judged,
-) -> Callable[[Tensor], Tensor] | None:
+def pairwise_reward(judged: Judged) -> Reward | None:
     """Drawn levels int64 [A, G] -> share of the case's trade-off pairs, [1, G].
 
     None where the case has no such pair, and so nothing to teach.
@@ -144,7 +144,7 @@ def train_network(
 
 def _fit(
     network: UserNetwork,
-    open_cases: Sequence[tuple[Judged, Callable[[Tensor], Tensor]]],
+    open_cases: Sequence[tuple[Judged, Reward]],
     reader: CaseReader,
     settings: AggregatorTraining,
 ) -> list[Figures]:
@@ -246,40 +246,21 @@ def reinforce_weights(
     Raises:
         ValueError: where no case has a trade-off pair.
     """
-    rewards = {one.case.case: pairwise_reward(one) for one in judged}
-    open_cases = [one.case for one in judged if rewards[one.case.case] is not None]
+    taught = ((one.case, pairwise_reward(one)) for one in judged)
+    rewards = {one.case: reward for one, reward in taught if reward is not None}
+    open_cases = [one.case for one in judged if one.case.case in rewards]
     if not open_cases:
         raise ValueError(
             "no pair has an aspect trade-off: there are no weights to learn"
         )
-    level_tokens = chat.level_tokens(LEVELS)
-    noise = torch.Generator().manual_seed(settings.seed)
-
-    def loss_of(one: LabelledCase, turn: int) -> tuple[Tensor, Figures]:
-        del turn
-        prompt = reader.prompt(replace(one.case, items=()), weighing(reader.aspects))
-        tree, ends = chat.question_tree(prompt)
-        batch = TreeBatch.of([tree], chat.padding)
-        with torch.no_grad(), model.disable_adapter():
-            (reference_AS,) = level_logits(model, batch, [ends], level_tokens)
-        (logits_AS,) = level_logits(model, batch, [ends], level_tokens)
-        reward = rewards[one.case]
-        assert reward is not None
-        return group_policy_loss(
-            logits_AS,
-            reference_AS,
-            reward,
-            num_draws=settings.num_draws,
-            kl_weight=settings.kl_weight,
-            generator=noise,
-        )
-
-    return train_cases(
+    alone = weighing(reader.aspects)
+    return reinforce_levels(
         model,
+        chat,
         open_cases,
-        loss_of,
-        settings.grpo_steps,
-        settings.grpo_lr,
+        lambda one: reader.prompt(replace(one.case, items=()), alone),
+        lambda one: rewards[one.case],
+        model.disable_adapter,
         settings,
         "weights",
     )

@@ -15,7 +15,8 @@ Letters: C candidates, Q questions, S levels, G draws.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,11 @@ from sgrec_torchrec.judge.cases import CaseReader
 from sgrec_torchrec.judge.chat import Chat
 from sgrec_torchrec.judge.group_reward import group_policy_loss, ordinal_reward
 from sgrec_torchrec.judge.labels import LabelledCase
-from sgrec_torchrec.judge.prompt import rating, writing
+from sgrec_torchrec.judge.prompt import UserPrompt, rating, writing
 from sgrec_torchrec.judge.token_tree import IGNORED, TokenTree, TreeBatch
 
 Figures = dict[str, float]
+Reward = Callable[[Tensor], Tensor]
 POLICY, REFERENCE = "default", "reference"
 WRITTEN_EVERY = 4
 """Every so many cases also teach a written answer, for one candidate."""
@@ -177,32 +179,79 @@ def reinforce(
     """
     model.load_adapter(str(supervised), adapter_name=REFERENCE)
     model.set_adapter(POLICY)
+
+    def reward_of(one: LabelledCase) -> Reward:
+        label_Q = torch.from_numpy(one.levels_CA.reshape(-1).astype("int64")) - 1
+        return lambda drawn_QG: ordinal_reward(drawn_QG, label_Q, len(LEVELS))
+
+    return reinforce_levels(
+        model,
+        chat,
+        cases,
+        lambda one: reader.prompt(one.case, rating(reader.aspects)),
+        reward_of,
+        lambda: _speaking_as(model, REFERENCE),
+        settings,
+        "GRPO",
+    )
+
+
+def reinforce_levels(
+    model: Any,
+    chat: Chat,
+    cases: Sequence[LabelledCase],
+    prompt_of: Callable[[LabelledCase], UserPrompt],
+    reward_of: Callable[[LabelledCase], Reward],
+    as_reference: Callable[[], AbstractContextManager[Any]],
+    settings: AspectTraining,
+    description: str,
+) -> list[Figures]:
+    """GRPO over the levels that answer a prompt: what both parts of the judge learn by.
+
+    Args:
+        reward_of: as ``group_policy_loss`` takes it.
+        as_reference: inside it the model answers as the policy to stay near.
+
+    Returns:
+        Mean reward, KL and the share of groups that teach, by update.
+    """
     noise = torch.Generator().manual_seed(settings.seed)
     level_tokens = chat.level_tokens(LEVELS)
 
     def loss_of(one: LabelledCase, turn: int) -> tuple[Tensor, Figures]:
         del turn
-        prompt = reader.prompt(one.case, rating(reader.aspects))
-        tree, ends = chat.question_tree(prompt)
+        tree, ends = chat.question_tree(prompt_of(one))
         batch = TreeBatch.of([tree], chat.padding)
-        with torch.no_grad():
-            model.set_adapter(REFERENCE)
+        with torch.no_grad(), as_reference():
             (reference_QS,) = level_logits(model, batch, [ends], level_tokens)
-            model.set_adapter(POLICY)
         (logits_QS,) = level_logits(model, batch, [ends], level_tokens)
-        label_Q = torch.from_numpy(one.levels_CA.reshape(-1).astype("int64")) - 1
         return group_policy_loss(
             logits_QS,
             reference_QS,
-            lambda drawn_QG: ordinal_reward(drawn_QG, label_Q, len(LEVELS)),
+            reward_of(one),
             num_draws=settings.num_draws,
             kl_weight=settings.kl_weight,
             generator=noise,
         )
 
     return train_cases(
-        model, cases, loss_of, settings.grpo_steps, settings.grpo_lr, settings, "GRPO"
+        model,
+        cases,
+        loss_of,
+        settings.grpo_steps,
+        settings.grpo_lr,
+        settings,
+        description,
     )
+
+
+@contextmanager
+def _speaking_as(model: Any, adapter: str) -> Iterator[None]:
+    model.set_adapter(adapter)
+    try:
+        yield
+    finally:
+        model.set_adapter(POLICY)
 
 
 def train_cases(
