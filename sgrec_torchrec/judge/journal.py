@@ -18,11 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sgrec_torchrec.distributed.atomic import atomic_file
+from sgrec_torchrec.judge.checked_parquet import read_checked
 
 PAIRS_PER_PART = 100_000
 JOURNAL, LOCK = "journal.jsonl", ".lock"
 PAIR = ("user_id", "item_id")
 READ = (*PAIR, "history_hash")
+MEND = "delete it, and its users are judged again"
 Row = dict[str, Any]
 
 
@@ -49,7 +51,7 @@ class Journal:
         """Of the prefix that each judged user was judged at."""
         self.num_pairs = 0
         for path in self.parts:
-            self._count(_read_part(path, list(READ)).to_pylist())
+            self._count(read_checked(path, MEND, list(READ)).to_pylist())
         self._rows: list[Row] = []
         for rows in _whole_lines(folder / JOURNAL):
             # A part may have been written just before the journal could go.
@@ -149,13 +151,3 @@ def _whole_lines(path: Path) -> list[list[Row]]:
                 "its user is judged again"
             ) from None
     return found
-
-
-def _read_part(path: Path, columns: list[str]) -> Any:
-    try:
-        return pq.read_table(path, columns=columns, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error}): delete it, and its users are judged "
-            "again"
-        ) from error

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from sgrec_torchrec.judge.cases import Case, CaseReader
+from sgrec_torchrec.judge.checked_parquet import read_checked
 
 USERS, CANDIDATES = "users.parquet", "candidates.parquet"
 USER_COLUMNS = ("user_id", "as_of", "history_hash", "request_timestamp")
@@ -123,10 +121,7 @@ def _by_user(path: Path) -> dict[str, list[tuple[str, str, int]]]:
 def _read(path: Path, columns: tuple[str, ...]) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: make it by `sgrec candidates RUN`")
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}): make it again") from error
+    table = read_checked(path, "make it again")
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise ValueError(f"{path}: no column {', '.join(missing)}")

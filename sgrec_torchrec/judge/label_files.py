@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sgrec_torchrec.judge.aspects import LEVELS
 from sgrec_torchrec.judge.cases import Case, CaseReader
+from sgrec_torchrec.judge.checked_parquet import read_checked
 from sgrec_torchrec.judge.labels import HELD_OUT_SHARE, LabelledCase, Preference
 from sgrec_torchrec.logs.hashing import FOLD, hash64, uniform
 from sgrec_torchrec.logs.judged_users import id_hash
@@ -138,12 +137,7 @@ def _case(
 
 
 def _rows(path: Path, ids: tuple[str, ...], levels: tuple[str, ...]) -> list[Row]:
-    try:
-        table = pq.read_table(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error}): write the file again"
-        ) from error
+    table = read_checked(path, "write the file again")
     missing = [name for name in (*ids, *levels) if name not in table.column_names]
     if missing:
         raise ValueError(
