@@ -124,7 +124,7 @@ def replay(
     noise_4BGL = torch.from_numpy(np.stack(noise)).float().transpose(0, 1)
     aligner.dmp.eval()
     looked_up = model.tables(loop._batch(aligner, prompt_B).features)
-    hidden_BD = rollout._last(model.tower, looked_up)
+    hidden_BD = model.tower.encode_last(looked_up)
     logprob_BGL = rollout._group_logprob(model.tower, hidden_BD, item_BG)
     logprob_BG = logprob_BGL.sum(-1)
     rolled = rollout.RolledOut(
