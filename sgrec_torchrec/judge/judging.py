@@ -254,7 +254,7 @@ def _facts(
         "has_context": judge.reader.has_clock,
         "users": len(journal.done),
         "pairs": pairs,
-        "seconds": round(seconds, 2),
+        "seconds": round(seconds, 6),
         "pairs_per_second": round(pairs / seconds, 3) if seconds else 0.0,
         **totals,
         "cached_share": round(
@@ -263,7 +263,7 @@ def _facts(
         "unanswered": written.unanswered + earlier.get("unanswered", 0),
         "written_asked": written.asked + earlier.get("written_asked", 0),
         "written_refused": written.refused + earlier.get("written_refused", 0),
-        "seconds_per_pair": round(seconds / pairs, 5) if pairs else None,
+        "seconds_per_pair": round(seconds / pairs, 8) if pairs else None,
         "cost_per_pair": price_per_hour * seconds / 3600 / pairs if pairs else None,
     }
 
