@@ -77,3 +77,17 @@ def ordinal_reward(drawn_QG: Tensor, label_Q: Tensor, num_levels: int) -> Tensor
     label_Q1 = label_Q.to(drawn_QG.device)[:, None]
     distance = (drawn_QG - label_Q1).abs().float()
     return (distance == 0).float() + 1.0 - distance / (num_levels - 1)
+
+
+def chance_reward(label_NA: Tensor, num_levels: int) -> Tensor:
+    """What each level earns by ``ordinal_reward`` whatever is asked: float32 [A, S].
+
+    The mean over the labels int64 [N, A] in [0, S) of its aspect. The middle levels are
+    never far from a label, so they earn most: left in, that would draw a judge who is
+    unsure to the middle.
+    """
+    level_NS = torch.arange(num_levels).expand(len(label_NA), -1)
+    by_aspect = [
+        ordinal_reward(level_NS, label_N, num_levels).mean(0) for label_N in label_NA.T
+    ]
+    return torch.stack(by_aspect)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sgrec_torchrec.judge.group_reward import (
+    chance_reward,
     group_advantage,
     group_policy_loss,
     ordinal_reward,
@@ -196,3 +197,19 @@ def test_ordinal_reward_by_hand() -> None:
         reward,
         torch.tensor([[2, 0.75, 0.5, 0.25, 0], [0.25, 0.5, 0.75, 2, 0.75]]),
     )
+
+
+def test_chance_reward_by_hand() -> None:
+    labels = torch.tensor([[0, 2], [4, 2]])
+    # Of the first aspect half the labels are the lowest level, half the highest.
+    torch.testing.assert_close(
+        chance_reward(labels, 5),
+        torch.tensor([[1, 0.5, 0.5, 0.5, 1], [0.5, 0.75, 2, 0.75, 0.5]]),
+    )
+
+
+def test_less_chance_no_level_is_worth_more_on_labels_at_large() -> None:
+    labels = torch.randint(0, 5, (200, 1), generator=seeded())
+    every_level = torch.arange(5).expand(200, -1)
+    earned = ordinal_reward(every_level, labels[:, 0], 5) - chance_reward(labels, 5)
+    torch.testing.assert_close(earned.mean(0), torch.zeros(5), atol=1e-6, rtol=0)

@@ -14,6 +14,7 @@ from sgrec_torchrec.judge import train_aspects as module
 from sgrec_torchrec.judge.aspects import read_answer
 from sgrec_torchrec.judge.cases import CaseReader
 from sgrec_torchrec.judge.chat import Chat
+from sgrec_torchrec.judge.group_reward import chance_reward
 from sgrec_torchrec.judge.labels import LabelledCase
 from sgrec_torchrec.judge.token_tree import IGNORED, TokenTree
 from sgrec_torchrec.judge.train_aspects import (
@@ -230,7 +231,26 @@ def test_grpo_asks_for_the_exact_level_first(
         fast_training(grpo_steps=1, batch_size=1),
         folder,
     )
-    torch.testing.assert_close(seen[0], torch.full((8, 1), 2.0))  # 1 exact, 1 close
+    label_CA = torch.from_numpy(cases[0].levels_CA).long() - 1
+    chance_AS = chance_reward(label_CA, 5)
+    chance_Q = torch.stack(
+        [chance_AS[a, s] for row in label_CA for a, s in enumerate(row)]
+    )
+    # 1 for the exact level and 1 for being close, less what that level earns anywhere.
+    torch.testing.assert_close(seen[0].squeeze(1), 2.0 - chance_Q)
+
+
+def test_bfloat16_moves_the_weights_about_as_float32_does(
+    adapted, cases, reader, fast_training
+) -> None:
+    losses = []
+    for bf16 in (False, True):
+        model, chat = adapted()
+        log = supervise(model, chat, cases, reader, fast_training(bf16=bf16))
+        losses.append([one["loss"] for one in log])
+        assert all(w.dtype == torch.float32 for w in model.parameters())
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_without_cases_there_is_nothing_to_learn(adapted, reader) -> None:
