@@ -87,14 +87,13 @@ class Chat:
         """
         branches = [Branch(-1, self.encode(self.before + prompt.shared))]
         asked: list[int] = []
-        asks = [self.encode(question + self.after) for question in prompt.questions]
         for place, candidate in enumerate(prompt.candidates):
             parent = 0
             if candidate:
                 branches.append(Branch(0, self.encode(candidate)))
                 parent = len(branches) - 1
-            for nth, tokens in enumerate(asks):
-                branches.append(Branch(parent, tokens))
+            for nth, question in enumerate(prompt.asks(place)):
+                branches.append(Branch(parent, self.encode(question + self.after)))
                 asked.append(len(branches) - 1)
                 answer = (answers or {}).get((place, nth))
                 if answer is not None:

@@ -21,6 +21,10 @@ Model = Annotated[
     typer.Option(help="Hugging Face folder or name; else the packaged SmolLM2."),
 ]
 
+Bf16 = Annotated[
+    bool, typer.Option(help="bfloat16: twice as fast on a CPU with AVX512 BF16 or AMX.")
+]
+
 
 @app.command()
 def label(
@@ -61,6 +65,7 @@ def train(
     max_history: Annotated[int, typer.Option(help="Titles a prompt shows.")] = 10,
     sft_epochs: float = 1.0,
     grpo_steps: int = 80,
+    bf16: Bf16 = False,
     max_held_out: Annotated[
         int, typer.Option(help="Cases that every stage is measured on.")
     ] = 60,
@@ -82,7 +87,7 @@ def train(
     reader = _reader(run_dir, PromptSettings(max_history=max_history))
     settings = JudgeTraining(
         model=model,
-        aspects=AspectTraining(sft_epochs=sft_epochs, grpo_steps=grpo_steps),
+        aspects=AspectTraining(sft_epochs=sft_epochs, grpo_steps=grpo_steps, bf16=bf16),
         max_held_out=max_held_out,
         max_weight_cases=max_weight_cases,
         form=form,
@@ -118,6 +123,7 @@ def run(
     url: Annotated[
         str | None, typer.Option(help="openai: the server's address.")
     ] = None,
+    bf16: Bf16 = False,
     written: Annotated[
         int, typer.Option(help="Best candidates of a user that get evidence.", min=0)
     ] = 0,
@@ -127,7 +133,11 @@ def run(
     from sgrec_torchrec.judge.judge_requests import read_requests
     from sgrec_torchrec.judge.judging import judge_requests
 
-    ready = _open(run_dir, judge or run_dir / "judge", backend, url, written)
+    settings: dict[str, str | bool] = {} if url is None else {"base_url": url}
+    if bf16:
+        settings |= {"dtype": "bfloat16"} if backend == "vllm" else {"bf16": True}
+    folder = judge or run_dir / "judge"
+    ready = _open(run_dir, folder, backend, settings, written)
     requests = read_requests(candidates or run_dir / "candidates", ready.reader, pairs)
     folder = out or run_dir / "judged"
     facts = judge_requests(requests, ready, folder, price_per_hour=price_per_hour)
@@ -165,7 +175,11 @@ def _log_seed(run_dir: Path) -> int:
 
 
 def _open(
-    run_dir: Path, folder: Path, backend: str, url: str | None, written: int
+    run_dir: Path,
+    folder: Path,
+    backend: str,
+    settings: dict[str, str | bool],
+    written: int,
 ) -> "Judge":
     from sgrec_torchrec.judge.backends.open_backend import open_backend
     from sgrec_torchrec.judge.judge_files import open_judge
@@ -179,7 +193,6 @@ def _open(
             f"{folder} was trained on the prompt {files.prompt_version}, this release "
             f"asks {reader.prompt_version}: train the judge again"
         )
-    settings = {} if url is None else {"base_url": url}
     return Judge(
         files=files,
         backend=open_backend(backend, str(files.model), **settings),

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from sgrec_torchrec.judge.aspects import LEVELS, Aspect
 
-VERSION = 1
+VERSION = 2
 """Raise it when the words below change: judgements of other words are not mixed."""
 SYSTEM = (
     "You judge recommendations for one person. Read the history, then the candidate. "
@@ -26,6 +26,7 @@ MAX_GRADE = 9
 LIKENESS = f"Candidates come with grades of likeness from 0 to {MAX_GRADE}. "
 GUIDE = "Rate by one digit from {low} (low) to {high} (high): {aspects}."
 RATE = "Rate {words}."
+GRADE = " Grade {grade}."
 WEIGH = "Rate how much {words} matters to this person."
 WRITE = "Answer with JSON: one sentence of evidence and a level for each aspect."
 FAME = ("hardly known", "little known", "known", "well known", "very well known")
@@ -53,7 +54,7 @@ class PromptSettings:
     def version(self, aspects: tuple[Aspect, ...]) -> str:
         """Names the words, the settings and the aspects, as ``v1-4f2a90``."""
         whole = [asdict(self), [asdict(a) for a in aspects], SYSTEM]
-        whole += [LIKENESS, GUIDE, RATE, WEIGH, WRITE, LEVELS, FAME]
+        whole += [LIKENESS, GUIDE, RATE, GRADE, WEIGH, WRITE, LEVELS, FAME]
         digest = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
         return f"v{VERSION}-{digest[:6]}"
 
@@ -80,6 +81,16 @@ class ShownLikeness:
     nearest: int
     nearest_title: str
 
+    @property
+    def grades(self) -> dict[str, int]:
+        """Grade by the aspect that it speaks of."""
+        return {
+            "profile": self.newest,
+            "future_interest": self.newest,
+            "novelty": MAX_GRADE - self.nearest,
+            "context": self.latest,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastItem:
@@ -95,6 +106,8 @@ class Asked:
 
     guide: str
     questions: tuple[str, ...]
+    graded: tuple[str, ...] = ()
+    """The aspect of each question that ends with the candidate's grade; () for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,14 +120,33 @@ class UserPrompt:
     shared: str
     candidates: tuple[str, ...]
     questions: tuple[str, ...]
+    hints: tuple[tuple[str, ...], ...] = ()
+    """What each question ends with for a candidate, [candidate][question]; () for
+    nothing."""
+
+    def asks(self, place: int) -> tuple[str, ...]:
+        """The questions as they are put for the candidate at ``place``."""
+        if not self.hints:
+            return self.questions
+        pairs = zip(self.questions, self.hints[place], strict=True)
+        return tuple(question + hint for question, hint in pairs)
 
     def texts(self) -> list[str]:
         """The user turns, candidate by candidate, question by question."""
         return [
             self.shared + candidate + question
-            for candidate in self.candidates
-            for question in self.questions
+            for place, candidate in enumerate(self.candidates)
+            for question in self.asks(place)
         ]
+
+    def part(self, candidates: slice, questions: slice = slice(None)) -> "UserPrompt":
+        """The same of fewer candidates and questions."""
+        return UserPrompt(
+            shared=self.shared,
+            candidates=self.candidates[candidates],
+            questions=self.questions[questions],
+            hints=tuple(row[questions] for row in self.hints[candidates]),
+        )
 
 
 def clean(text: str, max_chars: int) -> str:
@@ -155,13 +187,17 @@ def user_prompt(
         candidates=tuple(f"Candidate: {_item(c, settings)}\n" for c in candidates)
         or ("",),
         questions=asked.questions,
+        hints=tuple(_hints(c, asked.graded) for c in candidates if asked.graded),
     )
 
 
 def rating(aspects: tuple[Aspect, ...]) -> Asked:
     """One question an aspect, each answered by one level."""
-    questions = tuple(RATE.format(words=aspect.words) for aspect in aspects)
-    return Asked(guide=_guide(aspects), questions=questions)
+    return Asked(
+        guide=_guide(aspects),
+        questions=tuple(RATE.format(words=aspect.words) for aspect in aspects),
+        graded=tuple(aspect.name for aspect in aspects),
+    )
 
 
 def weighing(aspects: tuple[Aspect, ...]) -> Asked:
@@ -235,10 +271,18 @@ def _item(item: ShownItem, settings: PromptSettings) -> str:
 
 def _likeness(shown: ShownLikeness, settings: PromptSettings) -> str:
     nearest = clean(shown.nearest_title, settings.max_title_chars)
-    # In the words of the questions, so that a small model finds the grade it is asked.
+    grades = shown.grades
     return (
-        f"profile {shown.newest}, contextual {shown.latest}, "
-        f"novelty {MAX_GRADE - shown.nearest}, nearest {nearest}"
+        f"profile {grades['profile']}, contextual {grades['context']}, "
+        f"novelty {grades['novelty']}, nearest {nearest}"
+    )
+
+
+def _hints(item: ShownItem, aspects: tuple[str, ...]) -> tuple[str, ...]:
+    # Where the answer is to be given, a small model need not look for its grade.
+    grades = {} if item.likeness is None else item.likeness.grades
+    return tuple(
+        GRADE.format(grade=grades[name]) if name in grades else "" for name in aspects
     )
 
 

@@ -16,6 +16,7 @@ candidates and aspects of a user at the cost of one forward:
 Letters: C candidates, Q questions, S levels, G draws.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -44,6 +45,8 @@ from sgrec_torchrec.judge.token_tree import IGNORED, TokenTree, TreeBatch
 Figures = dict[str, float]
 Reward = Callable[[Tensor], Tensor]
 POLICY, REFERENCE = "default", "reference"
+WARMUP_SHARE = 0.05
+"""Of the updates; the rate then falls."""
 WRITTEN_EVERY = 4
 """Every so many cases also teach a written answer, for one candidate."""
 
@@ -58,7 +61,7 @@ class AspectTraining:
     batch_size: int = 1
     """Cases an update; each teaches all its candidates and aspects."""
     sft_epochs: float = 1.0
-    sft_lr: float = 5e-4
+    sft_lr: float = 2e-3
     grpo_steps: int = 80
     grpo_lr: float = 1e-4
     num_draws: int = 16
@@ -281,12 +284,18 @@ def train_cases(
     settings: AspectTraining,
     description: str,
 ) -> list[Figures]:
-    """AdamW over the adapter, cases in seeded order, cosine schedule to zero."""
+    """AdamW over the adapter, cases in seeded order; a short warm-up, a cosine to 0."""
     if not cases:
         raise ValueError("no cases to learn from: all label users are held out")
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_updates)
+    num_warmup = int(num_updates * WARMUP_SHARE)
+
+    def rate(done: int) -> float:
+        falling = (1 + math.cos(math.pi * done / num_updates)) / 2
+        return falling * min((done + 1) / (num_warmup + 1), 1.0)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     shuffle = torch.Generator().manual_seed(settings.seed)
     order: list[int] = []
     log = []

@@ -271,7 +271,9 @@ class _Stages:
     def _keep(
         self, path: Path, model: Any, chat: Chat, cases: Sequence[LabelledCase]
     ) -> None:
-        backend = TransformersBackend(model, chat.tokenizer, "training")
+        backend = TransformersBackend(
+            model, chat.tokenizer, "training", bf16=self.settings.aspects.bf16
+        )
         asked = rating(self.reader.aspects)
         said = {
             f"{place:06d}": torch.from_numpy(

@@ -22,7 +22,7 @@ def open_backend(name: str, model: str, **settings: Any) -> Backend:
             ``__main__`` (``vllm_backend`` says why).
         model: folder or Hugging Face name; for openai the name that the server uses.
         settings: of ``VllmSettings``; for openai ``base_url`` and those of
-            ``ServerSettings``; for transformers ``shares``.
+            ``ServerSettings``; for transformers ``shares`` and ``bf16``.
 
     Raises:
         ValueError: for an unknown name or setting.
@@ -35,7 +35,7 @@ def open_backend(name: str, model: str, **settings: Any) -> Backend:
 
 def _open_transformers(model: str, settings: dict[str, Any]) -> Backend:
     _need("transformers", "transformers", EXTRA)
-    _check("transformers", settings, ["shares"])
+    _check("transformers", settings, ["shares", "bf16"])
     from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
 
     return TransformersBackend(*load_model(model), model, **settings)

@@ -7,7 +7,6 @@ vocabulary only the levels are scored. Letters as in ``token_tree``; S levels.
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,15 +54,28 @@ class TransformersBackend:
     name = "transformers"
 
     def __init__(
-        self, model: Any, tokenizer: Any, model_name: str, *, shares: bool = True
+        self,
+        model: Any,
+        tokenizer: Any,
+        model_name: str,
+        *,
+        shares: bool = True,
+        bf16: bool = False,
     ) -> None:
-        """Args: ``shares`` False computes every prompt alone (to measure against)."""
+        """As above.
+
+        Args:
+            shares: False computes every prompt alone (to measure against).
+            bf16: matrix products in bfloat16: twice as fast on a CPU that has them.
+        """
         self.model = model_name
         self.usage = Usage()
         self.chat = Chat.of(tokenizer)
         self._llm = model
         self._grammars: dict[str, Any] = {}
-        self._shares = shares
+        self._shares, self._bf16 = shares, bf16
+        if bf16:
+            self.name = "transformers, bfloat16"
         self._max_tokens = CPU_TOKENS if model.device.type == "cpu" else GPU_TOKENS
 
     @torch.no_grad()
@@ -79,7 +91,10 @@ class TransformersBackend:
         for rows in self._batches([len(tree) for tree, _ in trees]):
             batch = TreeBatch.of([trees[row][0] for row in rows], self.chat.padding)
             ends = [trees[row][1] for row in rows]
-            logits = level_logits(self._llm, batch, ends, level_tokens)
+            with torch.autocast(
+                self._llm.device.type, torch.bfloat16, enabled=self._bf16
+            ):
+                logits = level_logits(self._llm, batch, ends, level_tokens)
             for row, one in zip(rows, logits, strict=True):
                 probability[row] = one.softmax(-1).cpu()
         for tree, ends_of in trees:
@@ -149,14 +164,14 @@ class TransformersBackend:
 
 def _parts(prompt: UserPrompt, shares: bool) -> Iterator[UserPrompt]:
     """The prompt in trees of bounded size; or each of its questions alone."""
-    step = MAX_CANDIDATES if shares else 1
-    for first in range(0, len(prompt.candidates), step):
-        some = replace(prompt, candidates=prompt.candidates[first : first + step])
-        if shares:
-            yield some
-            continue
-        for question in prompt.questions:
-            yield replace(some, questions=(question,))
+    num_candidates, num_questions = len(prompt.candidates), len(prompt.questions)
+    if shares:
+        for first in range(0, num_candidates, MAX_CANDIDATES):
+            yield prompt.part(slice(first, first + MAX_CANDIDATES))
+        return
+    for place in range(num_candidates):
+        for nth in range(num_questions):
+            yield prompt.part(slice(place, place + 1), slice(nth, nth + 1))
 
 
 def _grammar(tokenizer: Any, schema: dict[str, Any], vocab_size: int) -> Any:

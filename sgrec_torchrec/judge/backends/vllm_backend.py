@@ -188,11 +188,10 @@ def token_prompts(chat: Chat, prompt: UserPrompt) -> list[tuple[int, ...]]:
     same tokens in all of them, and every backend reads the same.
     """
     shared = chat.encode(chat.before + prompt.shared)
-    asks = [chat.encode(question + chat.after) for question in prompt.questions]
     return [
-        (*shared, *chat.encode(candidate), *ask)
-        for candidate in prompt.candidates
-        for ask in asks
+        (*shared, *chat.encode(candidate), *chat.encode(question + chat.after))
+        for place, candidate in enumerate(prompt.candidates)
+        for question in prompt.asks(place)
     ]
 
 

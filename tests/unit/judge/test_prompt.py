@@ -100,9 +100,29 @@ def test_a_prompt_with_a_clock_reads_so() -> None:
         'Candidate: "Chair"; hardly known\n'
     )
     assert prompt.questions == ("Rate novelty.",)
+    lamp, chair = prompt.candidates
+    # The question repeats the grade it asks for; the chair has none.
     assert prompt.texts() == [
-        prompt.shared + candidate + "Rate novelty." for candidate in prompt.candidates
+        prompt.shared + lamp + "Rate novelty. Grade 0.",
+        prompt.shared + chair + "Rate novelty.",
     ]
+
+
+def test_each_question_repeats_the_grade_of_its_aspect() -> None:
+    (profile, future, novelty, context) = asked_of("Lamp").asks(0)
+    assert profile == "Rate profile relevance. Grade 3."
+    assert future == "Rate future interest. Grade 3."
+    assert novelty == "Rate novelty. Grade 0."
+    assert context == "Rate contextual relevance. Grade 0."
+
+
+def test_a_part_of_a_prompt_asks_the_same_of_fewer(hand_prompt) -> None:
+    whole = hand_prompt(candidates=("a ", "b ", "c "), questions=("x", "y"))
+    whole = dataclasses.replace(
+        whole, hints=(("1", "2"), ("3", "4"), ("5", "6")), shared="-"
+    )
+    assert whole.part(slice(1, 3)).texts() == ["-b x3", "-b y4", "-c x5", "-c y6"]
+    assert whole.part(slice(1, 2), slice(1, 2)).texts() == ["-b y4"]
 
 
 def test_a_prompt_without_a_clock_shows_no_time_and_asks_no_context() -> None:

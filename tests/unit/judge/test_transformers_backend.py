@@ -77,6 +77,18 @@ def test_shares_or_not_the_answers_are_the_same(tiny, backend, prompts) -> None:
     assert tree.usage.seconds > 0
 
 
+def test_bfloat16_answers_nearly_the_same(backend, prompts) -> None:
+    exact, half = backend(), backend(bf16=True)
+    assert half.name == "transformers, bfloat16"
+    gaps = [
+        np.abs(ours - theirs).max()
+        for ours, theirs in zip(
+            half.rate(prompts, LEVELS), exact.rate(prompts, LEVELS), strict=True
+        )
+    ]
+    assert 0 < max(gaps) < 0.05
+
+
 @pytest.mark.parametrize(("max_tokens", "max_candidates"), [(1, 3), (300, 16)])
 def test_answers_do_not_depend_on_how_the_work_is_cut(
     backend, prompts, monkeypatch: pytest.MonkeyPatch, max_tokens, max_candidates
