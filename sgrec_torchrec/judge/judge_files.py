@@ -2,19 +2,25 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sgrec_torchrec.distributed.atomic import sha256_file, write_json
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from sgrec_torchrec.distributed.atomic import atomic_file, sha256_file, write_json
 from sgrec_torchrec.judge.cases import CaseReader
 from sgrec_torchrec.judge.prompt import PromptSettings
+from sgrec_torchrec.logs.judged_users import id_hash
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "judge.json"
 MODEL = "model"
 NETWORK = "aggregator.safetensors"
 WEIGHTS_ADAPTER = "weights_adapter"
+LEARNED = "learned.safetensors"
 FORMS = ("network", "llm")
 
 
@@ -45,11 +51,39 @@ class JudgeFiles:
         """Part B's other form: a LoRA over ``model``."""
         return self.folder / WEIGHTS_ADAPTER
 
+    def check_unlearned(self, user_ids: Sequence[str]) -> None:
+        """The judge has read what these users chose next: it must not judge them.
+
+        Raises:
+            ValueError: naming the first user that it has learned from.
+        """
+        hashes = np.array([id_hash(user_id) for user_id in user_ids], dtype=np.int64)
+        learned = load_file(self.folder / LEARNED)["id_hash"]
+        known = np.flatnonzero(np.isin(hashes, learned))
+        if len(known):
+            raise ValueError(
+                f"the judge in {self.folder} has learned from user "
+                f"{user_ids[known[0]]!r}, and has read what is to be judged: train it "
+                "on labels of this run, or make the candidates with its log.seed"
+            )
+
 
 def write_judge(
-    folder: Path, reader: CaseReader, form: str, settings: dict[str, Any]
+    folder: Path,
+    reader: CaseReader,
+    form: str,
+    settings: dict[str, Any],
+    learned: Iterable[str],
 ) -> None:
-    """Name the judge by its weights, so that two judges' rewards can be told apart."""
+    """Name the judge by its weights, so that two judges' rewards can be told apart.
+
+    Args:
+        learned: ids of the users that it has learned from; kept as sorted 64-bit
+            hashes, 8 bytes each.
+    """
+    hashes = np.array(sorted({id_hash(user_id) for user_id in learned}), np.int64)
+    with atomic_file(folder / LEARNED) as temporary:
+        save_file({"id_hash": hashes}, temporary)
     sums = {
         path.relative_to(folder).as_posix(): sha256_file(path)
         for path in _weight_files(folder, form)
@@ -114,4 +148,4 @@ def _weight_files(folder: Path, form: str) -> list[Path]:
     )
     # Its tokenizer, template and settings decide what it says as much as its weights.
     model = [path for path in sorted((folder / MODEL).rglob("*")) if path.is_file()]
-    return [*model, *part_b]
+    return [*model, *part_b, folder / LEARNED]

@@ -71,7 +71,8 @@ def judge_requests(
         price_per_hour: of the machine, for the cost of a pair; any currency.
 
     Raises:
-        ValueError: where ``out`` holds the judgements of another judge or prompt.
+        ValueError: where ``out`` holds the judgements of another judge or prompt, or
+            where the judge has learned from a user whom it is to judge.
     """
     earlier = _earlier(out, judge)
     for name in TOKENS:  # a backend counts on from call to call
@@ -86,6 +87,7 @@ def judge_requests(
 
     try:
         asked = list(requests)
+        judge.files.check_unlearned([one.user_id for one in asked])
         _check_prefixes(asked, journal)
         _write_users(asked, judge.reader, out)
         left = [rest for one in asked if (rest := _not_judged(one, judge, journal))]

@@ -4,6 +4,7 @@
     JUDGE/sft/, JUDGE/grpo/        adapters, each with its probabilities and log
     JUDGE/model/                   the judge of aspects, merged: any backend loads it
     JUDGE/aggregator.safetensors   Part B
+    JUDGE/learned.safetensors      hashes of the users that it may not judge
     JUDGE/judge.json               what the judge is: model, prompt, settings, sums
     JUDGE/report.json              accuracy, calibration, pair AUC by stage
 
@@ -125,7 +126,8 @@ def train_judge(
         GRPO: stage.reinforced(),
     }
     part_b_log = _learn_weights(stage)
-    write_judge(out, reader, settings.form, asdict(settings))
+    users = {reader.split.user_ids[one.case.user] for one in learn}
+    write_judge(out, reader, settings.form, asdict(settings), users)
     weigh = weigher(open_judge(out), reader)
     weights = weigh([one.case for one in held_out])
     report = _report(reader, held_out, probabilities, weights, baselines)
@@ -202,7 +204,9 @@ class _Stages:
         if not folder.is_dir():
             model, chat = self._base()
             with atomic_folder(folder) as temporary:
-                self._keep(temporary / PROBABILITIES, model, chat, self.held_out)
+                self._keep(
+                    temporary / PROBABILITIES, model, chat, self.held_out, BEFORE
+                )
         return _load(folder / PROBABILITIES)
 
     def supervised(self) -> list[Float32Array]:
@@ -246,7 +250,8 @@ class _Stages:
         if not path.is_file():
             model, tokenizer = load_model(str(self.out / MODEL))
             with atomic_file(path) as temporary:
-                self._keep(temporary, model, Chat.of(tokenizer), cases)
+                chat = Chat.of(tokenizer)
+                self._keep(temporary, model, chat, cases, "weights")
         equal = np.full(len(self.reader.aspects), 1 / len(self.reader.aspects))
         return [
             Judged(case=one, probability_CAS=said, weight_A=equal.astype(np.float32))
@@ -265,11 +270,17 @@ class _Stages:
     def _finish(self, folder: Path, model: Any, chat: Chat, log: list[Figures]) -> None:
         with atomic_folder(folder) as temporary:
             model.save_pretrained(temporary)
-            self._keep(temporary / PROBABILITIES, model, chat, self.held_out)
+            path = temporary / PROBABILITIES
+            self._keep(path, model, chat, self.held_out, folder.name)
             write_json(temporary / LOG, log)
 
     def _keep(
-        self, path: Path, model: Any, chat: Chat, cases: Sequence[LabelledCase]
+        self,
+        path: Path,
+        model: Any,
+        chat: Chat,
+        cases: Sequence[LabelledCase],
+        stage: str,
     ) -> None:
         backend = TransformersBackend(
             model, chat.tokenizer, "training", bf16=self.settings.aspects.bf16
@@ -280,7 +291,7 @@ class _Stages:
                 backend.rate([self.reader.prompt(one.case, asked)], LEVELS)[0]
             )
             for place, one in enumerate(
-                progress(cases, description=f"judging for {path.parent.name}")
+                progress(cases, description=f"judging, {stage}", unit="case")
             )
         }
         save_file(said, path)

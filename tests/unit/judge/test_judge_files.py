@@ -45,15 +45,28 @@ def test_a_judge_is_opened_as_it_was_written(judge: Path, reader) -> None:
     assert files.weights_adapter.parent == judge
 
 
-def test_the_version_names_the_weights(judge: Path, reader) -> None:
+def test_the_version_names_the_weights(judge: Path, reader, labels) -> None:
+    learned = [
+        reader.split.user_ids[one.case.user] for one in labels if not one.is_held_out
+    ]
     first = open_judge(judge).judge_version
-    write_judge(judge, reader, "network", {"other": "settings"})
+    write_judge(judge, reader, "network", {"other": "settings"}, learned)
     assert open_judge(judge).judge_version == first
     changed = bytearray(open_judge(judge).network.read_bytes())
     changed[-1] ^= 1
     open_judge(judge).network.write_bytes(changed)
-    write_judge(judge, reader, "network", {})
+    write_judge(judge, reader, "network", {}, learned)
     assert open_judge(judge).judge_version != first
+
+
+def test_whom_it_has_learned_from_it_may_not_judge(judge: Path, reader, labels) -> None:
+    files, ids = open_judge(judge), reader.split.user_ids
+    learned = {ids[one.case.user] for one in labels if not one.is_held_out}
+    others = sorted(set(ids) - learned)
+    files.check_unlearned(others)
+    one = min(learned)
+    with pytest.raises(ValueError, match=f"has learned from user '{one}'.*log.seed"):
+        files.check_unlearned([*others, one])
 
 
 @pytest.mark.parametrize("name", ["model/model.safetensors", "aggregator.safetensors"])
@@ -81,7 +94,7 @@ def test_a_folder_without_a_judge_says_how_to_make_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format_version": 2}, "format_version is 2"),
+        ({"format_version": 9}, "format_version is 9"),
         ({"format_version": None}, "format_version"),
         ({"judge_version": None}, "judge_version"),
         ({"sha256": None}, "sha256"),
