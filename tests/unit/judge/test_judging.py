@@ -55,11 +55,13 @@ class Counted(TransformersBackend):
 
 
 @pytest.fixture
-def requests(reader: CaseReader, next_case) -> list[Request]:
-    """Seven users of two to four candidates."""
+def requests(reader: CaseReader, next_case, labels) -> list[Request]:
+    """Seven users of two to four candidates, none of them one that taught the judge."""
+    learned = {one.case.user for one in labels if not one.is_held_out}
+    others = [u for u in range(len(reader.split.user_ids)) if u not in learned]
     made = []
-    for user in range(NUM_USERS):
-        items = tuple((user * 3 + n) % 30 for n in range(2 + user % 3))
+    for nth, user in enumerate(others[:NUM_USERS]):
+        items = tuple((nth * 3 + n) % 30 for n in range(2 + nth % 3))
         case = next_case(reader, user, items)
         made.append(
             Request(
