@@ -27,6 +27,7 @@ LIKENESS = f"Candidates come with grades of likeness from 0 to {MAX_GRADE}. "
 GUIDE = "Rate by one digit from {low} (low) to {high} (high): {aspects}."
 RATE = "Rate {words}."
 GRADE = " Grade {grade}."
+GRADE_AND_FAME = " Grade {grade}, {fame}."
 WEIGH = "Rate how much {words} matters to this person."
 WRITE = "Answer with JSON: one sentence of evidence and a level for each aspect."
 FAME = ("hardly known", "little known", "known", "well known", "very well known")
@@ -54,7 +55,17 @@ class PromptSettings:
     def version(self, aspects: tuple[Aspect, ...]) -> str:
         """Names the words, the settings and the aspects, as ``v1-4f2a90``."""
         whole = [asdict(self), [asdict(a) for a in aspects], SYSTEM]
-        whole += [LIKENESS, GUIDE, RATE, GRADE, WEIGH, WRITE, LEVELS, FAME]
+        whole += [
+            LIKENESS,
+            GUIDE,
+            RATE,
+            GRADE,
+            GRADE_AND_FAME,
+            WEIGH,
+            WRITE,
+            LEVELS,
+            FAME,
+        ]
         digest = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
         return f"v{VERSION}-{digest[:6]}"
 
@@ -279,11 +290,16 @@ def _likeness(shown: ShownLikeness, settings: PromptSettings) -> str:
 
 
 def _hints(item: ShownItem, aspects: tuple[str, ...]) -> tuple[str, ...]:
-    # Where the answer is to be given, a small model need not look for its grade.
+    # Where the answer is to be given, a small model need not look for what decides it.
     grades = {} if item.likeness is None else item.likeness.grades
-    return tuple(
-        GRADE.format(grade=grades[name]) if name in grades else "" for name in aspects
-    )
+    hints = dict.fromkeys(aspects, "") | {
+        name: GRADE.format(grade=grade) for name, grade in grades.items()
+    }
+    if grades and item.fame is not None:
+        hints["future_interest"] = GRADE_AND_FAME.format(
+            grade=grades["future_interest"], fame=FAME[item.fame]
+        )
+    return tuple(hints[name] for name in aspects)
 
 
 def _kinds(kinds: Sequence[str], settings: PromptSettings) -> str:
