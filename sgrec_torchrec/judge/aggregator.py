@@ -43,10 +43,10 @@ class AggregatorTraining:
     """How Part B is trained."""
 
     hidden: int = 32
-    num_passes: int = 20
+    num_passes: int = 60
     """Over the users with trade-off pairs, of the small network."""
     batch_size: int = 16
-    lr: float = 3e-3
+    lr: float = 1e-2
     num_draws: int = 32
     """G."""
     kl_weight: float = 0.02
