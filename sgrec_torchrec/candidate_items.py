@@ -33,6 +33,7 @@ from sgrec_torchrec.schema import (
 SOURCES = ("next", "beam", "rollout", "hard_negative", "easy_negative")
 """An item that several of them name is listed under the first."""
 NO_RANK = -1
+DEFAULT_SHARE = 0.05
 DRAWS_PER_NEGATIVE = 64
 """Draws for an easy negative before it is given up: most may be items of the user."""
 BATCH_USERS = 512
@@ -56,8 +57,12 @@ USER_COLUMNS: dict[str, Any] = {
 class CandidateConfig:
     """Who is judged, and what on."""
 
-    share: float = 0.05
+    share: float = DEFAULT_SHARE
     """Of the eligible users, in (0, 1]: so many are judged if as many are live."""
+    keep_dead: bool = False
+    """Judge a user also if no rollout is the next item: the first by the hash."""
+    max_users: int | None = None
+    """Judged users at most, whatever the share."""
     num_rollouts: int = 16
     """G: items of a group, drawn without replacement at temperature 1."""
     beam: int = 16
@@ -84,6 +89,7 @@ class CandidateConfig:
             beam=(0, 4096),
             hard=(0, 4096),
             easy=(0, 4096),
+            max_users=(1, 1 << 31),
             max_per_user=(1, 1 << 20),
         )
 

@@ -6,6 +6,10 @@ user) and ``manifest.json``. All ranks work together:
 
     sgrec candidates runs/movielens
     torchrun --nproc-per-node 2 --no-python sgrec candidates runs/movielens
+    sgrec candidates runs/movielens --every-user --max-users 500 --beam 64
+
+The last one makes a pool that judges all of a user's likely rollouts: what a small
+share of judged users is measured against.
 
 Letters: U users, E prompts (one an eligible user), B prompts of a batch, G rollouts, W
 items of a search, D width.
@@ -86,6 +90,7 @@ class Judged:
     prompts: EvalRows
     rollout_EG: Int32Array
     """-1 where the catalogue has no more items."""
+    num_live: int
     num_eligible: int
     num_wanted: int
     num_looked_at: int
@@ -178,11 +183,12 @@ def draw_judged(trained: Trained, settings: CandidateConfig) -> Judged:
     """Roll users out in the order of a hash until enough of them are live.
 
     Live: the group of rollouts holds the target. The first ``num_wanted`` live users in
-    that order are taken, whatever the batch size or the number of ranks, and nobody
-    after them is looked at. All ranks call together and get the same.
+    that order are taken (with ``keep_dead`` the first users), whatever the batch size
+    or the number of ranks, and nobody after them is looked at. All ranks call together
+    and get the same.
 
     Raises:
-        ValueError: where no user is eligible, or none is live.
+        ValueError: where no user is eligible, or none of them may be taken.
     """
     split, config = trained.split, trained.config
     prompts = eligible_prompts(split, config.log.seed, config.log.max_history)
@@ -196,33 +202,42 @@ def draw_judged(trained: Trained, settings: CandidateConfig) -> Judged:
     prompts = prompts.take(order)
     noise_E = hash64(seed, CANDIDATE, key_E[order], 0).view(np.int64)
     roll_out = _roll_out(trained, settings.num_rollouts, noise_E)
-    # The product may round up: 0.07 * 100 would make 8 users.
-    num_wanted = max(1, math.ceil(settings.share * len(prompts) - 1e-9))
-    live, groups, num_live, num_looked_at = [], [], 0, 0
+    num_wanted = _num_wanted(settings, len(prompts))
+    judged, groups = [], []
+    num_judged, num_live, num_looked_at = 0, 0, 0
     for first, item_BG in _searched(trained, prompts, roll_out, "rollouts"):
         target_B = prompts.target_E[first : first + len(item_BG)]
         is_live_B = (item_BG == target_B[:, None]).any(axis=1)
-        taken = np.flatnonzero(is_live_B)[: num_wanted - num_live]
-        live.append(first + taken)
+        may_take_B = is_live_B | settings.keep_dead
+        taken = np.flatnonzero(may_take_B)[: num_wanted - num_judged]
+        judged.append(first + taken)
         groups.append(item_BG[taken])
-        num_live += len(taken)
+        num_judged += len(taken)
+        num_live += int(is_live_B[taken].sum())
         num_looked_at = first + len(item_BG)
-        if num_live == num_wanted:
-            num_looked_at = int(live[-1][-1]) + 1
+        if num_judged == num_wanted:
+            num_looked_at = int(judged[-1][-1]) + 1
             break
-    if not num_live:
+    if not num_judged:
         raise ValueError(
             f"none of {len(prompts)} eligible users is live: no group of "
             f"{settings.num_rollouts} rollouts holds the next item; raise "
-            "--num-rollouts, or train the run for longer"
+            "--num-rollouts, train the run for longer, or judge with --every-user"
         )
     return Judged(
-        prompts=prompts.take(np.concatenate(live)),
+        prompts=prompts.take(np.concatenate(judged)),
         rollout_EG=np.concatenate(groups),
+        num_live=num_live,
         num_eligible=len(prompts),
         num_wanted=num_wanted,
         num_looked_at=num_looked_at,
     )
+
+
+def _num_wanted(settings: CandidateConfig, num_eligible: int) -> int:
+    # The product may round up: 0.07 * 100 would make 8 users.
+    num_wanted = max(1, math.ceil(settings.share * num_eligible - 1e-9))
+    return min(num_wanted, settings.max_users or num_wanted)
 
 
 def _roll_out(trained: Trained, num_rollouts: int, noise_E: Int64Array) -> Search:
@@ -328,7 +343,7 @@ def _manifest(
     counts: dict[str, int],
 ) -> dict[str, Any]:
     """All but the files. Nothing here depends on the number of ranks or the time."""
-    config, num_live = trained.config, len(judged.prompts)
+    config = trained.config
     return {
         "format_version": FORMAT_VERSION,
         "run": str(config.run_dir.resolve()),
@@ -346,11 +361,11 @@ def _manifest(
             "eligible": judged.num_eligible,
             "wanted": judged.num_wanted,
             "looked_at": judged.num_looked_at,
-            "live": num_live,
-            "dead": judged.num_looked_at - num_live,
-            "judged": num_live,
+            "live": judged.num_live,
+            "dead": judged.num_looked_at - judged.num_live,
+            "judged": len(judged.prompts),
         },
-        "live_share": num_live / judged.num_looked_at,
+        "live_share": judged.num_live / judged.num_looked_at,
         "pairs": {"all": sum(counts.values()), **counts},
     }
 

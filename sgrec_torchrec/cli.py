@@ -192,7 +192,16 @@ def candidates(
     out: Annotated[
         Path | None, typer.Option(help="Folder to write; RUN_DIR/candidates if left.")
     ] = None,
-    share: Annotated[float, typer.Option(help="Of the eligible users, judged.")] = 0.05,
+    share: Annotated[
+        float | None,
+        typer.Option(help="Of the eligible users, judged if live; .05 if left."),
+    ] = None,
+    every_user: Annotated[
+        bool, typer.Option(help="All eligible users, those without a hit too.")
+    ] = False,
+    max_users: Annotated[
+        int | None, typer.Option(help="Judged users at most, drawn by a hash.")
+    ] = None,
     num_rollouts: Annotated[int, typer.Option(help="Rollouts of a user.")] = 16,
     beam: Annotated[int, typer.Option(help="Best items of the beam.")] = 16,
     hard: Annotated[int, typer.Option(help="Negatives by the item graph.")] = 4,
@@ -205,12 +214,19 @@ def candidates(
     ] = None,
 ) -> None:
     """Write the (user, item) pairs that a judge will judge, by the best checkpoint."""
-    from sgrec_torchrec.candidate_items import CandidateConfig
+    from sgrec_torchrec.candidate_items import DEFAULT_SHARE, CandidateConfig
     from sgrec_torchrec.candidates import write_candidates
     from sgrec_torchrec.distributed.launch import process_group
 
+    if every_user and share is not None:
+        raise ValueError(
+            "--every-user asks for all eligible users: leave out --share, or bound "
+            "them with --max-users"
+        )
     settings = CandidateConfig(
-        share=share,
+        share=1.0 if every_user else DEFAULT_SHARE if share is None else share,
+        keep_dead=every_user,
+        max_users=max_users,
         num_rollouts=num_rollouts,
         beam=beam,
         hard=hard,

@@ -179,6 +179,8 @@ def test_share_out_of_range_is_refused(share: float) -> None:
 def test_other_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"candidates\.num_rollouts = 0"):
         CandidateConfig(num_rollouts=0)
+    with pytest.raises(ValueError, match=r"candidates\.max_users = 0"):
+        CandidateConfig(max_users=0)
 
 
 def test_folder_of_other_files_is_not_replaced(tmp_path) -> None:

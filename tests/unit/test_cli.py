@@ -180,3 +180,21 @@ def test_compare_prints_differences_of_two_runs(
     assert "no-such-run" in last_error(capsys)
     assert sgrec("compare", finished_run, finished_run, "--system", "oracle") == 2
     assert "hits-oracle.parquet" in last_error(capsys)
+
+
+def test_candidates_of_every_user_within_a_bound(
+    sgrec: Sgrec, finished_run: Path, tmp_path, capsys
+) -> None:
+    out = tmp_path / "pool"
+    words = ("candidates", finished_run, "--out", out, "--every-user")
+    assert sgrec(*words, "--max-users", 9, "--beam", 12) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["settings"]["share"] == 1.0
+    assert manifest["settings"]["keep_dead"] is True
+    assert manifest["users"]["judged"] == 9
+    assert sgrec(*words, "--share", 0.5) == 2
+    assert "leave out --share" in last_error(capsys)
+    assert sgrec("candidates", finished_run, "--out", tmp_path / "five") == 0
+    few = json.loads((tmp_path / "five" / "manifest.json").read_text())
+    assert few["settings"]["share"] == 0.05
+    assert few["settings"]["keep_dead"] is False
