@@ -166,8 +166,24 @@ def _step(aligner: Aligner, prompt_B: Int64Array, step: int) -> StepFigures:
         for _ in range(settings.updates_per_rollout)
     ]
     return step_figures(
-        rolled, stats, judged_BG, is_good_B, r_biz_BG, outputs[-1], has_own=has_own
+        rolled,
+        stats,
+        judged_BG,
+        _is_in_table(aligner, group, judged_BG),
+        is_good_B,
+        r_biz_BG,
+        outputs[-1],
+        has_own=has_own,
     )
+
+
+def _is_in_table(aligner: Aligner, group: Group, judged_BG: Tensor) -> Tensor:
+    """bool [B]: does the table hold the prompt's user, be it for other items?"""
+    is_judged_E = getattr(aligner.semantic, "is_judged_E", None)
+    if is_judged_E is None:
+        # A reward of another kind tells by its answers alone.
+        return judged_BG.any(1)
+    return torch.from_numpy(is_judged_E[group.prompt_B])
 
 
 def _roll_out(aligner: Aligner, prompt_B: Int64Array, step: int) -> RolledOut:

@@ -12,11 +12,12 @@ from sgrec_torchrec.a2po.reward import (
     BusinessReward,
     JudgedReward,
     SemanticReward,
-    next_item_reward,
-    open_semantics,
+    business_reward,
+    open_table,
+    semantic_reward,
 )
 from sgrec_torchrec.a2po.rollout import frozen_copy
-from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.config import AlignConfig, RunConfig
 from sgrec_torchrec.distributed.atomic import sha256_file
 from sgrec_torchrec.distributed.checkpoint import (
     FREE_FIELDS,
@@ -43,6 +44,7 @@ FREE = (
     "align.keep_checkpoints",
     "align.patience",
     "align.table",
+    "align.business_table",
 )
 """Settings that may differ when post-training goes on."""
 
@@ -62,7 +64,7 @@ class AlignState:
     stale_validations: int = 0
     has_collapsed: bool = False
     made_of: str = ""
-    """Names the pretrained weights and the reward table."""
+    """Names the pretrained weights and the reward tables."""
 
     def is_over(self, patience: int) -> bool:
         """Has the policy collapsed, or not got better for so many validations?"""
@@ -85,7 +87,7 @@ class Aligner:
     config: RunConfig
     ranks: Ranks
     made_of: str
-    """Names the pretrained weights and the reward table: a change of either ends what
+    """Names the pretrained weights and the reward tables: a change of any ends what
     was post-trained with the old ones."""
 
     @property
@@ -110,9 +112,28 @@ def check_rewards(split: SplitLog, config: RunConfig) -> None:
         FileNotFoundError, ValueError: as ``build_aligner``.
     """
     if config.align.num_steps:
-        prompts = post_training_prompts(split, config)
-        settings = config.align
-        open_semantics(settings.table, split, prompts, settings.max_age_events)
+        open_rewards(split, config)
+
+
+def open_rewards(
+    split: SplitLog, config: RunConfig
+) -> tuple[Prompts, BusinessReward, SemanticReward]:
+    """The prompts, and what the settings say of their rewards. No communication.
+
+    Raises:
+        FileNotFoundError, ValueError: where a table cannot serve this log.
+    """
+    settings = config.align
+    judged = open_table(settings.table)
+    prompts = post_training_prompts(split, config, judged)
+    return (
+        prompts,
+        business_reward(
+            *(open_table(settings.business_table), split, prompts),
+            settings.missing_business,
+        ),
+        semantic_reward(judged, split, prompts, settings.max_age_events),
+    )
 
 
 def build_aligner(
@@ -120,7 +141,7 @@ def build_aligner(
     split: SplitLog,
     tokens: ItemTokens,
     ranks: Ranks,
-    business: BusinessReward = next_item_reward,
+    business: BusinessReward | None = None,
     semantic: SemanticReward | None = None,
 ) -> Aligner:
     """Freeze a copy of the policy as it stands and give it an optimizer of its own.
@@ -130,18 +151,17 @@ def build_aligner(
 
     Args:
         trainee: holds the pretrained weights.
+        business: None opens ``align.business_table``, or takes the next item.
         semantic: None opens ``align.table``, or goes without.
 
     Raises:
-        FileNotFoundError, ValueError: where the table cannot serve this log.
+        FileNotFoundError, ValueError: where a table cannot serve this log.
     """
     config = trainee.config
     settings = config.align
-    prompts = post_training_prompts(split, config)
-    if semantic is None:
-        semantic = open_semantics(
-            settings.table, split, prompts, settings.max_age_events
-        )
+    prompts, set_business, set_semantic = open_rewards(split, config)
+    business = set_business if business is None else business
+    semantic = set_semantic if semantic is None else semantic
     if is_main_rank():
         print(_what_judges(semantic, prompts))
     return Aligner(
@@ -161,7 +181,7 @@ def build_aligner(
         semantic=semantic,
         config=config,
         ranks=ranks,
-        made_of=_made_of(trainee, semantic),
+        made_of=made_of(trainee, settings),
     )
 
 
@@ -177,13 +197,21 @@ def _what_judges(semantic: SemanticReward, prompts: Prompts) -> str:
     )
 
 
-def _made_of(trainee: Trainee, semantic: SemanticReward) -> str:
-    """Sums of the two manifests, which hold the sums of all else."""
-    pretrained = latest_checkpoint(trainee.best)
-    paths = [] if pretrained is None else [pretrained / CHECKPOINT_MANIFEST]
-    if isinstance(semantic, JudgedReward):
-        paths.append(semantic.table.folder / TABLE_MANIFEST)
-    return "-".join(sha256_file(path)[:16] for path in paths)
+def made_of(trainee: Trainee, settings: AlignConfig) -> str:
+    """Sums of the manifests of weights and tables, which hold the sums of all else."""
+    pretrained, parts = latest_checkpoint(trainee.best), []
+    if pretrained is not None:
+        parts.append(sha256_file(pretrained / CHECKPOINT_MANIFEST)[:16])
+    if settings.table is not None:
+        parts.append(table_sum(settings.table)[:16])
+    if settings.business_table is not None:
+        parts.append(f"business-{table_sum(settings.business_table)[:16]}")
+    return "-".join(parts)
+
+
+def table_sum(folder: str) -> str:
+    """SHA-256 of a reward table's manifest, which holds the sums of its files."""
+    return sha256_file(Path(folder) / TABLE_MANIFEST)
 
 
 def is_current(aligner: Aligner, name: str) -> bool:

@@ -29,22 +29,36 @@ def step_figures(
     rolled: RolledOut,
     stats: AdvantageStats,
     judged_BG: Tensor,
+    in_table_B: Tensor,
     is_good_B: Tensor,
     r_biz_BG: Tensor,
     output: PolicyOutput | None,
     *,
     has_own: bool,
 ) -> StepFigures:
-    """This rank's figures of a step; a rank without prompts of its own counts none."""
+    """This rank's figures of a step; a rank without prompts of its own counts none.
+
+    Args:
+        in_table_B: bool, prompts of which the table holds some judgement:
+            ``live_in_table`` is the share of them with a live group,
+            ``missed_rollouts`` that of their rollouts that were not judged.
+    """
     num = len(is_good_B) * has_own
     judged_live = stats.is_judged_B & stats.is_live_B
     spoken = float((judged_BG & judged_live[:, None]).sum()) * has_own
-    empty = float((rolled.rollout.item_BG < 0).float().mean())
+    is_real_BG = (rolled.rollout.item_BG >= 0).cpu()
+    empty = 1 - float(is_real_BG.float().mean())
+    asked_BG = is_real_BG & in_table_B[:, None]
+    in_table, asked = (float(part.sum()) * has_own for part in (in_table_B, asked_BG))
+    live, missed = in_table_B & stats.is_live_B, asked_BG & ~judged_BG
     sums = {
         "reward": (float(r_biz_BG.mean()) * num, num),
         "dead_share": (stats.dead_share * num, num),
         "dropped_share": (float((~is_good_B).sum()) * has_own, num),
         "judged_share": (float(judged_live.sum()) * has_own, num),
+        "in_table_share": (in_table, num),
+        "live_in_table": (float(live.sum()) * has_own, in_table),
+        "missed_rollouts": (float(missed.sum()) * has_own, asked),
         "judged_rollouts": (float(judged_BG.float().mean()) * num, num),
         "empty_slots": (empty * num, num),
         "same_sign_share": (stats.same_sign_share * spoken, spoken),

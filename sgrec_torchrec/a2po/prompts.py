@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.logs.hashing import PROMPT, hash64
-from sgrec_torchrec.logs.prompts import eligible_targets
+from sgrec_torchrec.logs.prompts import eligible_targets, prompts_after
+from sgrec_torchrec.reward_table import RewardTable
 from sgrec_torchrec.schema import EvalRows, Float32Array, Int64Array, SplitLog
 
 
@@ -37,28 +38,53 @@ class Prompts:
         return self.rows.history_end_E
 
 
-def post_training_prompts(split: SplitLog, config: RunConfig) -> Prompts:
+def post_training_prompts(
+    split: SplitLog, config: RunConfig, table: RewardTable | None = None
+) -> Prompts:
     """Each post-training user's newest targets of the train period, oldest first.
 
-    A target has at least one event in an earlier basket. Time and memory grow with
-    users times ``align.prompts_per_user``.
+    A target has at least one event in an earlier basket. With ``align.prompts`` =
+    judged each judged user's one target after the prefix that ``table`` names. Time and
+    memory grow with users times ``align.prompts_per_user``.
 
     Raises:
-        ValueError: where no user has one.
+        ValueError: where no user has one, or judged ones are asked of no table.
     """
-    sequences, settings = split.sequences, config.align
-    rows, row_E = eligible_targets(
-        split, config.log.seed, config.log.max_history, settings.prompts_per_user
-    )
+    sequences, settings, log = split.sequences, config.align, config.log
+    if settings.prompts == "judged":
+        as_of_U = _judged_prefixes(split, table)
+        rows, row_E = prompts_after(split, log.seed, log.max_history, as_of_U)
+    else:
+        rows, row_E = eligible_targets(
+            split, log.seed, log.max_history, settings.prompts_per_user
+        )
     if not len(rows):
         raise ValueError(
-            "no user has a prompt for post-training: a train period of two baskets or "
-            "more, of a user that the judge has not learned from"
+            "no user has a prompt for post-training: "
+            + (
+                "none of the users in align.table was judged before a basket of this "
+                "log's train period; judge candidates of this run, or set "
+                "align.prompts=newest"
+                if settings.prompts == "judged"
+                else "a train period of two baskets or more, of a user that the judge "
+                "has not learned from"
+            )
         )
     weight_E = np.ones(len(rows), dtype=np.float32)
     if sequences.has_value:
         weight_E = _value_weights(sequences.values_R[row_E], settings.max_value_weight)
     return Prompts(rows=rows, value_weight_E=weight_E)
+
+
+def _judged_prefixes(split: SplitLog, table: RewardTable | None) -> Int64Array:
+    """int64 [U]: after how many events each user was judged, else -1."""
+    if table is None:
+        raise ValueError(
+            "align.prompts = judged needs the judge's table: name its folder by "
+            "align.table, or set align.prompts=newest"
+        )
+    position_U: Int64Array = table.as_of(split.user_ids)[0]
+    return position_U
 
 
 def _value_weights(value_E: Float32Array, largest: float) -> Float32Array:

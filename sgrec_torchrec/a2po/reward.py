@@ -17,6 +17,9 @@ from sgrec_torchrec.logs.judged_users import prefix_hash
 from sgrec_torchrec.reward_table import MissLog, RewardTable
 from sgrec_torchrec.schema import Int64Array, SplitLog
 
+CHECKED_AT_ONCE = 4096
+"""Pairs, when a table of business rewards is looked over."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
@@ -95,8 +98,8 @@ class TableReward:
             place = int(lacking[0])
             raise ValueError(
                 f"no business reward for user {users[place]!r} and item "
-                f"{items[place]!r}: add it to the table, or give a reward for missing "
-                "pairs"
+                f"{items[place]!r} in {self.table.folder}: add it to the table, or say "
+                "what a missing pair earns (align.missing_business)"
             )
         filled = np.where(found_N, reward_N, self.missing or 0.0).astype(np.float32)
         filled[~is_real_N] = 0.0
@@ -163,19 +166,40 @@ def no_semantics(group: Group) -> tuple[Tensor, Tensor]:
     return zero, zero.bool()
 
 
-def open_semantics(
-    folder: str | None, split: SplitLog, prompts: Prompts, max_age_events: int
+def semantic_reward(
+    table: RewardTable | None, split: SplitLog, prompts: Prompts, max_age_events: int
 ) -> SemanticReward:
-    """``JudgedReward`` over the table in ``folder``, or ``no_semantics``."""
-    if folder is None:
+    """``JudgedReward`` that logs its misses, or ``no_semantics`` without a table."""
+    if table is None:
         return no_semantics
     return JudgedReward(
-        RewardTable.open(Path(folder)),
-        split,
-        prompts,
-        max_age_events=max_age_events,
-        misses=MissLog(),
+        table, split, prompts, max_age_events=max_age_events, misses=MissLog()
     )
+
+
+def business_reward(
+    table: RewardTable | None, split: SplitLog, prompts: Prompts, missing: float | None
+) -> BusinessReward:
+    """``TableReward``, or ``next_item_reward`` without a table.
+
+    Raises:
+        ValueError: where the table has not even the prompts' own targets, and
+            ``missing`` does not say what such a pair earns.
+    """
+    if table is None:
+        return next_item_reward
+    reward = TableReward(table, split, prompts, missing)
+    for start in range(0, len(prompts), CHECKED_AT_ONCE):
+        prompt_B = np.arange(start, min(start + CHECKED_AT_ONCE, len(prompts)))
+        target_B = torch.from_numpy(prompts.rows.target_E[prompt_B]).long()
+        # Asking is checking: a dense table holds what really followed.
+        reward(Group(prompt_B=prompt_B, item_BG=target_B[:, None], target_B=target_B))
+    return reward
+
+
+def open_table(folder: str | None) -> RewardTable | None:
+    """The table in a folder that a setting names; None for none."""
+    return None if folder is None else RewardTable.open(Path(folder))
 
 
 def finite_groups(

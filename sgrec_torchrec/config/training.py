@@ -105,8 +105,11 @@ class AlignConfig:
     rollouts: str = "sample"
     """sample (without replacement) or beam."""
     temperature: float = 1.0
+    prompts: str = "newest"
+    """newest, or judged: of each user in ``table`` the prefix that was judged, and of
+    no other user anything."""
     prompts_per_user: int = 8
-    """Newest targets of a user's train period that are asked again."""
+    """newest: so many targets of a user's train period are asked again."""
     updates_per_rollout: int = 1
     """Optimizer steps on the same rollouts; beyond one the ratio is clipped."""
     lr: float = 1e-4
@@ -120,7 +123,12 @@ class AlignConfig:
     eps: float = 1e-8
     """Added to deviations."""
     table: str | None = None
-    """Folder of the reward table. None: business reward alone."""
+    """Folder of the judge's reward table. None: business reward alone."""
+    business_table: str | None = None
+    """Folder of a reward table with what a pair earns, as eCPM. None: next item."""
+    missing_business: float | None = None
+    """What a pair earns that ``business_table`` lacks. None: such a pair is an error.
+    """
     max_age_events: int = 0
     """A judgement serves prompts that are at most so many events later than what the
     judge saw."""
@@ -140,6 +148,7 @@ class AlignConfig:
 
     def __post_init__(self) -> None:
         check_choice("align.fusion", self.fusion, FUSIONS)
+        check_choice("align.prompts", self.prompts, ("newest", "judged"))
         check_choice("align.rollouts", self.rollouts, ("sample", "beam"))
         check_fields(
             "align",
@@ -157,6 +166,7 @@ class AlignConfig:
             clip=(0, 1),
             kl_weight=(0, 100),
             eps=(0, 1),
+            missing_business=(-1e30, 1e30),
             max_age_events=(0, 1 << 31),
             max_value_weight=(1, 1e6),
             valid_every_steps=(1, 1 << 31),

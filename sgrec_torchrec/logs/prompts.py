@@ -40,17 +40,67 @@ def eligible_targets(
         users.append(user[kept])
         rows.append(row[kept])
         as_ofs.append(as_of[kept])
-    order = np.argsort(np.concatenate(rows), kind="stable")
-    row_E = np.concatenate(rows)[order]
-    end_E = np.concatenate(as_ofs)[order].astype(np.int32)
+    user_E, row_E = np.concatenate(users), np.concatenate(rows)
+    return _prompts(sequences, user_E, row_E, np.concatenate(as_ofs), max_history)
+
+
+def prompts_after(
+    split: SplitLog, seed: int, max_history: int, as_of_U: Int64Array
+) -> tuple[EvalRows, Int64Array]:
+    """The prompt of each user after a given prefix: ``eligible_targets`` of those.
+
+    Its target is the last event of the basket that follows, as in
+    ``eligible_prompts``. A user whose prefix does not end before a basket of the train
+    period gives none. No ranks communicate.
+
+    Args:
+        as_of_U: int64 [U], the number of events of the prefix; -1 for no prompt.
+
+    Returns:
+        The prompts, and the log's row of each target, int64 [E].
+    """
+    sequences = split.sequences
+    is_asked_U = (as_of_U > 0) & (as_of_U < sequences.train_end_U)
+    user = np.flatnonzero(is_asked_U & ~is_label_user(split.user_ids, seed))
+    first, as_of = sequences.offsets_U1[user], as_of_U[user]
+    start, end = first + as_of, first + sequences.train_end_U[user]
+    is_cut = sequences.timestamps_R[start] != sequences.timestamps_R[start - 1]
+    user, as_of, start, end = (part[is_cut] for part in (user, as_of, start, end))
+    row = _basket_ends(sequences, start, end)
+    return _prompts(sequences, user, row, as_of, max_history)
+
+
+def _prompts(
+    sequences: Sequences,
+    user_E: Int64Array,
+    row_E: Int64Array,
+    as_of_E: Int64Array,
+    max_history: int,
+) -> tuple[EvalRows, Int64Array]:
+    """Prompts in the order of their targets' rows, and those rows."""
+    order = np.argsort(row_E, kind="stable")
+    row_E, end_E = row_E[order], as_of_E[order].astype(np.int32)
     prompts = EvalRows(
-        user_E=np.concatenate(users)[order],
+        user_E=user_E[order],
         history_start_E=np.zeros_like(end_E),
         history_end_E=end_E,
         target_E=sequences.items_R[row_E],
         target_timestamp_E=sequences.timestamps_R[row_E],
     )
     return prompts.with_history(max_history), row_E
+
+
+def _basket_ends(
+    sequences: Sequences, start: Int64Array, end: Int64Array
+) -> Int64Array:
+    """The last row, before ``end``, of the basket that begins at ``start``."""
+    last, going = start.copy(), np.arange(len(start))
+    while len(going):
+        going = going[last[going] + 1 < end[going]]
+        times = sequences.timestamps_R[last[going] + 1]
+        going = going[times == sequences.timestamps_R[start[going]]]
+        last[going] += 1
+    return last
 
 
 def _basket_starts(

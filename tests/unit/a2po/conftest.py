@@ -16,7 +16,6 @@ from torch import Tensor
 from sgrec_torchrec.a2po.align import align
 from sgrec_torchrec.a2po.aligner import FOLDER, Aligner, AlignState, build_aligner
 from sgrec_torchrec.a2po.prompts import post_training_prompts
-from sgrec_torchrec.a2po.reward import next_item_reward
 from sgrec_torchrec.config import AlignConfig, RunConfig
 from sgrec_torchrec.distributed.tracking import MetricLine, read_metrics
 from sgrec_torchrec.evaluation.generate import Ranker
@@ -183,7 +182,7 @@ def pretrained(finished_ranker: Ranker) -> Weights:
 def try_in(finished_ranker: Ranker, pretrained: Weights) -> Callable[..., Trial]:
     """try_in(folder, business, semantic, **align settings) -> Trial, not run yet."""
 
-    def make(folder: Path, business=next_item_reward, semantic=None, **align) -> Trial:
+    def make(folder: Path, business=None, semantic=None, **align) -> Trial:
         ranker = finished_ranker
         settings = AlignConfig(**(SMALL | align))
         config = replace(ranker.config, out_dir=str(folder), align=settings)

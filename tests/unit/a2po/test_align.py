@@ -12,6 +12,7 @@ from sgrec_torchrec.a2po import align as loop
 from sgrec_torchrec.a2po.advantage import FUSIONS
 from sgrec_torchrec.a2po.aligner import BEST, NEWEST
 from sgrec_torchrec.a2po.reward import Group, next_item_reward
+from sgrec_torchrec.reward_table import RewardTable
 
 
 def test_validations_are_noted_with_the_pretrained_one_first(finished) -> None:
@@ -49,6 +50,12 @@ def test_judgements_reach_the_steps_and_misses_are_logged(finished) -> None:
     misses = finished.aligner.semantic.misses
     assert 0 < misses.num_missing < misses.num_asked
     assert len(misses) > 0
+    shares = [finished.figures(name) for name in ("in_table_share", "missed_rollouts")]
+    # 16 prompts a step of 8 rollouts: the table was asked for those of its users.
+    asked = sum(share * 16 * 8 for share in shares[0])
+    assert misses.num_asked == pytest.approx(asked)
+    missed = sum(a * b * 16 * 8 for a, b in zip(*shares, strict=True))
+    assert misses.num_missing == pytest.approx(missed)
 
 
 def test_guards_are_quiet_in_a_healthy_run(finished) -> None:
@@ -213,6 +220,19 @@ def test_every_fusion_runs(trial, fusion: str) -> None:
     is_bound = fusion in ("a2po", "grpo")
     assert (sum(made.figures("bound_violations")) == 0) == is_bound
     assert np.mean(made.figures("judged_share")) > 0
+
+
+def test_judged_prompts_are_asked_and_no_others(trial, table) -> None:
+    made = trial(num_steps=2, prompts="judged", table=str(table))
+    aligner = made.aligner
+    assert aligner.semantic.is_judged_E.all()
+    users = aligner.prompts.rows.user_E
+    judged = RewardTable.open(table).as_of(aligner.split.user_ids)[2]
+    assert sorted(users.tolist()) == judged.nonzero()[0].tolist()
+    made.run()
+    assert made.figures("in_table_share") == [1.0, 1.0]
+    # Every other item is judged: the rest are misses.
+    assert all(0 < share < 1 for share in made.figures("missed_rollouts"))
 
 
 def test_several_updates_learn_from_the_same_rollouts(trial) -> None:

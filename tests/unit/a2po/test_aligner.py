@@ -1,10 +1,19 @@
 """What post-training leaves in files: it goes on exactly, and ships, from them."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sgrec_torchrec.a2po import align as loop
-from sgrec_torchrec.a2po.aligner import BEST, NEWEST, is_current, restore_aligned
+from sgrec_torchrec.a2po.aligner import (
+    BEST,
+    NEWEST,
+    is_current,
+    restore_aligned,
+    table_sum,
+)
 from sgrec_torchrec.evaluation.offline import validation_ndcg
+from sgrec_torchrec.reward_table import build_reward_table
 
 
 class InterruptedRunError(Exception):
@@ -119,3 +128,27 @@ def test_run_without_validation_ships_its_last_step(trial) -> None:
 def test_table_that_is_not_there_is_an_error_before_any_step(trial, tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="no-table"):
         trial(table=str(tmp_path / "no-table"))
+
+
+def test_business_table_pays_the_rollouts_and_names_what_is_made_of_it(
+    trial, finished_ranker, tmp_path
+) -> None:
+    split = finished_ranker.split
+    users, items = split.user_ids, split.catalogue.item_ids
+    price = {item: number / len(items) for number, item in enumerate(items)}
+    rows = [(user, item, price[item]) for user in users for item in items]
+    names = ("user_id", "item_id", "reward")
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    columns["reward"] = pa.array(columns["reward"], pa.float32())
+    pq.write_table(pa.table(columns), tmp_path / "priced.parquet")
+    folder = tmp_path / "priced"
+    build_reward_table(tmp_path / "priced.parquet", folder)
+    made = trial(num_steps=1, business_table=str(folder))
+    made.run()
+    # Prices differ in every group, so none is dead; they are not the rank reward.
+    assert made.figures("dead_share") == [0.0]
+    assert 0 < made.figures("reward")[0] < 1
+    assert table_sum(str(folder))[:16] in made.aligner.made_of
+    plain = trial(num_steps=1)
+    assert plain.aligner.made_of != made.aligner.made_of
+    assert not is_current(plain.aligner, BEST)

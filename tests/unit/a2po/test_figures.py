@@ -53,12 +53,13 @@ OUTPUT = PolicyOutput(
 )
 R_BIZ = torch.tensor([[1.0, -1.0], [0.0, 0.0], [1.0, 2.0]])
 JUDGED = torch.tensor([[True, True], [True, True], [False, True]])
+IN_TABLE = torch.tensor([True, False, True])
 GOOD = torch.tensor([True, True, False])
 
 
 def test_figures_of_a_step_by_hand() -> None:
     made = step_figures(
-        rolled_out(), stats(), JUDGED, GOOD, R_BIZ, OUTPUT, has_own=True
+        rolled_out(), stats(), JUDGED, IN_TABLE, GOOD, R_BIZ, OUTPUT, has_own=True
     )
     figures = combined(made)
     expected = {
@@ -67,6 +68,9 @@ def test_figures_of_a_step_by_hand() -> None:
         "dropped_share": 1 / 3,
         "judged_share": 1 / 3,  # group 1 is judged, but dead
         "judged_rollouts": 5 / 6,
+        "in_table_share": 2 / 3,
+        "live_in_table": 1.0,
+        "missed_rollouts": 1 / 3,  # of prompt 2 the first slot, the second is empty
         "empty_slots": 1 / 6,
         "same_sign_share": 0.5,
         "mean_lambda": 0.25,
@@ -84,7 +88,9 @@ def test_figures_of_a_step_by_hand() -> None:
 
 def test_step_without_an_update_has_no_loss_and_no_kl() -> None:
     figures = combined(
-        step_figures(rolled_out(), stats(), JUDGED, GOOD, R_BIZ, None, has_own=True)
+        step_figures(
+            rolled_out(), stats(), JUDGED, IN_TABLE, GOOD, R_BIZ, None, has_own=True
+        )
     )
     for name in ("loss", "kl_mean", "kl_p99", "clip_share", "clamp_share"):
         assert figures[name] == 0.0, name
@@ -93,10 +99,10 @@ def test_step_without_an_update_has_no_loss_and_no_kl() -> None:
 
 def test_a_rank_without_prompts_counts_none_of_what_it_asked_along() -> None:
     idle = step_figures(
-        rolled_out(), stats(), JUDGED, GOOD, R_BIZ, OUTPUT, has_own=False
+        rolled_out(), stats(), JUDGED, IN_TABLE, GOOD, R_BIZ, OUTPUT, has_own=False
     )
     busy = step_figures(
-        rolled_out(), stats(), JUDGED, GOOD, R_BIZ, OUTPUT, has_own=True
+        rolled_out(), stats(), JUDGED, IN_TABLE, GOOD, R_BIZ, OUTPUT, has_own=True
     )
     assert idle.sums.keys() == busy.sums.keys()  # added up name by name
     assert len(idle.top_item_B) == 0
@@ -108,7 +114,9 @@ def test_a_rank_without_prompts_counts_none_of_what_it_asked_along() -> None:
 
 def test_violations_are_counted_and_not_averaged() -> None:
     off = replace(stats(), bound_violations=3)
-    made = step_figures(rolled_out(), off, JUDGED, GOOD, R_BIZ, OUTPUT, has_own=True)
+    made = step_figures(
+        rolled_out(), off, JUDGED, IN_TABLE, GOOD, R_BIZ, OUTPUT, has_own=True
+    )
     assert combined(made)["bound_violations"] == 3.0
 
 

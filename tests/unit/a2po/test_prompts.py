@@ -1,17 +1,22 @@
 """Who is asked again, after which prefix, with what weight, and in which order."""
 
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sgrec_torchrec.a2po.prompts import post_training_prompts, prompt_batches
 from sgrec_torchrec.config import AlignConfig, LogConfig, RunConfig
+from sgrec_torchrec.logs.prompts import eligible_prompts
+from sgrec_torchrec.reward_table import RewardTable, build_reward_table
 
 NAN = float("nan")
 
 
-def settings(max_history: int = 100, **align: float) -> RunConfig:
+def settings(max_history: int = 100, **align: float | str) -> RunConfig:
     return RunConfig(
         name="x",
         seed=3,
@@ -97,6 +102,71 @@ def test_log_without_any_worth_weighs_all_alike(make_log, user_ids) -> None:
     (user,) = user_ids(1)
     split = make_log({user: days([0, 1, 2], [0.0, NAN, 0.0])}, has_value=True)
     assert post_training_prompts(split, settings()).value_weight_E.tolist() == [1.0] * 2
+
+
+def judged_after(folder: Path, prefixes: dict[str, int]) -> RewardTable:
+    """A table that has each user after so many events, on one item."""
+    columns = {
+        "user_id": list(prefixes),
+        "item_id": ["i0"] * len(prefixes),
+        "reward": pa.array([0.5] * len(prefixes), pa.float32()),
+        "as_of": list(prefixes.values()),
+    }
+    pq.write_table(pa.table(columns), folder / "judged.parquet")
+    build_reward_table(folder / "judged.parquet", folder / "table")
+    return RewardTable.open(folder / "table")
+
+
+def test_judged_prompts_are_the_judged_prefixes_of_post_training_users(
+    make_log, user_ids, tmp_path
+) -> None:
+    one, other, late, inside, nobody = user_ids(5)
+    (label,) = user_ids(1, are_labels=True)
+    times = [1, 1, 2, 3, 3, 9]
+    events = [(item, time, NAN) for item, time in enumerate(times)]
+    users = dict.fromkeys((one, other, late, inside, nobody, label), events)
+    split = make_log(users, train_ends=[5] * 6)
+    # late: after the train period; inside: in the midst of a basket.
+    prefixes = {one: 3, other: 2, late: 5, inside: 4, label: 3, "stranger": 1}
+    table = judged_after(tmp_path, prefixes)
+    prompts = post_training_prompts(split, settings(2, prompts="judged"), table)
+    assert prompts.rows.user_E.tolist() == [0, 1]
+    assert prompts.as_of_E.tolist() == [3, 2]
+    # Of the basket {3, 4} the last is the target, as where candidates are made.
+    assert prompts.rows.target_E.tolist() == [4, 2]
+    assert prompts.rows.target_timestamp_E.tolist() == [3, 2]
+    assert prompts.rows.history_start_E.tolist() == [1, 0]
+    newest = eligible_prompts(split, 0, 2)
+    assert newest.user_E[0] == 0
+    assert newest.target_E[0] == prompts.rows.target_E[0]
+    assert newest.history_end_E[0] == prompts.as_of_E[0]
+
+
+def test_judged_prompts_need_a_table_that_has_some(
+    basket_log, user_ids, tmp_path
+) -> None:
+    judged = settings(prompts="judged")
+    with pytest.raises(ValueError, match=r"= judged needs .*align\.table"):
+        post_training_prompts(basket_log, judged)
+    table = judged_after(tmp_path, {"stranger": 3})
+    with pytest.raises(ValueError, match="none of the users in align"):
+        post_training_prompts(basket_log, judged, table)
+
+
+def test_judged_prompts_weigh_what_their_targets_were_worth(
+    make_log, user_ids, tmp_path
+) -> None:
+    one, other = user_ids(2)
+    split = make_log(
+        {
+            one: days([0, 1, 2], [9.0, 1.0, 9.0]),
+            other: days([0, 1, 2], [9.0, 9.0, 3.0]),
+        },
+        has_value=True,
+    )
+    table = judged_after(tmp_path, {one: 1, other: 2})
+    prompts = post_training_prompts(split, settings(prompts="judged"), table)
+    assert prompts.value_weight_E.tolist() == [0.5, 1.5]
 
 
 def first_batches(count: int, **changes: int) -> list[list[int]]:

@@ -14,10 +14,12 @@ from sgrec_torchrec.a2po.reward import (
     Group,
     JudgedReward,
     TableReward,
+    business_reward,
     finite_groups,
     next_item_reward,
     no_semantics,
-    open_semantics,
+    open_table,
+    semantic_reward,
 )
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.logs.judged_users import history_hash
@@ -209,21 +211,22 @@ def test_table_that_does_not_say_what_was_seen_is_refused(
 
 
 def test_a_run_without_a_table_judges_nobody(asked) -> None:
-    assert open_semantics(None, *asked, max_age_events=0) is no_semantics
+    assert semantic_reward(open_table(None), *asked, max_age_events=0) is no_semantics
     reward_BG, judged_BG = no_semantics(group_of([0], [[1, 2]], [1]))
     assert reward_BG.tolist() == [[0.0, 0.0]]
     assert judged_BG.tolist() == [[False, False]]
 
 
 def test_opened_table_logs_its_misses(asked, judged_folder: Path) -> None:
-    reward = open_semantics(str(judged_folder), *asked, max_age_events=0)
+    table = open_table(str(judged_folder))
+    reward = semantic_reward(table, *asked, max_age_events=0)
     reward(group_of([1], [[5, 9]], [0]))
     assert reward.misses.rate == 0.5
 
 
-def test_a_table_that_is_not_there_is_an_error(asked, tmp_path: Path) -> None:
+def test_a_table_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        open_semantics(str(tmp_path / "nowhere"), *asked, max_age_events=0)
+        open_table(str(tmp_path / "nowhere"))
 
 
 @pytest.fixture
@@ -262,6 +265,22 @@ def test_table_reward_names_the_pair_that_is_missing_or_fills_it(asked, priced) 
     torch.testing.assert_close(
         filled_BG, torch.tensor([[0.1, -2.0]]), rtol=0, atol=STEP
     )
+
+
+def test_without_a_business_table_the_next_item_is_the_reward(asked) -> None:
+    assert business_reward(None, *asked, missing=None) is next_item_reward
+
+
+def test_business_table_without_what_followed_is_refused_before_any_step(
+    asked, priced
+) -> None:
+    # Users 0 and 1 have prices of items 0 to 4: prompt 3 of user 1 is asked for 5.
+    message = "no business reward for user .* and item 'i5' in .*align.missing_business"
+    with pytest.raises(ValueError, match=message):
+        business_reward(priced, *asked, missing=None)
+    reward = business_reward(priced, *asked, missing=0.0)
+    reward_BG = reward(group_of([0], [[1, 7]], [0]))
+    torch.testing.assert_close(reward_BG, torch.tensor([[0.1, 0.0]]), rtol=0, atol=STEP)
 
 
 @pytest.mark.parametrize("value", [NAN, math.inf, -math.inf])

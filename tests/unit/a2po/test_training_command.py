@@ -39,10 +39,11 @@ def test_command_post_trains_and_resumes_as_finished(
     assert again["systems"] == results["systems"]
 
 
+@pytest.mark.parametrize("setting", ["table", "business_table"])
 def test_unknown_table_is_one_line_that_names_it(
-    copied_runs: Path, planted_log, tiny_arguments, train_here, capsys
+    copied_runs: Path, planted_log, tiny_arguments, train_here, capsys, setting: str
 ) -> None:
-    changes = (*CHANGES, "align.table=/nowhere/table")
+    changes = (*CHANGES, f"align.{setting}=/nowhere/table")
     argv = [*tiny_arguments(planted_log(), copied_runs, *changes), "--resume"]
     with pytest.raises(SystemExit) as stopped:
         train_here(argv)
