@@ -53,7 +53,7 @@ OUTPUT = PolicyOutput(
 )
 R_BIZ = torch.tensor([[1.0, -1.0], [0.0, 0.0], [1.0, 2.0]])
 JUDGED = torch.tensor([[True, True], [True, True], [False, True]])
-IN_TABLE = torch.tensor([True, False, True])
+IN_TABLE = torch.tensor([True, True, False])
 GOOD = torch.tensor([True, True, False])
 
 
@@ -69,8 +69,8 @@ def test_figures_of_a_step_by_hand() -> None:
         "judged_share": 1 / 3,  # group 1 is judged, but dead
         "judged_rollouts": 5 / 6,
         "in_table_share": 2 / 3,
-        "live_in_table": 1.0,
-        "missed_rollouts": 1 / 3,  # of prompt 2 the first slot, the second is empty
+        "live_in_table": 1 / 2,
+        "missed_rollouts": 0.0,  # prompt 2 asks no table
         "empty_slots": 1 / 6,
         "same_sign_share": 0.5,
         "mean_lambda": 0.25,
