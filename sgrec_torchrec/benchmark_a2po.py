@@ -4,24 +4,43 @@ Arms: the pretrained model; the business reward alone (GRPO); Reward-Sum and Adv
 A2PO; and A2PO with a shuffled judge, whose rewards are given to other rollouts of their
 group: what a judge's spread alone would do. All arms have the same judged mask. Every
 arm is tested against the pretrained model and against GRPO, users as the unit.
+
+The guard of post-training looks at the valid rows of the users that it asks. Valid
+rows of the others (whom the judge learns from) are a third table: no arm's step was
+chosen by them.
 """
 
 import dataclasses
+import hashlib
 import json
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
+import numpy as np
 
 from sgrec_torchrec.a2po.align import align
-from sgrec_torchrec.a2po.aligner import build_aligner
-from sgrec_torchrec.a2po.reward import Group, SemanticReward
+from sgrec_torchrec.a2po.aligner import (
+    FOLDER,
+    AlignState,
+    build_aligner,
+    check_rewards,
+    made_of,
+    table_sum,
+)
+from sgrec_torchrec.a2po.reward import ShuffledReward, open_table
 from sgrec_torchrec.arguments import override
-from sgrec_torchrec.config import RUNS, RunConfig
+from sgrec_torchrec.arm_metrics import arm_rows, write_arm
+from sgrec_torchrec.arm_report import (
+    HELD_OUT,
+    RESULTS,
+    SYSTEMS,
+    rows_path,
+    write_report,
+)
+from sgrec_torchrec.config import RUNS, AlignConfig, RunConfig
 from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import (
     Ranks,
@@ -29,19 +48,18 @@ from sgrec_torchrec.distributed.launch import (
     main_rank_first,
     process_group,
 )
-from sgrec_torchrec.distributed.origin import describe_run
-from sgrec_torchrec.distributed.tracking import Tracker
-from sgrec_torchrec.evaluation.compare import compare_seeds, hits_path
+from sgrec_torchrec.distributed.tracking import METRICS_FILE, Tracker, read_metrics
+from sgrec_torchrec.evaluation.beyond import coverage
 from sgrec_torchrec.evaluation.generate import Ranker
 from sgrec_torchrec.evaluation.offline import (
     GENERATOR,
     NETWORK_ALONE,
-    evaluate,
+    sample_rows,
     validation_ndcg,
 )
 from sgrec_torchrec.generator.pretrain import restore_best
 from sgrec_torchrec.generator.trainee import Trainee, build_trainee
-from sgrec_torchrec.logs.hashing import ROLLOUT, hash64
+from sgrec_torchrec.logs.judged_users import is_label_user
 from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS
 from sgrec_torchrec.prepare import (
     prepare_evidence,
@@ -49,10 +67,11 @@ from sgrec_torchrec.prepare import (
     prepare_log,
     prepare_tokens,
 )
-from sgrec_torchrec.schema import ItemTokens, SplitLog
+from sgrec_torchrec.reward_table import RewardTable
+from sgrec_torchrec.schema import EvalRows, Int32Array, Int64Array, ItemTokens, SplitLog
 from sgrec_torchrec.train import run
 
-PRETRAINED, GRPO, SHUFFLED = "pretrained", "grpo", "a2po, shuffled judge"
+PRETRAINED, GRPO, SHUFFLED = "pretrained", "grpo", "a2po-shuffled"
 ARMS = {
     PRETRAINED: None,
     GRPO: "grpo",
@@ -62,10 +81,12 @@ ARMS = {
     SHUFFLED: "a2po",
 }
 """Arm -> its fusion."""
-SYSTEMS = (GENERATOR, NETWORK_ALONE)
-SHOWN = ("HR@10", "NDCG@10")
-WIDTH = 160
 DEFAULT_STEPS = 60
+SHARES = (
+    *("in_table_share", "live_in_table", "missed_rollouts", "judged_share"),
+    *("dead_share", "same_sign_share", "mean_lambda", "kl_mean"),
+)
+"""Means over an arm's steps that are reported; ``a2po.figures`` says what they are."""
 JsonRow = dict[str, Any]
 
 
@@ -76,42 +97,79 @@ def benchmark_a2po(
     table: Path | None,
     json_path: Path | None,
     assignments: list[str],
+    arms: Sequence[str] | None = None,
+    resume: bool = False,
 ) -> list[JsonRow]:
-    """Train what is not trained yet, run all arms, print the table, write the JSON.
+    """Train what is not trained yet, run the arms, print the tables, write the JSON.
 
     Args:
         data: a name in ``RUNS``.
         table: reward table of the judge; None compares nothing but GRPO.
+        arms: names in ``ARMS``; None takes all that the table allows.
+        resume: leave out arms that are done, of the same weights, table and settings,
+            and go on with one that was cut short.
 
     Returns:
         One row per (seed, arm, system).
 
     Raises:
-        ValueError: for an unknown log or setting.
+        FileNotFoundError: where there is no such table.
+        ValueError: for an unknown log, arm or setting, or a table of another log.
     """
-    if data not in RUNS:
-        raise ValueError(f"unknown log {data!r}: choose one of {', '.join(RUNS)}")
-    arms = list(ARMS) if table is not None else [PRETRAINED, GRPO]
+    chosen = _chosen_arms(data, arms, table)
     rows: list[JsonRow] = []
     done: list[tuple[str, RunConfig]] = []
     with process_group() as ranks:
         for seed in range(num_seeds):
-            base = override(RUNS[data], assignments)
-            # Post-training must ask for at least one step here.
-            steps = base.align.num_steps or DEFAULT_STEPS
             base = dataclasses.replace(
-                base, seed=seed, name=f"benchmark/{data}/train-{seed}"
+                override(RUNS[data], assignments),
+                seed=seed,
+                name=f"benchmark/{data}/train-{seed}",
             )
-            plain = dataclasses.replace(
-                base, align=dataclasses.replace(base.align, num_steps=0)
+            settings = dataclasses.replace(
+                base.align,
+                # Post-training must ask for at least one step here.
+                num_steps=base.align.num_steps or DEFAULT_STEPS,
+                table=None if table is None else str(table),
             )
-            run(plain, ranks, resume=True, baselines={})
-            pretrained = _restore(plain, ranks)
-            for arm in arms:
-                done.append((arm, _run_arm(pretrained, arm, steps, table, ranks)))
-            rows = [row for arm, config in done for row in _rows(arm, config)]
-            _report(rows, _compared(done, arms), json_path)
+            pretrained = _restore(base, settings, ranks)
+            for number, arm in enumerate(chosen, 1):
+                config = _arm_config(pretrained, arm, settings)
+                place = f"seed {seed}, arm {number} of {len(chosen)}, {arm}"
+                if not (resume and (config.run_dir / RESULTS).is_file()):
+                    _run_arm(pretrained, arm, config, place, resume=resume)
+                elif is_main_rank():
+                    print(f"{place}: done before, in {config.run_dir}")
+                done.append((arm, config))
+            if is_main_rank():
+                facts = _facts(data, table, settings)
+                rows = write_report(done, chosen, (PRETRAINED, GRPO), facts, json_path)
     return rows
+
+
+def _chosen_arms(
+    data: str, arms: Sequence[str] | None, table: Path | None
+) -> list[str]:
+    if data not in RUNS:
+        raise ValueError(f"unknown log {data!r}: choose one of {', '.join(RUNS)}")
+    if table is not None:
+        RewardTable.open(table)
+    allowed = list(ARMS) if table is not None else [PRETRAINED, GRPO]
+    for arm in arms or ():
+        if arm not in ARMS:
+            raise ValueError(f"unknown arm {arm!r}: choose of {', '.join(ARMS)}")
+        if arm not in allowed:
+            raise ValueError(f"arm {arm!r} needs a judge: give its reward table")
+    return [arm for arm in allowed if arms is None or arm in arms]
+
+
+def _facts(data: str, table: Path | None, settings: AlignConfig) -> JsonRow:
+    """What the figures are of; folders by the sums of what they hold."""
+    plain = dataclasses.asdict(settings)
+    for name in ("table", "business_table"):
+        plain[name] = None if plain[name] is None else table_sum(plain[name])
+    judged = None if table is None else RewardTable.open(table).manifest.num_users
+    return {"data": data, "align": plain, "judged_users": judged}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,15 +180,22 @@ class _Pretrained:
     ranker: Ranker
     split: SplitLog
     tokens: ItemTokens
+    guard: Callable[[], float] | None
+    start_ndcg: float | None
+    """What the guard says of these weights."""
 
 
-def _restore(config: RunConfig, ranks: Ranks) -> _Pretrained:
+def _restore(base: RunConfig, settings: AlignConfig, ranks: Ranks) -> _Pretrained:
     """The model that pretraining shipped, and all that an arm needs beside it."""
+    plain = dataclasses.replace(
+        base, align=dataclasses.replace(base.align, num_steps=0)
+    )
+    split, config = main_rank_first(lambda: prepare_log(plain))
+    check_rewards(split, dataclasses.replace(config, align=settings))
     # All arms rank with the mixture that the pretrained model chose.
-    weight = _results(config)["prior_weight"]
+    weight = _prior_weight(plain, ranks)
     evaluation = dataclasses.replace(config.evaluation, prior_weight=weight)
     config = dataclasses.replace(config, evaluation=evaluation)
-    split, config = main_rank_first(lambda: prepare_log(config))
     graph, config = main_rank_first(lambda: prepare_graph(split, config))
     evidence = main_rank_first(lambda: prepare_evidence(split, config))
     tokens = main_rank_first(lambda: prepare_tokens(split, graph, config))
@@ -145,137 +210,154 @@ def _restore(config: RunConfig, ranks: Ranks) -> _Pretrained:
         config=config,
         ranks=ranks,
     )
-    return _Pretrained(trainee=trainee, ranker=ranker, split=split, tokens=tokens)
+    restore_best(trainee)
+    guard = validation_ndcg(ranker, ~is_label_user(split.user_ids, config.log.seed))
+    return _Pretrained(
+        trainee=trainee,
+        ranker=ranker,
+        split=split,
+        tokens=tokens,
+        guard=guard,
+        start_ndcg=guard() if guard else None,
+    )
+
+
+def _prior_weight(plain: RunConfig, ranks: Ranks) -> float:
+    """Pretrain and evaluate, or read what that chose for the weights that are there."""
+    without = dataclasses.replace(plain, align=AlignConfig())
+    path = plain.run_dir / "pretrained.json"
+
+    def key() -> str:
+        weights = made_of(plain.run_dir / "best", AlignConfig())
+        return _sum_of({"weights": weights, "run": json.loads(without.to_json())})
+
+    def known() -> float | None:
+        if path.is_file():
+            chosen = json.loads(path.read_text(encoding="utf-8"))
+            if chosen["key"] == key():
+                return float(chosen["prior_weight"])
+        return None
+
+    weight = known()
+    if weight is None:
+        weight = run(plain, ranks, resume=True, baselines={}).prior_weight
+        if is_main_rank():
+            write_json(path, {"key": key(), "prior_weight": weight})
+    return weight
+
+
+def _arm_config(pretrained: _Pretrained, arm: str, settings: AlignConfig) -> RunConfig:
+    """The arm's settings, in a folder that is named by all that its figures hang on."""
+    plain, fusion = pretrained.trainee.config, ARMS[arm]
+    if fusion is None:
+        settings = dataclasses.replace(settings, num_steps=0)
+    else:
+        settings = dataclasses.replace(settings, fusion=fusion)
+    facts = json.loads(dataclasses.replace(plain, align=settings).to_json())
+    for name in ("table", "business_table"):
+        # Where a table lies does not matter: its sum is in made_of.
+        del facts["align"][name]
+    del facts["out_dir"]
+    weights = made_of(pretrained.trainee.best, settings)
+    key = _sum_of({"arm": arm, "made_of": weights, "run": facts})
+    return dataclasses.replace(
+        plain, align=settings, name=f"{plain.name}-{arm}-{key[:8]}"
+    )
+
+
+def _sum_of(facts: JsonRow) -> str:
+    text = json.dumps(facts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _run_arm(
-    pretrained: _Pretrained, arm: str, steps: int, table: Path | None, ranks: Ranks
-) -> RunConfig:
-    """Post-train from the pretrained weights by one arm, and evaluate what ships."""
+    pretrained: _Pretrained, arm: str, config: RunConfig, place: str, *, resume: bool
+) -> None:
+    """Post-train from the pretrained weights by one arm, and measure what ships."""
+    began_s = time.perf_counter()
     restore_best(pretrained.trainee)
-    plain, fusion = pretrained.trainee.config, ARMS[arm]
-    name = f"{plain.name}-{arm.replace(', ', '-').replace(' ', '-')}"
-    config = dataclasses.replace(plain, name=name)
-    if fusion is not None:
-        settings = dataclasses.replace(
-            plain.align,
-            num_steps=steps,
-            fusion=fusion,
-            table=None if table is None else str(table),
-        )
-        config = dataclasses.replace(config, align=settings)
+    guard, start = pretrained.guard, pretrained.start_ndcg
+    state = AlignState(best_ndcg=-1.0 if start is None else start)
+    if config.align.num_steps:
         trainee = dataclasses.replace(pretrained.trainee, config=config)
+        ranks = pretrained.ranker.ranks
         aligner = build_aligner(trainee, pretrained.split, pretrained.tokens, ranks)
         if arm == SHUFFLED:
-            shuffled = _Shuffled(aligner.semantic, config.seed)
+            shuffled = ShuffledReward(aligner.semantic, config.seed)
             aligner = dataclasses.replace(aligner, semantic=shuffled)
-        align(aligner, validation_ndcg(pretrained.ranker), resume=False)
-    evaluate(dataclasses.replace(pretrained.ranker, config=config), {}, {})
-    return config
-
-
-@dataclass(frozen=True, slots=True)
-class _Shuffled:
-    """A judge whose rewards go to other judged rollouts of the same group."""
-
-    judged: SemanticReward
-    seed: int
-
-    def __call__(self, group: Group) -> tuple[Tensor, Tensor]:
-        reward_BG, judged_BG = self.judged(group)
-        mixed_BG = reward_BG.clone()
-        for row, prompt in enumerate(group.prompt_B.tolist()):
-            places = judged_BG[row].nonzero().squeeze(1)
-            keys = hash64(self.seed, ROLLOUT, prompt, places.numpy())
-            order = torch.from_numpy(keys.argsort(kind="stable"))
-            # Turned by one place, so that no rollout keeps its own.
-            mixed_BG[row, places[order]] = reward_BG[row, places[order.roll(1)]]
-        return mixed_BG, judged_BG
-
-
-def _rows(arm: str, config: RunConfig) -> list[JsonRow]:
-    if not is_main_rank():
-        return []
-    results = _results(config)
-    return [
-        {
-            "arm": arm,
-            "seed": config.seed,
-            "system": system["system"],
-            "coverage": system["coverage"],
-            **system["metrics"],
+        state = align(aligner, guard, resume=resume, start_ndcg=start)
+    aligned_s = time.perf_counter() - began_s
+    systems = _measure(pretrained.ranker, config)
+    if is_main_rank():
+        seconds = {
+            "align": aligned_s,
+            "evaluate": time.perf_counter() - began_s - aligned_s,
         }
-        for system in results["systems"]
-        if system["system"] in SYSTEMS
-    ]
+        results = {
+            "made_of": made_of(pretrained.trainee.best, config.align),
+            "best_step": state.best_step,
+            "last_step": state.step,
+            "has_collapsed": state.has_collapsed,
+            "valid NDCG@10": None if start is None else state.best_ndcg,
+            "shares": _shares(config),
+            "systems": systems,
+            "seconds": seconds,
+        }
+        write_json(config.run_dir / RESULTS, results)
+        spent = ", ".join(f"{name} {part:.0f} s" for name, part in seconds.items())
+        ndcg = systems[SYSTEMS[0]]["NDCG@10"]
+        print(f"{place}: NDCG@10 {ndcg:.4f} of the network alone; {spent}")
 
 
-def _results(config: RunConfig) -> JsonRow:
-    path = config.run_dir / "evaluation" / "results.json"
-    results: JsonRow = json.loads(path.read_text(encoding="utf-8"))
-    return results
+def _measure(ranker: Ranker, config: RunConfig) -> dict[str, JsonRow]:
+    """Rank test rows, and valid rows of users who were not asked; write their values.
 
-
-def _compared(done: list[tuple[str, RunConfig]], arms: list[str]) -> list[JsonRow]:
-    """Each arm against the pretrained model and GRPO, all seeds together."""
+    All ranks call together; only the main rank gets figures.
+    """
+    split, settings = ranker.split, config.evaluation
+    weight = settings.prior_weight or 0.0
+    test_E = sample_rows(split.test, settings.max_rows, settings.seed)
+    test = split.test.take(test_E)
+    mixed, alone = ranker.top_items(test, (weight, 0.0))
+    found = {NETWORK_ALONE: (test, test_E, alone), GENERATOR: (test, test_E, mixed)}
+    is_label_U = is_label_user(split.user_ids, config.log.seed)
+    valid_E = np.flatnonzero(is_label_U[split.valid.user_E])
+    if len(valid_E) and config.log.fit_on == "train":
+        valid_E = valid_E[
+            sample_rows(
+                split.valid.take(valid_E), settings.max_valid_rows, settings.seed
+            )
+        ]
+        valid = split.valid.take(valid_E)
+        found[HELD_OUT] = (valid, valid_E, ranker.top_items(valid, (0.0,))[0])
     if not is_main_rank():
-        return []
-    runs = {
-        arm: [config.run_dir / "evaluation" for one, config in done if one == arm]
-        for arm in arms
+        return {}
+    table = open_table(config.align.table)
+    return {
+        system: _figures(config, system, (rows, row_E, top.item_EW), split, table)
+        for system, (rows, row_E, top) in found.items()
     }
-    rows: list[JsonRow] = []
-    for system in SYSTEMS:
-        for against in (PRETRAINED, GRPO):
-            for arm in arms:
-                if arm in (PRETRAINED, against):
-                    continue
-                ours = [hits_path(folder, system) for folder in runs[arm]]
-                theirs = [hits_path(folder, system) for folder in runs[against]]
-                if not all(path.is_file() for path in (*ours, *theirs)):
-                    continue
-                rows += [
-                    {
-                        "system": system,
-                        "arm": arm,
-                        "against": against,
-                        **dataclasses.asdict(part),
-                    }
-                    for part in compare_seeds(theirs, ours).differences
-                    if part.metric in SHOWN
-                ]
-    return rows
 
 
-def _report(
-    rows: list[JsonRow], comparisons: list[JsonRow], json_path: Path | None
-) -> None:
-    if not is_main_rank():
-        return
-    if json_path:
-        whole = {"meta": describe_run(), "rows": rows, "comparisons": comparisons}
-        write_json(json_path, whole)
-    console = Console(width=WIDTH)
-    figures = Table("system", "arm", "seeds", *SHOWN, "coverage")
-    for system in SYSTEMS:
-        for arm in ARMS:
-            some = [r for r in rows if (r["system"], r["arm"]) == (system, arm)]
-            if some:
-                means = [
-                    f"{sum(one[name] for one in some) / len(some):.4f}"
-                    for name in (*SHOWN, "coverage")
-                ]
-                figures.add_row(system, arm, str(len(some)), *means)
-    console.print(figures)
-    tests = Table("system", "arm", "against", "metric", "lead", "95 % interval", "p")
-    for one in comparisons:
-        tests.add_row(
-            one["system"],
-            one["arm"],
-            one["against"],
-            one["metric"],
-            f"{one['difference']:+.4f}",
-            f"[{one['low']:+.4f}, {one['high']:+.4f}]",
-            f"{one['p_value']:.4f}",
-        )
-    console.print(tests)
+def _figures(
+    config: RunConfig,
+    system: str,
+    found: tuple[EvalRows, Int64Array, Int32Array],
+    split: SplitLog,
+    table: RewardTable | None,
+) -> JsonRow:
+    rows, row_E, items_EW = found
+    values = arm_rows(items_EW, rows, row_E, split, table)
+    write_arm(rows_path(config.run_dir, system), values)
+    share = coverage(items_EW[:, :10], split.sequences.num_items)
+    return {**values.means(), "coverage": share, "rows": len(rows)}
+
+
+def _shares(config: RunConfig) -> JsonRow:
+    """Means over the steps; nothing of an arm without any."""
+    path = config.run_dir / FOLDER / METRICS_FILE
+    if not config.align.num_steps:
+        return {}
+    steps = [line.values for line in read_metrics(path) if line.stage == "align"]
+    means = {name: float(np.mean([one[name] for one in steps])) for name in SHARES}
+    return {**means, "bound_violations": sum(one["bound_violations"] for one in steps)}

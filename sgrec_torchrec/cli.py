@@ -171,7 +171,15 @@ def benchmark_a2po(
         Path | None, typer.Option(help="Reward table; without it GRPO alone.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Runs with seeds 0, 1, ...", min=1)] = 3,
+    arms: Annotated[
+        str | None,
+        typer.Option(help="Some of them, as pretrained,grpo,a2po; all if left."),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(help="Keep arms of the same weights, table and settings."),
+    ] = False,
     assignments: Assignments = None,
 ) -> None:
     """Post-train under each fusion from the same weights, and test them in pairs."""
@@ -183,6 +191,8 @@ def benchmark_a2po(
         table=table,
         json_path=json,
         assignments=assignments or [],
+        arms=None if arms is None else arms.split(","),
+        resume=resume,
     )
 
 

@@ -32,8 +32,11 @@ MAY_IMPORT = {
     "prepare": UP_TO_TOKENS,
     "candidate_items": UP_TO_TOKENS,
     "candidates": UP_TO_GENERATOR | {"candidate_items", "prepare"},
+    "arm_metrics": UP_TO_GENERATOR | {"evaluation", "reward_table"},
+    "arm_report": UP_TO_GENERATOR | {"arm_metrics", "evaluation"},
     "benchmark_a2po": UP_TO_GENERATOR
-    | {"a2po", "arguments", "evaluation", "prepare", "train"},
+    | {"a2po", "arguments", "arm_metrics", "arm_report", "evaluation", "prepare"}
+    | {"reward_table", "train"},
     "sequential_peer": UP_TO_GENERATOR | {"evaluation"},
     "benchmark": UP_TO_GENERATOR
     | {"arguments", "evaluation", "prepare", "sequential_peer", "train"},

@@ -51,7 +51,11 @@ from sgrec_torchrec.schema import Int64Array
 
 
 def align(
-    aligner: Aligner, validate: Callable[[], float] | None, *, resume: bool
+    aligner: Aligner,
+    validate: Callable[[], float] | None,
+    *,
+    resume: bool,
+    start_ndcg: float | None = None,
 ) -> AlignState:
     """Post-train, and leave the weights of the best validation in the model.
 
@@ -61,11 +65,12 @@ def align(
         validate: all ranks call it together and get the same NDCG@10; None ships the
             last step.
         resume: go on from the newest whole checkpoint, if there is one.
+        start_ndcg: what ``validate`` says of the pretrained model; None asks it.
 
     Raises:
         ValueError: for a reward that is not finite, naming user and item.
     """
-    state = _begin(aligner, validate, resume=resume)
+    state = _begin(aligner, validate, start_ndcg, resume=resume)
     with Tracker(aligner.folder, enabled=is_main_rank()) as tracker:
         tracker.resume(state.step)
         if state.step == 0 and validate:
@@ -127,7 +132,11 @@ def _run(
 
 
 def _begin(
-    aligner: Aligner, validate: Callable[[], float] | None, *, resume: bool
+    aligner: Aligner,
+    validate: Callable[[], float] | None,
+    start_ndcg: float | None,
+    *,
+    resume: bool,
 ) -> AlignState:
     """The newest checkpoint's state, or that of the pretrained model, which is best."""
     if resume and is_current(aligner, NEWEST):
@@ -136,7 +145,7 @@ def _begin(
         shutil.rmtree(aligner.folder, ignore_errors=True)
     state = AlignState(made_of=aligner.made_of)
     if validate:
-        ndcg = validate()
+        ndcg = validate() if start_ndcg is None else start_ndcg
         state = replace(state, best_ndcg=ndcg, start_ndcg=ndcg)
     save_state(aligner, BEST, state, keep=1)
     return state

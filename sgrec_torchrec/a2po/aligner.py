@@ -181,7 +181,7 @@ def build_aligner(
         semantic=semantic,
         config=config,
         ranks=ranks,
-        made_of=made_of(trainee, settings),
+        made_of=made_of(trainee.best, settings),
     )
 
 
@@ -197,9 +197,16 @@ def _what_judges(semantic: SemanticReward, prompts: Prompts) -> str:
     )
 
 
-def made_of(trainee: Trainee, settings: AlignConfig) -> str:
-    """Sums of the manifests of weights and tables, which hold the sums of all else."""
-    pretrained, parts = latest_checkpoint(trainee.best), []
+def made_of(best: Path, settings: AlignConfig) -> str:
+    """Sums of the manifests of weights and tables, which hold the sums of all else.
+
+    Args:
+        best: where pretraining left the weights that ship.
+
+    Raises:
+        FileNotFoundError: where a table is missing.
+    """
+    pretrained, parts = latest_checkpoint(best), []
     if pretrained is not None:
         parts.append(sha256_file(pretrained / CHECKPOINT_MANIFEST)[:16])
     if settings.table is not None:

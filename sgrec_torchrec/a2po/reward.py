@@ -5,7 +5,7 @@ Letters: B prompts, G rollouts.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sgrec_torchrec.a2po.prompts import Prompts
+from sgrec_torchrec.logs.hashing import ROLLOUT, hash64
 from sgrec_torchrec.logs.judged_users import prefix_hash
 from sgrec_torchrec.reward_table import MissLog, RewardTable
 from sgrec_torchrec.schema import Int64Array, SplitLog
@@ -158,6 +159,33 @@ class JudgedReward:
             )
             found_BG[is_judged_B] = found_N.reshape(-1, shape[1])
         return torch.from_numpy(reward_BG), torch.from_numpy(found_BG)
+
+
+@dataclass(frozen=True, slots=True)
+class ShuffledReward:
+    """A judge whose rewards go to other judged rollouts of the same group: a control.
+
+    Spread and coverage stay as they are, what the judge knows of the items is lost.
+    """
+
+    judged: SemanticReward
+    seed: int
+
+    def __getattr__(self, name: str) -> Any:
+        # Who is judged, and which pairs are missing, is as the judge has it.
+        return getattr(self.judged, name)
+
+    def __call__(self, group: Group) -> tuple[Tensor, Tensor]:
+        """float32 [B, G], and bool [B, G] as it was."""
+        reward_BG, judged_BG = self.judged(group)
+        mixed_BG = reward_BG.clone()
+        for row, prompt in enumerate(group.prompt_B.tolist()):
+            places = judged_BG[row].nonzero().squeeze(1)
+            keys = hash64(self.seed, ROLLOUT, prompt, places.numpy())
+            order = torch.from_numpy(keys.argsort(kind="stable"))
+            # Turned by one place, so that no rollout keeps its own.
+            mixed_BG[row, places[order]] = reward_BG[row, places[order.roll(1)]]
+        return mixed_BG, judged_BG
 
 
 def no_semantics(group: Group) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.atomic import write_json
@@ -85,15 +86,23 @@ def check_rows(split: SplitLog, config: RunConfig) -> None:
         )
 
 
-def validation_ndcg(ranker: Ranker) -> Callable[[], float] | None:
+def validation_ndcg(
+    ranker: Ranker, among_U: npt.NDArray[np.bool_] | None = None
+) -> Callable[[], float] | None:
     """NDCG@10 of the network alone on the valid rows; None where it must not look.
 
     A refit on train and valid has no rows left to choose by. All ranks call the result
     together and get the same figure.
+
+    Args:
+        among_U: bool [U], whose valid rows; None takes all users'.
     """
-    if not _may_choose(ranker.split, ranker.config):
+    rows = ranker.split.valid
+    if among_U is not None:
+        rows = rows.take(np.flatnonzero(among_U[rows.user_E]))
+    if not len(rows) or not _may_choose(ranker.split, ranker.config):
         return None
-    rows = _valid_rows(ranker)
+    rows = _valid_rows(ranker, rows)
     return lambda: _ndcg(ranker, rows, (0.0,), 10)[0]
 
 
@@ -108,7 +117,7 @@ def choose_prior_weight(ranker: Ranker) -> float:
     if config.evaluation.prior_weight is not None:
         return config.evaluation.prior_weight
     check_rows(ranker.split, config)
-    rows = _valid_rows(ranker)
+    rows = _valid_rows(ranker, ranker.split.valid)
     scores = _ndcg(ranker, rows, PRIOR_WEIGHTS, CHOICE_DEPTH)
     return PRIOR_WEIGHTS[int(np.argmax(scores))]
 
@@ -169,8 +178,8 @@ def _may_choose(split: SplitLog, config: RunConfig) -> bool:
     return config.log.fit_on == "train" and len(split.valid) > 0
 
 
-def _valid_rows(ranker: Ranker) -> EvalRows:
-    rows, config = ranker.split.valid, ranker.config
+def _valid_rows(ranker: Ranker, rows: EvalRows) -> EvalRows:
+    config = ranker.config
     return rows.take(sample_rows(rows, config.evaluation.max_valid_rows, config.seed))
 
 
