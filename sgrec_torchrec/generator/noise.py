@@ -17,15 +17,19 @@ def hash_uniform(key_X: Tensor, salt: int, size: int) -> Tensor:
     """
     column = torch.arange(size, device=key_X.device) + (salt << 32)
     state = key_X[..., None] + column * _GOLDEN
-    state = (state ^ (state >> 30)) * _MIX_A
-    state = (state ^ (state >> 27)) * _MIX_B
-    bits = (state ^ (state >> 31)) & 0x7FFFFF
-    return (bits.float() + 0.5) * 2.0**-23
+    # In place: a step of post-training draws millions, and memory is what it waits for.
+    state ^= state >> 30
+    state *= _MIX_A
+    state ^= state >> 27
+    state *= _MIX_B
+    state ^= state >> 31
+    state &= 0x7FFFFF
+    return state.float().add_(0.5).mul_(2.0**-23)
 
 
 def hash_gumbel(key_X: Tensor, salt: int, size: int) -> Tensor:
     """float32 [X, size]: standard Gumbel noise for each key, salt and column."""
-    return -torch.log(-torch.log(hash_uniform(key_X, salt, size)))
+    return hash_uniform(key_X, salt, size).log_().neg_().log_().neg_()
 
 
 def hash_dropout(values_TD: Tensor, key_T: Tensor, salt: int, rate: float) -> Tensor:
