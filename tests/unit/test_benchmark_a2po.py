@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from sgrec_torchrec import benchmark_a2po as module
-from sgrec_torchrec.a2po.reward import Group
+from sgrec_torchrec.a2po.aligner import table_sum
+from sgrec_torchrec.arm_report import HELD_OUT, SYSTEMS
 from sgrec_torchrec.benchmark_a2po import ARMS, GRPO, PRETRAINED, benchmark_a2po
 from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.logs.judged_users import history_hash
@@ -61,19 +61,45 @@ def base(finished_run: Path, tmp_path: Path, monkeypatch) -> RunConfig:
     return config
 
 
-def test_all_arms_start_from_one_model_and_are_tested(
-    base: RunConfig, world_of_one, tmp_path: Path, capsys
-) -> None:
+@pytest.fixture
+def benchmark(base: RunConfig, world_of_one, tmp_path: Path):
+    """benchmark(**changes) -> rows; the JSON is in rows.json."""
     out_dir = tmp_path / "runs"
     table = judged_everything(out_dir / base.name, tmp_path)
-    rows = benchmark_a2po(
-        "planted",
-        num_seeds=1,
-        table=table,
-        json_path=tmp_path / "rows.json",
-        assignments=[f"out_dir={out_dir}", f"align.num_steps={STEPS}"],
-    )
+
+    def run(*assignments: str, **changes):
+        words = {"table": table, "arms": None, "resume": False} | changes
+        return benchmark_a2po(
+            "planted",
+            num_seeds=1,
+            json_path=tmp_path / "rows.json",
+            assignments=[
+                f"out_dir={out_dir}",
+                f"align.num_steps={STEPS}",
+                *assignments,
+            ],
+            **words,
+        )
+
+    return run
+
+
+def steps_of(tmp_path: Path) -> dict[str, list[dict]]:
+    """Arm's folder -> the values of each line that its post-training wrote."""
+    return {
+        path.parent.parent.name: [
+            json.loads(line)["values"] for line in path.read_text().splitlines()
+        ]
+        for path in tmp_path.glob("runs/benchmark/planted/*/aligned/metrics.jsonl")
+    }
+
+
+def test_all_arms_start_from_one_model_and_are_tested(
+    benchmark, tmp_path: Path, capsys
+) -> None:
+    rows = benchmark("align.prompts=judged")
     assert {row["arm"] for row in rows} == set(ARMS)
+    assert {row["system"] for row in rows} == set(SYSTEMS)
     whole = json.loads((tmp_path / "rows.json").read_text())
     tested = {(one["arm"], one["against"]) for one in whole["comparisons"]}
     others = [arm for arm in ARMS if arm != PRETRAINED]
@@ -82,12 +108,7 @@ def test_all_arms_start_from_one_model_and_are_tested(
         for arm, against in itertools.product(others, (PRETRAINED, GRPO))
         if arm != against
     }
-    metrics = {
-        path.parent.parent.name: [
-            json.loads(line)["values"] for line in path.read_text().splitlines()
-        ]
-        for path in out_dir.glob("benchmark/planted/*/aligned/metrics.jsonl")
-    }
+    metrics = steps_of(tmp_path)
     assert len(metrics) == len(others)
     starts = {lines[0]["pretrained NDCG@10"] for lines in metrics.values()}
     assert len(starts) == 1
@@ -95,26 +116,101 @@ def test_all_arms_start_from_one_model_and_are_tested(
     first = [lines[1] for lines in metrics.values()]
     assert len({one["judged_share"] for one in first}) == 1
     assert first[0]["judged_share"] > 0
-    assert "a2po, shuffled judge" in capsys.readouterr().out
+    assert "a2po-shuffled" in capsys.readouterr().out
 
 
-def test_a_shuffled_judge_keeps_the_rewards_of_a_group() -> None:
-    reward_BG = torch.arange(12.0).reshape(2, 6)
-    judged_BG = torch.tensor([[True] * 6, [True, False] * 3])
-    shuffled = module._Shuffled(lambda group: (reward_BG, judged_BG), seed=0)
-    group = Group(
-        prompt_B=torch.tensor([3, 8]).numpy(),
-        item_BG=torch.zeros(2, 6, dtype=torch.int64),
-        target_B=torch.zeros(2, dtype=torch.int64),
-    )
-    mixed_BG, mask_BG = shuffled(group)
-    assert torch.equal(mask_BG, judged_BG)
-    assert not torch.equal(mixed_BG, reward_BG)
-    assert sorted(mixed_BG[0].tolist()) == reward_BG[0].tolist()
-    assert torch.equal(mixed_BG[1, 1::2], reward_BG[1, 1::2])
-    assert sorted(mixed_BG[1, ::2].tolist()) == reward_BG[1, ::2].tolist()
-    again, _ = shuffled(group)
-    assert torch.equal(again, mixed_BG)
+def test_every_figure_of_an_arm_is_there(benchmark, tmp_path: Path) -> None:
+    rows = benchmark("align.prompts=judged", arms=["a2po", PRETRAINED])
+    assert [row["arm"] for row in rows[::3]] == [PRETRAINED, "a2po"]
+    for row in rows:
+        assert 0 < row["coverage"] <= 1
+        if row["system"] == HELD_OUT:
+            # The judge's own users: nobody was asked about them, nothing was judged.
+            assert row["judged reward@10"] is row["in table@10"] is None
+        else:
+            assert row["in table@10"] == 1.0
+            assert 0 < row["judged reward@10"] < 1
+        assert 0 < row["NDCG@10"] < row["HR@10"] < 1
+        assert 0 < row["value@10"] < row["HR@10"]
+    test, held_out = rows[0]["rows"], rows[2]["rows"]
+    assert held_out < test
+    whole = json.loads((tmp_path / "rows.json").read_text())
+    assert whole["align"]["table"] == table_sum(str(tmp_path / "table"))
+    pretrained, arm = whole["runs"]
+    assert pretrained["shares"] == {}
+    assert arm["shares"]["in_table_share"] == 1.0
+    assert arm["shares"]["missed_rollouts"] == 0.0
+    assert 0 < arm["shares"]["live_in_table"] <= 1
+    assert arm["shares"]["bound_violations"] == 0.0
+    # The guard never ships what is worse than its start.
+    assert arm["valid NDCG@10"] >= pretrained["valid NDCG@10"] > 0
+    assert pretrained["made_of"] == arm["made_of"]
+
+
+def test_done_arms_are_kept_until_what_made_them_changes(
+    benchmark, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    aligned: list[str] = []
+    real = module.align
+
+    def noted(aligner, *words, **more):
+        aligned.append(aligner.config.name)
+        return real(aligner, *words, **more)
+
+    monkeypatch.setattr(module, "align", noted)
+    first = benchmark(arms=[PRETRAINED, GRPO])
+    capsys.readouterr()
+    assert benchmark(arms=[PRETRAINED, GRPO], resume=True) == first
+    assert len(aligned) == 1
+    assert capsys.readouterr().out.count("done before, in") == 2
+    # A new arm, other settings and a table of other content are work; a new place
+    # of the same table is none.
+    benchmark(arms=[GRPO, "a2po"], resume=True)
+    benchmark("align.lr=1e-3", arms=[GRPO], resume=True)
+    assert len(aligned) == len(set(aligned)) == 3
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path / "table", moved)
+    benchmark(arms=[GRPO], resume=True, table=moved)
+    assert len(aligned) == 3
+    judged = pq.read_table(tmp_path / "judged.parquet").slice(0, 600)
+    pq.write_table(judged, tmp_path / "fewer.parquet")
+    build_reward_table(tmp_path / "fewer.parquet", tmp_path / "fewer")
+    benchmark(arms=[GRPO], resume=True, table=tmp_path / "fewer")
+    assert len(aligned) == len(set(aligned)) == 4
+    # Without --resume an arm is run again, in its own folder.
+    benchmark(arms=[GRPO])
+    assert len(aligned) == 5
+    assert len(set(aligned)) == 4
+
+
+def test_a_trained_model_is_not_trained_or_evaluated_again(
+    benchmark, monkeypatch
+) -> None:
+    first = benchmark(arms=[PRETRAINED])
+
+    def never(*words: object, **more: object) -> None:
+        raise AssertionError("the pretrained model is there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "run", never)
+        assert benchmark(arms=[PRETRAINED]) == first
+        with pytest.raises(AssertionError, match="is there"):
+            benchmark("pretrain.num_epochs=3", arms=[PRETRAINED])
+
+
+def test_judged_prompts_are_checked_before_any_training(benchmark, monkeypatch) -> None:
+    def never(*words: object, **more: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(module, "run", never)
+    with pytest.raises(ValueError, match=r"needs .*align\.table"):
+        benchmark("align.prompts=judged", table=None)
+    with pytest.raises(ValueError, match="arm 'a2po' needs a judge"):
+        benchmark(table=None, arms=["a2po"])
+    with pytest.raises(ValueError, match=r"unknown arm 'best': choose of pretrained,"):
+        benchmark(arms=["best"])
+    with pytest.raises(FileNotFoundError, match="no-table"):
+        benchmark(table=Path("no-table"))
 
 
 def test_an_unknown_log_is_named() -> None:

@@ -13,6 +13,7 @@ from sgrec_torchrec.a2po.prompts import Prompts, post_training_prompts
 from sgrec_torchrec.a2po.reward import (
     Group,
     JudgedReward,
+    ShuffledReward,
     TableReward,
     business_reward,
     finite_groups,
@@ -316,3 +317,32 @@ def test_a_semantic_reward_that_nobody_gave_may_be_anything(asked) -> None:
         drops=False,
     )
     assert kept_B.tolist() == [True]
+
+
+def test_a_shuffled_judge_keeps_the_rewards_of_a_group() -> None:
+    reward_BG = torch.arange(12.0).reshape(2, 6)
+    judged_BG = torch.tensor([[True] * 6, [True, False] * 3])
+    shuffled = ShuffledReward(lambda group: (reward_BG, judged_BG), seed=0)
+    group = Group(
+        prompt_B=torch.tensor([3, 8]).numpy(),
+        item_BG=torch.zeros(2, 6, dtype=torch.int64),
+        target_B=torch.zeros(2, dtype=torch.int64),
+    )
+    mixed_BG, mask_BG = shuffled(group)
+    assert torch.equal(mask_BG, judged_BG)
+    assert not torch.equal(mixed_BG, reward_BG)
+    assert sorted(mixed_BG[0].tolist()) == reward_BG[0].tolist()
+    assert torch.equal(mixed_BG[1, 1::2], reward_BG[1, 1::2])
+    assert sorted(mixed_BG[1, ::2].tolist()) == reward_BG[1, ::2].tolist()
+    again, _ = shuffled(group)
+    assert torch.equal(again, mixed_BG)
+
+
+def test_a_shuffled_judge_knows_and_misses_what_the_judge_does(
+    asked, judged_folder: Path
+) -> None:
+    judged = semantic_reward(open_table(str(judged_folder)), *asked, max_age_events=0)
+    shuffled = ShuffledReward(judged, seed=0)
+    assert shuffled.is_judged_E is judged.is_judged_E
+    shuffled(group_of([1], [[5, 9]], [0]))
+    assert shuffled.misses.num_missing == 1
