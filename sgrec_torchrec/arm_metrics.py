@@ -28,6 +28,7 @@ from sgrec_torchrec.evaluation.ranking import (
     INTERVAL_PERCENT,
     Float64Array,
     metric_values,
+    sums_by_user,
     target_ranks,
 )
 from sgrec_torchrec.reward_table import RewardTable
@@ -199,34 +200,32 @@ def compare_arms(
         np.stack([_values_of(path, first, paths_a[0]) for path in paths])
         for paths in (paths_a, paths_b)
     )
-    users, code_E = np.unique(first.user_id_E.astype(str), return_inverse=True)
+    known_SEM = ~np.isnan(values_a) & ~np.isnan(values_b)
+    lead_SEM = np.where(known_SEM, values_b - values_a, 0)
+    user_E = first.user_id_E.astype(str)
+    sum_SUM, rows_SUM = (
+        np.stack([sums_by_user(part_EM * 1.0, user_E)[0] for part_EM in part_SEM])
+        for part_SEM in (lead_SEM, known_SEM)
+    )
+    low_M, high_M = _interval(sum_SUM, rows_SUM, seed)
+    p_M = sign_flip_p_values(sum_SUM.sum(0), seed=seed, num_flips=NUM_SIGN_FLIPS)
     differences = []
     for m, name in enumerate(METRICS):
-        a_SE, b_SE = values_a[..., m], values_b[..., m]
-        known_SE = ~np.isnan(a_SE) & ~np.isnan(b_SE)
-        if not known_SE.any():
-            continue
-        difference_SE = np.where(known_SE, b_SE - a_SE, 0)
-        sum_SU, rows_SU = (
-            np.array([np.bincount(code_E, one, len(users)) for one in part_SE], float)
-            for part_SE in (difference_SE, known_SE)
-        )
-        low, high = _interval(sum_SU, rows_SU, seed)
-        (p_value,) = sign_flip_p_values(
-            sum_SU.sum(0)[:, None], seed=seed, num_flips=NUM_SIGN_FLIPS
-        ).tolist()
-        value_a, value_b = float(a_SE[known_SE].mean()), float(b_SE[known_SE].mean())
-        differences.append(
-            Difference(
-                metric=name,
-                value_a=value_a,
-                value_b=value_b,
-                difference=value_b - value_a,
-                low=low,
-                high=high,
-                p_value=p_value,
+        is_known = known_SEM[..., m]
+        if is_known.any():
+            value_a = float(values_a[..., m][is_known].mean())
+            value_b = float(values_b[..., m][is_known].mean())
+            differences.append(
+                Difference(
+                    metric=name,
+                    value_a=value_a,
+                    value_b=value_b,
+                    difference=value_b - value_a,
+                    low=float(low_M[m]),
+                    high=float(high_M[m]),
+                    p_value=float(p_M[m]),
+                )
             )
-        )
     return differences
 
 
@@ -242,11 +241,14 @@ def _values_of(path: Path, first: ArmRows, first_path: Path) -> Float64Array:
 
 
 def _interval(
-    sum_SU: Float64Array, rows_SU: Float64Array, seed: int
-) -> tuple[float, float]:
-    """Percentile bootstrap of sum(sums) / sum(rows), users and seeds drawn anew."""
+    sum_SUM: Float64Array, rows_SUM: Float64Array, seed: int
+) -> tuple[Float64Array, Float64Array]:
+    """Percentile bootstrap of sum(sums) / sum(rows), users and seeds drawn anew: [M].
+
+    NaN for a metric without rows.
+    """
     generator = np.random.default_rng(seed)
-    num_seeds, num_users = sum_SU.shape
+    num_seeds, num_users, num_metrics = sum_SUM.shape
     shares = [np.full(num, 1 / num) for num in (num_seeds, num_users)]
     means = []
     for start in range(0, NUM_BOOTSTRAP, BLOCK_RESAMPLES):
@@ -255,10 +257,18 @@ def _interval(
             generator.multinomial(len(share), share, size=block).astype(np.float64)
             for share in shares
         )
-        total_D, rows_D = (
-            (times_DS * (times_DU @ part_SU.T)).sum(1) for part_SU in (sum_SU, rows_SU)
+        total_DM, rows_DM = (
+            np.einsum("ds,sdm->dm", times_DS, times_DU @ part_SUM)
+            for part_SUM in (sum_SUM, rows_SUM)
         )
         # A draw without any row says nothing.
-        means.append(total_D[rows_D > 0] / rows_D[rows_D > 0])
-    low, high = np.percentile(np.concatenate(means), INTERVAL_PERCENT)
-    return float(low), float(high)
+        means.append(
+            np.divide(total_DM, rows_DM, where=rows_DM > 0, out=total_DM * np.nan)
+        )
+    mean_DM = np.concatenate(means)
+    bounds = np.full((2, num_metrics), np.nan)
+    has_rows_M = ~np.isnan(mean_DM).all(0)
+    bounds[:, has_rows_M] = np.nanpercentile(
+        mean_DM[:, has_rows_M], INTERVAL_PERCENT, axis=0
+    )
+    return bounds[0], bounds[1]
