@@ -20,8 +20,10 @@ from sgrec_torchrec.evaluation.offline import GENERATOR, NETWORK_ALONE
 
 RESULTS = "arm.json"
 HELD_OUT = "without evidence, valid rows of users not asked"
-SYSTEMS = (NETWORK_ALONE, GENERATOR, HELD_OUT)
-"""The first two on test rows."""
+LAST_STEP = "without evidence, last step whatever the guard says"
+SYSTEMS = (NETWORK_ALONE, GENERATOR, LAST_STEP, HELD_OUT)
+"""All but the last on test rows. A guard that ships the pretrained model hides what an
+arm's rewards did; the last step shows it."""
 FIGURES = (*METRICS, "coverage")
 GUARD = "valid NDCG@10"
 SHOWN_SHARES = ("in_table_share", "live_in_table", "missed_rollouts", "mean_lambda")

@@ -24,9 +24,12 @@ import numpy as np
 from sgrec_torchrec.a2po.align import align
 from sgrec_torchrec.a2po.aligner import (
     FOLDER,
+    NEWEST,
+    Aligner,
     AlignState,
     build_aligner,
     check_rewards,
+    load_state,
     made_of,
     table_sum,
 )
@@ -35,6 +38,7 @@ from sgrec_torchrec.arguments import override
 from sgrec_torchrec.arm_metrics import arm_rows, write_arm
 from sgrec_torchrec.arm_report import (
     HELD_OUT,
+    LAST_STEP,
     RESULTS,
     SYSTEMS,
     rows_path,
@@ -82,6 +86,8 @@ ARMS = {
 }
 """Arm -> its fusion."""
 DEFAULT_STEPS = 60
+FORMAT = 1
+"""Raise it when an arm's files change meaning: older arms are run again."""
 SHARES = (
     *("in_table_share", "live_in_table", "missed_rollouts", "judged_share"),
     *("dead_share", "same_sign_share", "mean_lambda", "kl_mean"),
@@ -258,6 +264,7 @@ def _arm_config(pretrained: _Pretrained, arm: str, settings: AlignConfig) -> Run
         # Where a table lies does not matter: its sum is in made_of.
         del facts["align"][name]
     del facts["out_dir"]
+    facts["format"] = FORMAT
     weights = made_of(pretrained.trainee.best, settings)
     key = _sum_of({"arm": arm, "made_of": weights, "run": facts})
     return dataclasses.replace(
@@ -278,6 +285,7 @@ def _run_arm(
     restore_best(pretrained.trainee)
     guard, start = pretrained.guard, pretrained.start_ndcg
     state = AlignState(best_ndcg=-1.0 if start is None else start)
+    aligner: Aligner | None = None
     if config.align.num_steps:
         trainee = dataclasses.replace(pretrained.trainee, config=config)
         ranks = pretrained.ranker.ranks
@@ -287,7 +295,7 @@ def _run_arm(
             aligner = dataclasses.replace(aligner, semantic=shuffled)
         state = align(aligner, guard, resume=resume, start_ndcg=start)
     aligned_s = time.perf_counter() - began_s
-    systems = _measure(pretrained.ranker, config)
+    systems = _measure(pretrained.ranker, config, aligner)
     if is_main_rank():
         seconds = {
             "align": aligned_s,
@@ -309,10 +317,13 @@ def _run_arm(
         print(f"{place}: NDCG@10 {ndcg:.4f} of the network alone; {spent}")
 
 
-def _measure(ranker: Ranker, config: RunConfig) -> dict[str, JsonRow]:
+def _measure(
+    ranker: Ranker, config: RunConfig, aligner: Aligner | None
+) -> dict[str, JsonRow]:
     """Rank test rows, and valid rows of users who were not asked; write their values.
 
-    All ranks call together; only the main rank gets figures.
+    All ranks call together; only the main rank gets figures. Leaves the weights of the
+    last step in the model.
     """
     split, settings = ranker.split, config.evaluation
     weight = settings.prior_weight or 0.0
@@ -330,6 +341,11 @@ def _measure(ranker: Ranker, config: RunConfig) -> dict[str, JsonRow]:
         ]
         valid = split.valid.take(valid_E)
         found[HELD_OUT] = (valid, valid_E, ranker.top_items(valid, (0.0,))[0])
+    last = alone
+    if aligner is not None:
+        load_state(aligner, NEWEST)
+        (last,) = ranker.top_items(test, (0.0,))
+    found[LAST_STEP] = (test, test_E, last)
     if not is_main_rank():
         return {}
     table = open_table(config.align.table)

@@ -12,9 +12,10 @@ import pytest
 
 from sgrec_torchrec import benchmark_a2po as module
 from sgrec_torchrec.a2po.aligner import table_sum
-from sgrec_torchrec.arm_report import HELD_OUT, SYSTEMS
+from sgrec_torchrec.arm_report import HELD_OUT, LAST_STEP, SYSTEMS
 from sgrec_torchrec.benchmark_a2po import ARMS, GRPO, PRETRAINED, benchmark_a2po
 from sgrec_torchrec.config import RUNS, RunConfig
+from sgrec_torchrec.evaluation.offline import NETWORK_ALONE
 from sgrec_torchrec.logs.judged_users import history_hash
 from sgrec_torchrec.logs.prompts import eligible_prompts
 from sgrec_torchrec.logs.split import load_split
@@ -121,7 +122,7 @@ def test_all_arms_start_from_one_model_and_are_tested(
 
 def test_every_figure_of_an_arm_is_there(benchmark, tmp_path: Path) -> None:
     rows = benchmark("align.prompts=judged", arms=["a2po", PRETRAINED])
-    assert [row["arm"] for row in rows[::3]] == [PRETRAINED, "a2po"]
+    assert [row["arm"] for row in rows[:: len(SYSTEMS)]] == [PRETRAINED, "a2po"]
     for row in rows:
         assert 0 < row["coverage"] <= 1
         if row["system"] == HELD_OUT:
@@ -132,8 +133,8 @@ def test_every_figure_of_an_arm_is_there(benchmark, tmp_path: Path) -> None:
             assert 0 < row["judged reward@10"] < 1
         assert 0 < row["NDCG@10"] < row["HR@10"] < 1
         assert 0 < row["value@10"] < row["HR@10"]
-    test, held_out = rows[0]["rows"], rows[2]["rows"]
-    assert held_out < test
+    size = {row["system"]: row["rows"] for row in rows}
+    assert 0 < size.pop(HELD_OUT) < min(size.values()) == max(size.values())
     whole = json.loads((tmp_path / "rows.json").read_text())
     assert whole["align"]["table"] == table_sum(str(tmp_path / "table"))
     pretrained, arm = whole["runs"]
@@ -145,6 +146,18 @@ def test_every_figure_of_an_arm_is_there(benchmark, tmp_path: Path) -> None:
     # The guard never ships what is worse than its start.
     assert arm["valid NDCG@10"] >= pretrained["valid NDCG@10"] > 0
     assert pretrained["made_of"] == arm["made_of"]
+
+
+def test_the_last_step_is_shown_where_the_guard_ships_the_pretrained_model(
+    benchmark, tmp_path: Path
+) -> None:
+    rows = benchmark("align.lr=0.5", "align.warmup_steps=0", arms=[PRETRAINED, GRPO])
+    whole = json.loads((tmp_path / "rows.json").read_text())
+    assert [one["best_step"] for one in whole["runs"]] == [0, 0]
+    figures = {(row["arm"], row["system"]): row["NDCG@10"] for row in rows}
+    start = figures[PRETRAINED, NETWORK_ALONE]
+    assert figures[PRETRAINED, LAST_STEP] == figures[GRPO, NETWORK_ALONE] == start
+    assert figures[GRPO, LAST_STEP] < start
 
 
 def test_done_arms_are_kept_until_what_made_them_changes(
