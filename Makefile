@@ -20,8 +20,8 @@ setup: $(VENV)/.ready  ## create .venv and install everything into it
 $(VENV)/.ready: pyproject.toml .ci/setup .ci/fbgemm_gpu_cpu_shim/pyproject.toml
 	@VENV="$(VENV)" EXTRAS="$(EXTRAS)" TORCH_PIP_ARGS="$(TORCH_PIP_ARGS)" .ci/setup
 
-train: $(VENV)/.ready  ## train and evaluate on MovieLens; ARGS="--run office" for others
-	@$(PY) sgrec_torchrec/train.py $(ARGS)
+train: $(VENV)/.ready  ## the whole of S-GRec on MovieLens; ARGS="--run office" for others
+	@$(VENV)/bin/sgrec pipeline $(ARGS)
 
 # One thread: OpenMP threads that wait for a busy core spin, and cost more than they give.
 test: $(VENV)/.ready  ## all tests but the slow ones and those that need a GPU

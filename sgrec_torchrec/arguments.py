@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from sgrec_torchrec.config import RUNS, RunConfig
 
@@ -74,9 +75,25 @@ def _parse(text: str, kind: typing.Any, whole: str) -> typing.Any:
 
 def parse_run(argv: list[str] | None = None) -> tuple[RunConfig, argparse.Namespace]:
     """The command line of ``train.py``: --run NAME --set stage.field=value --resume."""
+    parser = run_parser(
+        "train.py", "Train and evaluate the generator on an interaction log."
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the newest whole checkpoint"
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="config.json of a run, instead of --run: its settings, where it lies now",
+    )
+    return parse_with(parser, argv)
+
+
+def run_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser that takes what every command takes that trains: the run's settings."""
     parser = argparse.ArgumentParser(
-        prog="train.py",
-        description="Train and evaluate the generator on an interaction log.",
+        prog=program,
+        description=description,
         epilog="Fields of --set: " + "; ".join(describe_fields()),
     )
     parser.add_argument(
@@ -90,16 +107,22 @@ def parse_run(argv: list[str] | None = None) -> tuple[RunConfig, argparse.Namesp
         help="override one field; may be repeated",
     )
     parser.add_argument("--name", help="folder of the run below out_dir")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the newest whole checkpoint"
-    )
+    return parser
+
+
+def parse_with(
+    parser: argparse.ArgumentParser, argv: list[str] | None
+) -> tuple[RunConfig, argparse.Namespace]:
+    """Parse by what ``run_parser`` made; an error is one line and exit code 2."""
     args = parser.parse_args(argv)
-    config = RUNS[args.run]
-    if args.name:
-        config = dataclasses.replace(config, name=args.name)
     try:
+        config, path = RUNS[args.run], getattr(args, "config", None)
+        if path is not None:
+            config = RunConfig.read(path).at(path.parent)
+        if args.name:
+            config = dataclasses.replace(config, name=args.name)
         return override(config, args.set), args
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
 
 

@@ -97,6 +97,17 @@ def train(context: typer.Context) -> None:
     run_pipeline(context.args)
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def pipeline(context: typer.Context) -> None:
+    """All of S-GRec: pretrain, judge, post-train, report (sgrec pipeline --help)."""
+    from sgrec_torchrec.pipeline import main as run_all
+
+    run_all(context.args)
+
+
 @app.command()
 def evaluate(run_dir: RunDir) -> None:
     """Rank the test rows again with a run's best checkpoint, and write its report."""
@@ -262,3 +273,7 @@ def _pairs(assignments: list[str] | None) -> dict[str, str]:
             raise ValueError(f"{assignment!r}: write OURS=THEIRS, as user_id=uid")
         pairs[ours] = theirs
     return pairs
+
+
+if __name__ == "__main__":
+    main()

@@ -43,7 +43,7 @@ from sgrec_torchrec.item_graph.covisitation import fit_ends
 from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph
 from sgrec_torchrec.item_tokens.build import build_tokens, load_tokens
 from sgrec_torchrec.logs.importers import import_log
-from sgrec_torchrec.logs.importers.locate import resolve_path
+from sgrec_torchrec.logs.importers.locate import fingerprint
 from sgrec_torchrec.logs.measure import measure_log, resolve
 from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS, SoftTargets
 from sgrec_torchrec.logs.split import load_split, prepare_split
@@ -53,8 +53,6 @@ from sgrec_torchrec.schema import ItemTokens, SplitLog
 FORMAT = 1
 """Raise it when a stage's output changes meaning: older folders are made again."""
 SCORER, TEACHER = "scorer.safetensors", "teacher.json"
-PACKAGED = ("movielens", "complete-journey")
-"""Sources that read an installed package, not a path."""
 
 
 def prepare_log(config: RunConfig) -> tuple[SplitLog, RunConfig]:
@@ -65,7 +63,7 @@ def prepare_log(config: RunConfig) -> tuple[SplitLog, RunConfig]:
             column, row and the mend.
     """
     log = dataclasses.replace(config.log, fit_on="train", filter_seen=None)
-    source = [log.source, log.path, _fingerprint(log.source, log.path)]
+    source = [log.source, log.path, fingerprint(log.source, log.path)]
     canonical = _once(
         config, "canonical", source, lambda folder: import_log(log, folder)
     )
@@ -229,28 +227,6 @@ def _link(link: Path, folder: Path) -> None:
         return
     with atomic_file(link) as temporary:
         temporary.symlink_to(target)
-
-
-def _fingerprint(source: str, path: str | None) -> list[tuple[str, int, int]]:
-    """Name, size and time of the files that an importer reads: new ones import anew."""
-    if path is None:
-        return []
-    if source in PACKAGED:
-        raise ValueError(
-            f"log.path = {path!r}: the {source} log comes with a package; leave "
-            "log.path None, or choose another log.source"
-        )
-    root = resolve_path(path, source)
-    files = sorted(root.rglob("*")) if root.is_dir() else [root]
-    return [
-        (
-            str(file.relative_to(root.parent)),
-            file.stat().st_size,
-            file.stat().st_mtime_ns,
-        )
-        for file in files
-        if file.is_file()
-    ]
 
 
 def _stage_name(config: RunConfig, stage: str) -> str:

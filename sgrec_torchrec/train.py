@@ -27,8 +27,14 @@ from sgrec_torchrec.distributed.origin import describe_run
 from sgrec_torchrec.distributed.stopwatch import Stopwatch
 from sgrec_torchrec.distributed.tracking import Tracker
 from sgrec_torchrec.evaluation.baselines import BASELINES, Baseline
+from sgrec_torchrec.evaluation.gain import write_gain
 from sgrec_torchrec.evaluation.generate import Ranker
-from sgrec_torchrec.evaluation.offline import check_rows, evaluate, validation_ndcg
+from sgrec_torchrec.evaluation.offline import (
+    PRETRAINED,
+    check_rows,
+    evaluate,
+    validation_ndcg,
+)
 from sgrec_torchrec.evaluation.report import write_report
 from sgrec_torchrec.generator.pretrain import pretrain, restore_best
 from sgrec_torchrec.generator.trainee import build_trainee
@@ -103,6 +109,9 @@ def run(
         if config.align.num_steps:
             aligner = build_aligner(trainee, split, tokens, ranks)
             watch.together(
+                "evaluate pretrained", lambda: evaluate(ranker, {}, {}, PRETRAINED)
+            )
+            watch.together(
                 "restore" if evaluate_only else "align",
                 lambda: (
                     restore_aligned(aligner)
@@ -114,6 +123,8 @@ def run(
             "evaluate", lambda: evaluate(ranker, watch.seconds, baselines)
         )
     if is_main_rank():
+        if config.align.num_steps:
+            write_gain(config.run_dir)
         print(f"report: {write_report(config.run_dir)}")
     best_epoch = -(-state.best_step // trainee.stream.steps_per_epoch)
     return RunResult(best_epoch=best_epoch, prior_weight=prior_weight)

@@ -37,6 +37,8 @@ MAY_IMPORT = {
     "benchmark_a2po": UP_TO_GENERATOR
     | {"a2po", "arguments", "arm_metrics", "arm_report", "evaluation", "prepare"}
     | {"reward_table", "train"},
+    "steps": {"distributed"},
+    "pipeline": {"arguments", "config", "doctor", "logs", "steps"},
     "sequential_peer": UP_TO_GENERATOR | {"evaluation"},
     "benchmark": UP_TO_GENERATOR
     | {"arguments", "evaluation", "prepare", "sequential_peer", "train"},
@@ -45,10 +47,10 @@ MAY_IMPORT = {
 ENTRY_POINTS = {"train", "cli"}
 TRAINING_LOOPS = {
     "generator": {"pretrain", "trainee"},
-    "a2po": {"align", "aligner", "figures"},
+    "a2po": {"align", "aligner", "figures", "fusion_sample"},
 }
-"""Of these stages only the loop and what it trains may import distributed; model and
-loss may not."""
+"""Of these stages only the loop, what it trains and what it writes may import
+distributed; model and loss may not."""
 LLM_STACK = (
     *("accelerate", "anthropic", "bitsandbytes", "litellm", "openai", "peft"),
     *("sglang", "trl", "vllm"),

@@ -33,6 +33,7 @@ from sgrec_torchrec.a2po.figures import (
     health,
     step_figures,
 )
+from sgrec_torchrec.a2po.fusion_sample import FusionSample
 from sgrec_torchrec.a2po.prompts import prompt_batches
 from sgrec_torchrec.a2po.reward import Group, finite_groups
 from sgrec_torchrec.a2po.rollout import (
@@ -71,11 +72,12 @@ def align(
         ValueError: for a reward that is not finite, naming user and item.
     """
     state = _begin(aligner, validate, start_ndcg, resume=resume)
+    sample = FusionSample(aligner.folder, aligner.ranks.rank, state.step)
     with Tracker(aligner.folder, enabled=is_main_rank()) as tracker:
         tracker.resume(state.step)
         if state.step == 0 and validate:
             tracker.log(0, {"pretrained NDCG@10": state.start_ndcg}, "valid")
-        state = _run(aligner, tracker, state, validate)
+        state = _run(aligner, tracker, sample, state, validate)
     aligner.write_misses()
     if validate or state.has_collapsed:
         load_state(aligner, BEST)
@@ -100,6 +102,7 @@ def _verdict(state: AlignState, *, is_validated: bool) -> str:
 def _run(
     aligner: Aligner,
     tracker: Tracker,
+    sample: FusionSample,
     state: AlignState,
     validate: Callable[[], float] | None,
 ) -> AlignState:
@@ -117,7 +120,7 @@ def _run(
     for step in steps:
         if state.is_over(settings.patience):
             break
-        figures = combined(_step(aligner, next(batches), step))
+        figures = combined(_step(aligner, next(batches), step, sample))
         tracker.log(step, figures, "align")
         state = _watch(aligner, replace(state, step=step + 1), figures)
         is_last = state.step == settings.num_steps
@@ -127,6 +130,7 @@ def _run(
             state = _note_validation(aligner, state, ndcg)
         is_last = is_last or state.is_over(settings.patience)
         if is_last or state.step % settings.checkpoint_every_steps == 0:
+            sample.write()
             save_state(aligner, NEWEST, state, settings.keep_checkpoints)
     return state
 
@@ -151,7 +155,9 @@ def _begin(
     return state
 
 
-def _step(aligner: Aligner, prompt_B: Int64Array, step: int) -> StepFigures:
+def _step(
+    aligner: Aligner, prompt_B: Int64Array, step: int, sample: FusionSample
+) -> StepFigures:
     """Five calls, each of which can be looked at alone."""
     mine_B = prompt_B[aligner.ranks.rank :: aligner.ranks.world_size]
     # Sharded tables fail on an empty batch: such a rank asks along and learns nothing.
@@ -168,6 +174,8 @@ def _step(aligner: Aligner, prompt_B: Int64Array, step: int) -> StepFigures:
     stats = FUSIONS[settings.fusion](
         r_biz_BG, r_sem_BG, judged_BG, settings.eps, group.item_BG >= 0
     )
+    if has_own:
+        sample.add(step, stats, judged_BG)
     # Sums of rewards may teach where the business reward alone is dead.
     teaches_B = (stats.advantage_BG != 0).any(1) & is_good_B & has_own
     outputs = [

@@ -187,7 +187,10 @@ def build_aligner(
 
 def _what_judges(semantic: SemanticReward, prompts: Prompts) -> str:
     if not isinstance(semantic, JudgedReward):
-        return f"post-training on {len(prompts)} prompts: no table given by align.table"
+        return (
+            f"post-training on {len(prompts)} prompts by the business reward alone: no "
+            "table given by align.table"
+        )
     is_judged_E = semantic.is_judged_E
     users = len(np.unique(prompts.rows.user_E[is_judged_E]))
     num_judged = int(is_judged_E.sum())

@@ -9,6 +9,7 @@ import html
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +54,9 @@ CHOICE_DEPTH = 20
 NUM_EXAMPLES = 8
 SHOWN_HISTORY = 12
 SHOWN_ITEMS = 10
+EVALUATION = "evaluation"
+PRETRAINED = "evaluation-pretrained"
+"""Folders of a run: of the model that ships, and of what post-training began with."""
 GENERATOR = "generator"
 NETWORK_ALONE = "generator without evidence"
 
@@ -126,6 +130,7 @@ def evaluate(
     ranker: Ranker,
     seconds: dict[str, float],
     baselines: Mapping[str, Baseline] = BASELINES,
+    folder: str = EVALUATION,
 ) -> float:
     """Rank the test rows, beside the baselines, and write all figures.
 
@@ -135,11 +140,13 @@ def evaluate(
         ranker: the trained generator.
         seconds: wall time of each stage so far, for the report.
         baselines: whom to compare with, by name.
+        folder: of the run, to write to.
 
     Returns:
         The weight of the evidence that was used.
     """
     config = ranker.config
+    out = config.run_dir / folder
     chosen = sample_rows(
         ranker.split.test, config.evaluation.max_rows, config.evaluation.seed
     )
@@ -153,8 +160,8 @@ def evaluate(
     def write() -> None:
         if is_main_rank():
             systems = [*found, *_compared(ranker, rows, baselines)]
-            _write(ranker, rows, chosen, systems, weight, seconds)
-            _write_examples(ranker, rows, top.item_EW, top.score_EW)
+            _write(out, ranker, rows, chosen, systems, weight, seconds)
+            _write_examples(out, ranker, rows, top.item_EW, top.score_EW)
 
     main_rank_first(write)
     return weight
@@ -221,6 +228,7 @@ def _compared(
 
 
 def _write(
+    folder: Path,
     ranker: Ranker,
     rows: EvalRows,
     chosen: Int64Array,
@@ -228,7 +236,6 @@ def _write(
     weight: float,
     seconds: dict[str, float],
 ) -> None:
-    folder = ranker.config.run_dir / "evaluation"
     paths = {one.system: hits_path(folder, one.system) for one in found}
     for one in found:
         write_hits(paths[one.system], ranker.split, rows, chosen, one.rank_E)
@@ -282,13 +289,17 @@ def _figures(
 
 
 def _write_examples(
-    ranker: Ranker, rows: EvalRows, items_EK: Int32Array, score_EK: Float32Array
+    folder: Path,
+    ranker: Ranker,
+    rows: EvalRows,
+    items_EK: Int32Array,
+    score_EK: Float32Array,
 ) -> None:
     picked = sample_rows(rows, NUM_EXAMPLES, ranker.config.evaluation.seed)
     examples = [
         _example(ranker, rows, int(row), items_EK[row], score_EK[row]) for row in picked
     ]
-    write_json(ranker.config.run_dir / "evaluation" / "examples.json", examples)
+    write_json(folder / "examples.json", examples)
 
 
 def _example(

@@ -64,6 +64,9 @@ def train(
     model: Model = None,
     max_history: Annotated[int, typer.Option(help="Titles a prompt shows.")] = 10,
     sft_epochs: float = 1.0,
+    sft_updates: Annotated[
+        int | None, typer.Option(help="Of supervision at most, 4 to 8 s each.", min=1)
+    ] = None,
     grpo_steps: int = 80,
     bf16: Bf16 = False,
     max_held_out: Annotated[
@@ -87,7 +90,12 @@ def train(
     reader = _reader(run_dir, PromptSettings(max_history=max_history))
     settings = JudgeTraining(
         model=model,
-        aspects=AspectTraining(sft_epochs=sft_epochs, grpo_steps=grpo_steps, bf16=bf16),
+        aspects=AspectTraining(
+            sft_epochs=sft_epochs,
+            sft_updates=sft_updates,
+            grpo_steps=grpo_steps,
+            bf16=bf16,
+        ),
         max_held_out=max_held_out,
         max_weight_cases=max_weight_cases,
         form=form,

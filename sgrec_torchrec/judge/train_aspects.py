@@ -61,6 +61,8 @@ class AspectTraining:
     batch_size: int = 1
     """Cases an update; each teaches all its candidates and aspects."""
     sft_epochs: float = 1.0
+    sft_updates: int | None = None
+    """At most so many updates of supervision, whatever the epochs."""
     sft_lr: float = 2e-3
     grpo_steps: int = 80
     grpo_lr: float = 1e-4
@@ -170,6 +172,7 @@ def supervise(
         return torch.stack(losses).sum(), figures
 
     num_updates = max(round(settings.sft_epochs * len(cases) / settings.batch_size), 1)
+    num_updates = min(num_updates, settings.sft_updates or num_updates)
     return train_cases(
         model, cases, loss_of, num_updates, settings.sft_lr, settings, "supervised"
     )

@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+PACKAGED = ("movielens", "complete-journey")
+"""Sources that read an installed package, not a path."""
+
 _HOW_TO_GET = {
     "minionerec": (
         "clone github.com/AkaliKong/MiniOneRec and give its data/Amazon folder"
@@ -41,3 +44,30 @@ def resolve_path(path: str | None, source: str) -> Path:
         f"{data_root() / path} exists; set SGREC_DATA to the folder that holds it, "
         f"or {how}"
     )
+
+
+def fingerprint(source: str, path: str | None) -> list[tuple[str, int, int]]:
+    """Name, size and time of the files that an importer reads: new ones import anew.
+
+    Raises:
+        ValueError, FileNotFoundError: as ``resolve_path``, or for a path that the
+            source does not read.
+    """
+    if path is None:
+        return []
+    if source in PACKAGED:
+        raise ValueError(
+            f"log.path = {path!r}: the {source} log comes with a package; leave "
+            "log.path None, or choose another log.source"
+        )
+    root = resolve_path(path, source)
+    files = sorted(root.rglob("*")) if root.is_dir() else [root]
+    return [
+        (
+            str(file.relative_to(root.parent)),
+            file.stat().st_size,
+            file.stat().st_mtime_ns,
+        )
+        for file in files
+        if file.is_file()
+    ]

@@ -1,0 +1,38 @@
+"""What post-training changed: the pretrained model against the one that ships.
+
+Reads the hits of both evaluations of a run; writes ``aligned/gain.json``.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from sgrec_torchrec.distributed.atomic import write_json
+from sgrec_torchrec.evaluation.compare import compare, hits_path
+from sgrec_torchrec.evaluation.offline import (
+    EVALUATION,
+    GENERATOR,
+    NETWORK_ALONE,
+    PRETRAINED,
+)
+
+GAIN = "aligned/gain.json"
+
+
+def write_gain(run_dir: Path) -> None:
+    """Compare both on the same rows, users as the unit; call it on one rank.
+
+    A system that one of them lacks (the network alone, where no evidence is mixed in)
+    is left out.
+
+    Raises:
+        FileNotFoundError: where either has not been evaluated.
+    """
+    gains = {}
+    for system in (GENERATOR, NETWORK_ALONE):
+        before, after = (
+            hits_path(run_dir / folder, system) for folder in (PRETRAINED, EVALUATION)
+        )
+        if system == NETWORK_ALONE and not (before.is_file() and after.is_file()):
+            continue
+        gains[system] = asdict(compare(before, after))
+    write_json(run_dir / GAIN, gains)

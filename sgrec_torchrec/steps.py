@@ -1,0 +1,317 @@
+"""Commands in a row, each a process of its own, each done once.
+
+    RUN/logs/NN-name.log      what the process said
+    RUN/steps/NN-name.json    stamp: sums of its command, settings and inputs, what it
+                              wrote, seconds
+
+A step whose stamp still fits is not done again. One that was interrupted goes on; one
+whose settings or inputs have changed begins anew, and so do those that read its files.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO, NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+from sgrec_torchrec.distributed.atomic import sha256_file, write_json
+
+LOGS, STAMPS = "logs", "steps"
+LOCK = ".lock"
+CHUNK_BYTES = 1 << 16
+TAIL_BYTES = 4096
+MAX_WORDS = 300
+"""Characters of a failed process' last line that the error repeats."""
+END_S = 30.0
+"""What a process has to end by itself when the row is interrupted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One process of a row. Patterns are globs below the run's folder."""
+
+    name: str
+    command: tuple[str, ...]
+    """Words after the interpreter."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """A change of these begins the step anew; of other words of the command, it goes on
+    with what is there."""
+    inputs: tuple[str, ...] = ()
+    """Files that it reads: manifests, which hold the sums of all else."""
+    outputs: tuple[str, ...] = ()
+    """Files that it must have written, and that nobody else changes."""
+    grown: tuple[str, ...] = ()
+    """Files that it must have written, and that others may add to."""
+    folders: tuple[str, ...] = ()
+    """Folders that are removed before it begins anew."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """What a step was done with; sums are sha256."""
+
+    command: str
+    settings: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    """Empty until it is done."""
+    seconds: float
+    """Of all processes that the step took, interrupted ones included."""
+    is_done: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a step in this call."""
+
+    name: str
+    is_reused: bool
+    seconds: float
+    """Of this call; of all earlier ones where it is reused."""
+
+
+def run_steps(run_dir: Path, steps: Sequence[Step], home: str = "") -> list[Outcome]:
+    """Do the steps in order, or reuse what is there.
+
+    What the processes say goes on to standard output, and to the logs.
+
+    Args:
+        run_dir: what the patterns are relative to.
+        home: folder below it that holds logs and stamps.
+
+    Raises:
+        ChildProcessError: naming the step that failed, its log and the way to go on.
+        FileNotFoundError: for an input that no step has written.
+        BlockingIOError: where another process is at work on the folder.
+    """
+    place = run_dir / home
+    outcomes = []
+    with _alone(place) as lock, _ended_by_sigterm():
+        for number, step in enumerate(steps, start=1):
+            title = f"[{number}/{len(steps)}] {step.name}"
+            row = _Row(run_dir=run_dir, place=place, number=number, lock=lock)
+            outcomes.append(row.do(step, title))
+    return outcomes
+
+
+def show(outcomes: Sequence[Outcome], title: str) -> None:
+    """Print a table of the steps: which were reused, and seconds."""
+    table = Table("step", "", "seconds", title=title, title_justify="left")
+    for one in outcomes:
+        state = "reused" if one.is_reused else "done"
+        table.add_row(one.name, state, f"{one.seconds:,.1f}")
+    spent = sum(one.seconds for one in outcomes if not one.is_reused)
+    table.add_section()
+    table.add_row("this call", "", f"{spent:,.1f}")
+    Console().print(table)
+
+
+def stamp_path(place: Path, number: int, name: str) -> Path:
+    """Where a step's stamp lies."""
+    return place / STAMPS / f"{number:02d}-{name}.json"
+
+
+def read_stamp(path: Path) -> Stamp | None:
+    """The stamp, or None where there is none that this version can read."""
+    try:
+        return Stamp(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def sums(run_dir: Path, patterns: Sequence[str]) -> dict[str, str]:
+    """sha256 by path of all files that the patterns match.
+
+    Raises:
+        FileNotFoundError: naming the first pattern that matches nothing.
+    """
+    found = {}
+    for pattern in patterns:
+        paths = sorted(path for path in run_dir.glob(pattern) if path.is_file())
+        if not paths:
+            raise FileNotFoundError(f"{run_dir / pattern} is missing")
+        for path in paths:
+            found[path.relative_to(run_dir).as_posix()] = sha256_file(path)
+    return found
+
+
+def sum_of(value: object) -> str:
+    """sha256 of a value's JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """Where one step of a row is done."""
+
+    run_dir: Path
+    place: Path
+    number: int
+    lock: BinaryIO
+
+    def do(self, step: Step, title: str) -> Outcome:
+        path = stamp_path(self.place, self.number, step.name)
+        try:
+            inputs = sums(self.run_dir, step.inputs)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"step {step.name}: {error}, which an earlier step should have written"
+            ) from None
+        fresh = Stamp(
+            command=sum_of(step.command),
+            settings=sum_of(step.settings),
+            inputs=inputs,
+            outputs={},
+            seconds=0.0,
+            is_done=False,
+        )
+        earlier = read_stamp(path)
+        if earlier is not None and self._serves(step, earlier, fresh):
+            print(f"{title}: reused", flush=True)
+            return Outcome(name=step.name, is_reused=True, seconds=earlier.seconds)
+        spent = 0.0
+        if earlier is not None:
+            if (earlier.settings, earlier.inputs) == (fresh.settings, fresh.inputs):
+                spent = earlier.seconds
+            else:
+                for folder in step.folders:
+                    shutil.rmtree(self.run_dir / folder, ignore_errors=True)
+        seconds = self._run(step, title, path, fresh, spent)
+        return Outcome(name=step.name, is_reused=False, seconds=round(seconds, 1))
+
+    def _serves(self, step: Step, earlier: Stamp, fresh: Stamp) -> bool:
+        """Is the step done, with this command and these inputs, its files in place?"""
+        if not earlier.is_done or (earlier.command, earlier.settings) != (
+            fresh.command,
+            fresh.settings,
+        ):
+            return False
+        if earlier.inputs != fresh.inputs:
+            return False
+        try:
+            sums(self.run_dir, step.grown)
+            return sums(self.run_dir, step.outputs) == earlier.outputs
+        except FileNotFoundError:
+            return False
+
+    def _run(
+        self, step: Step, title: str, path: Path, fresh: Stamp, spent: float
+    ) -> float:
+        """Stamp it as begun, run it, stamp it as done; returns this call's seconds."""
+        log = self.place / LOGS / f"{self.number:02d}-{step.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        stamp = asdict(fresh)
+        write_json(path, stamp | {"seconds": round(spent, 1)})
+        print(f"{title}: begins", flush=True)
+        began_s = time.perf_counter()
+        try:
+            code = _streamed(step.command, log, self.lock)
+        finally:
+            seconds = time.perf_counter() - began_s
+            stamp["seconds"] = round(spent + seconds, 1)
+            write_json(path, stamp)
+        if code:
+            raise ChildProcessError(
+                f"step {self.number} ({step.name}) ended with code {code}: "
+                f"{_last_line(log)}; its log is {log}; mend that and give the same "
+                "command again: it goes on from this step"
+            )
+        try:
+            sums(self.run_dir, step.grown)
+            outputs = sums(self.run_dir, step.outputs)
+        except FileNotFoundError as error:
+            raise ChildProcessError(
+                f"step {self.number} ({step.name}) ended well, but {error}; its log is "
+                f"{log}"
+            ) from None
+        write_json(path, stamp | {"outputs": outputs, "is_done": True})
+        print(f"{title}: done in {seconds:.1f} s", flush=True)
+        return seconds
+
+
+def _streamed(command: Sequence[str], log: Path, lock: BinaryIO) -> int:
+    """Run the command to its end; what it says goes to standard output and the log."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            # The folder stays locked while this process lives, whatever becomes of us.
+            pass_fds=(lock.fileno(),),
+        )
+        assert process.stdout is not None
+        try:
+            while chunk := os.read(process.stdout.fileno(), CHUNK_BYTES):
+                file.write(chunk)
+                file.flush()
+                sys.stdout.write(chunk.decode("utf-8", errors="replace"))
+                sys.stdout.flush()
+            return process.wait()
+        finally:
+            _end(process)
+            process.stdout.close()
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _last_line(log: Path) -> str:
+    """The last thing that a failed process said, within a bound."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        tail = file.read().decode("utf-8", errors="replace")
+    lines = [line.strip() for line in tail.splitlines() if line.strip()]
+    return lines[-1][-MAX_WORDS:] if lines else "it said nothing"
+
+
+@contextlib.contextmanager
+def _alone(place: Path) -> Iterator[BinaryIO]:
+    """Hold the folder's lock, so that no second row works on the same files."""
+    path = place / STAMPS / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"another process is at work on {place}: wait for its end, or end it"
+            ) from None
+        yield lock
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does, so that the running process is ended too."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        del frame
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
