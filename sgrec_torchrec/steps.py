@@ -1,8 +1,9 @@
 """Commands in a row, each a process of its own, each done once.
 
-    RUN/logs/NN-name.log      what the process said
-    RUN/steps/NN-name.json    stamp: sums of its command, settings and inputs, what it
-                              wrote, seconds
+    RUN/logs/NN-name.log    what the process said
+    RUN/steps/name.json     stamp: sums of its command, settings and inputs, what it
+                            wrote, seconds
+    RUN/steps/row.json      names of the steps, in order
 
 A step whose stamp still fits is not done again. One that was interrupted goes on; one
 whose settings or inputs have changed begins anew, and so do those that read its files.
@@ -30,6 +31,7 @@ from rich.table import Table
 from sgrec_torchrec.distributed.atomic import sha256_file, write_json
 
 LOGS, STAMPS = "logs", "steps"
+ROW = "row.json"
 LOCK = ".lock"
 CHUNK_BYTES = 1 << 16
 TAIL_BYTES = 4096
@@ -100,6 +102,7 @@ def run_steps(run_dir: Path, steps: Sequence[Step], home: str = "") -> list[Outc
     place = run_dir / home
     outcomes = []
     with _alone(place) as lock, _ended_by_sigterm():
+        write_json(place / STAMPS / ROW, [step.name for step in steps])
         for number, step in enumerate(steps, start=1):
             title = f"[{number}/{len(steps)}] {step.name}"
             row = _Row(run_dir=run_dir, place=place, number=number, lock=lock)
@@ -119,9 +122,9 @@ def show(outcomes: Sequence[Outcome], title: str) -> None:
     Console().print(table)
 
 
-def stamp_path(place: Path, number: int, name: str) -> Path:
+def stamp_path(place: Path, name: str) -> Path:
     """Where a step's stamp lies."""
-    return place / STAMPS / f"{number:02d}-{name}.json"
+    return place / STAMPS / f"{name}.json"
 
 
 def read_stamp(path: Path) -> Stamp | None:
@@ -163,7 +166,7 @@ class _Row:
     lock: BinaryIO
 
     def do(self, step: Step, title: str) -> Outcome:
-        path = stamp_path(self.place, self.number, step.name)
+        path = stamp_path(self.place, step.name)
         try:
             inputs = sums(self.run_dir, step.inputs)
         except FileNotFoundError as error:

@@ -74,7 +74,7 @@ def run(
     evaluate_only: bool = False,
     baselines: Mapping[str, Baseline] = BASELINES,
 ) -> RunResult:
-    """The ten steps. All ranks call together; the main rank writes."""
+    """The steps in order. All ranks call together; the main rank writes."""
     watch = Stopwatch()
     split, config = watch.main_first("log", lambda: prepare_log(config))
     check_rows(split, config)
@@ -122,12 +122,17 @@ def run(
         prior_weight = watch.together(
             "evaluate", lambda: evaluate(ranker, watch.seconds, baselines)
         )
+    report(config)
+    best_epoch = -(-state.best_step // trainee.stream.steps_per_epoch)
+    return RunResult(best_epoch=best_epoch, prior_weight=prior_weight)
+
+
+def report(config: RunConfig) -> None:
+    """What post-training changed, where there was any, and the page."""
     if is_main_rank():
         if config.align.num_steps:
             write_gain(config.run_dir)
         print(f"report: {write_report(config.run_dir)}")
-    best_epoch = -(-state.best_step // trainee.stream.steps_per_epoch)
-    return RunResult(best_epoch=best_epoch, prior_weight=prior_weight)
 
 
 def write_config(config: RunConfig) -> None:

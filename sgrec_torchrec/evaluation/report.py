@@ -19,6 +19,8 @@ from sgrec_torchrec.distributed.tracking import (
     MetricLine,
     read_metrics,
 )
+from sgrec_torchrec.evaluation.report_alignment import read_alignment
+from sgrec_torchrec.evaluation.report_judged import read_judged
 from sgrec_torchrec.evaluation.report_pictures import (
     count_not_finite,
     training_charts,
@@ -36,12 +38,15 @@ from sgrec_torchrec.evaluation.report_tables import (
 
 REPORT_FILE = "report.html"
 TEMPLATE = "report.html.j2"
+STEPS = "steps"
+"""Folder of a pipeline's stamps."""
 CHECKPOINTS = ("best/*/manifest.json", "checkpoints/*/manifest.json")
 """Where a checkpoint says what it came from: the newest of the first that matches."""
 SHORT_COMMIT = 12
 SHOWN_VERSIONS = ("python", "torch", "torchrec")
 MAX_EXAMPLES = 8
 NUM_OPEN_EXAMPLES = 3
+NUM_OPEN_JUDGED = 2
 MAX_SHOWN_HISTORY = 10
 MAX_SHOWN_ITEMS = 10
 
@@ -89,10 +94,19 @@ def _context(run_dir: Path) -> dict[str, Any]:
         "quality_picture": _picture(run_dir / "tokens" / "quality.png"),
         "examples": _examples(run_dir / "evaluation" / "examples.json"),
         "num_open_examples": NUM_OPEN_EXAMPLES,
+        "num_open_judged": NUM_OPEN_JUDGED,
+        "judge": read_judged(run_dir),
+        "alignment": read_alignment(run_dir) if _is_aligned(config) else None,
         **_training(metrics),
         **_results(run_dir / "evaluation" / "results.json"),
         **_times(run_dir),
     }
+
+
+def _is_aligned(config: Mapping[str, Any] | None) -> bool:
+    """Does the run as it stands ask for post-training?"""
+    align = (config or {}).get("align")
+    return isinstance(align, Mapping) and bool(align.get("num_steps"))
 
 
 def _training(metrics: list[MetricLine] | None) -> dict[str, Any]:
@@ -154,9 +168,9 @@ def _example(example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _times(run_dir: Path) -> dict[str, Any]:
-    """Seconds per stage: of the run, else as the results hold them."""
+    """Seconds per step of a pipeline; of the run; else as the results hold them."""
     path = run_dir / "seconds.json"
-    seconds = _read_json(path)
+    seconds = _step_seconds(run_dir) or _read_json(path)
     if seconds is None:
         path = run_dir / "evaluation" / "results.json"
         seconds = (_read_json(path) or {}).get("seconds") or {}
@@ -165,6 +179,17 @@ def _times(run_dir: Path) -> dict[str, Any]:
     except (AttributeError, TypeError) as error:
         raise _not_ours(path, error) from error
     return {"shares": shares, "total_time": total}
+
+
+def _step_seconds(run_dir: Path) -> dict[str, float]:
+    """Seconds by finished step of the row that the run went through."""
+    seconds = {}
+    for name in _read_json(run_dir / STEPS / "row.json") or []:
+        path = run_dir / STEPS / f"{Path(str(name)).name}.json"
+        stamp = _read_json(path)
+        if isinstance(stamp, Mapping) and stamp.get("is_done"):
+            seconds[str(name)] = stamp.get("seconds", 0.0)
+    return seconds
 
 
 def _newest_checkpoint(run_dir: Path) -> Path | None:

@@ -16,6 +16,7 @@ BOX = 1000.0
 """Width and height of a chart's SVG coordinates."""
 MAX_DOTS = 40
 """Curves of at most so many points show each of them."""
+ROUNDING = 1e-6
 VALID_STAGE = "valid"
 LEVELS_PREFIX = "loss_level_"
 
@@ -111,6 +112,58 @@ def training_charts(metrics: Sequence[MetricLine]) -> list[Chart]:
         _chart("Gradient norm", _by_stage(metrics, "gradient_norm"), steps, typical),
     ]
     return [chart for chart in charts if chart is not None]
+
+
+def alignment_charts(metrics: Sequence[MetricLine]) -> list[Chart]:
+    """What guards post-training, by step; likewise bounded."""
+    if not metrics:
+        return []
+    # A validation stands at the number of steps done before it.
+    steps = _step_scale([0, *(line.step + 1 for line in metrics)])
+
+    def of(*pairs: tuple[str, str]) -> list[Curve]:
+        return [_curve(label, metrics, name) for label, name in pairs]
+
+    reward = of(("reward", "reward"))
+    groups = (("dead", "dead_share"), ("live and judged", "judged_share"))
+    fusion = (("mean lambda", "mean_lambda"), ("same sign", "same_sign_share"))
+    spread = (("mean", "kl_mean"), ("99th percentile", "kl_p99"))
+    charts = [
+        _chart("Validation NDCG@10", [_validated(metrics)], steps, best_summary),
+        _chart("Business reward", _unless_zero(reward), steps, last_summary),
+        _chart("KL to the pretrained policy", of(*spread), steps),
+        _chart(
+            "Entropy of the policy", of(("entropy", "entropy")), steps, last_summary
+        ),
+        _chart("Share of groups", of(*groups), steps),
+        _chart(
+            "Distinct first items, share of prompts",
+            of(("distinct", "distinct_top1")),
+            steps,
+            last_summary,
+        ),
+        _chart("Fusion, judged rollouts", of(*fusion), steps),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _unless_zero(curves: list[Curve]) -> list[Curve]:
+    """Rewards that sum to 0 in every group leave nothing but rounding to draw."""
+    return [one for one in curves if any(abs(value) > ROUNDING for value in one.values)]
+
+
+def _validated(metrics: Sequence[MetricLine]) -> Curve:
+    """Validations by the steps done before them; at 0 the pretrained model."""
+    points = []
+    for line in metrics:
+        if line.stage == VALID_STAGE:
+            for name, step in (("pretrained NDCG@10", 0), ("NDCG@10", line.step + 1)):
+                if math.isfinite(line.values.get(name, math.nan)):
+                    points.append((step, line.values[name]))
+    points.sort()
+    return Curve(
+        name="valid", steps=[p[0] for p in points], values=[p[1] for p in points]
+    )
 
 
 def count_not_finite(metrics: Sequence[MetricLine]) -> int:
@@ -227,7 +280,7 @@ def _chart(
     curves = [curve for curve in curves if curve.values]
     if not curves:
         return None
-    y_scale = _value_scale([value for curve in curves for value in curve.values])
+    y_scale = value_scale([value for curve in curves for value in curve.values])
     return Chart(
         title=title,
         summary=summarise(curves[0]) if summarise else "",
@@ -246,7 +299,7 @@ def _step_scale(steps: Sequence[int]) -> Scale:
     return Scale(low=low, high=high, rounds=inside)
 
 
-def _value_scale(values: Sequence[float]) -> Scale:
+def value_scale(values: Sequence[float]) -> Scale:
     """From the round number below all values to the one above; from 0 if that is near.
 
     Near: the least value is positive and under half of the largest.

