@@ -109,6 +109,21 @@ def pipeline(context: typer.Context) -> None:
 
 
 @app.command()
+def loop(
+    run_dir: RunDir,
+    rounds: Annotated[int, typer.Option(help="In all; finished ones count.")] = 2,
+    max_pairs: Annotated[
+        int, typer.Option(help="Judged in a round, those missed most often first.")
+    ] = 300,
+    assignments: Assignments = None,
+) -> None:
+    """Post-train, judge what was missed, append, publish if better: in rounds."""
+    from sgrec_torchrec.closed_loop import close_loop, show_rounds
+
+    show_rounds(close_loop(run_dir, rounds, max_pairs, assignments or []))
+
+
+@app.command()
 def evaluate(run_dir: RunDir) -> None:
     """Rank the test rows again with a run's best checkpoint, and write its report."""
     from sgrec_torchrec.config import RunConfig

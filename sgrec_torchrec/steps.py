@@ -101,7 +101,7 @@ def run_steps(run_dir: Path, steps: Sequence[Step], home: str = "") -> list[Outc
     """
     place = run_dir / home
     outcomes = []
-    with _alone(place) as lock, _ended_by_sigterm():
+    with alone(place) as lock, _ended_by_sigterm():
         write_json(place / STAMPS / ROW, [step.name for step in steps])
         for number, step in enumerate(steps, start=1):
             title = f"[{number}/{len(steps)}] {step.name}"
@@ -291,7 +291,7 @@ def _last_line(log: Path) -> str:
 
 
 @contextlib.contextmanager
-def _alone(place: Path) -> Iterator[BinaryIO]:
+def alone(place: Path) -> Iterator[BinaryIO]:
     """Hold the folder's lock, so that no second row works on the same files."""
     path = place / STAMPS / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)

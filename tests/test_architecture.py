@@ -38,6 +38,7 @@ MAY_IMPORT = {
     | {"a2po", "arguments", "arm_metrics", "arm_report", "evaluation", "prepare"}
     | {"reward_table", "train"},
     "steps": {"distributed"},
+    "closed_loop": {"distributed", "steps"},
     "pipeline": {"arguments", "config", "doctor", "logs", "steps"},
     "sequential_peer": UP_TO_GENERATOR | {"evaluation"},
     "benchmark": UP_TO_GENERATOR

@@ -1,0 +1,317 @@
+"""Rounds of: post-train, publish if better, judge what was missed, append to the table.
+
+    sgrec loop runs/movielens --rounds 3
+
+    RUN/published.json             the best checkpoint so far, by validation: where it
+                                   lies, and the sum of its manifest
+    RUN/loop/round-01/             checkpoint/ (where it was published), pairs.parquet,
+                                   judged/, logs and stamps
+    RUN/loop/round-01/round.json   what came of it
+
+Each round post-trains the pretrained weights anew by the table as it then is. Judge and
+trainer are processes of their own; this one imports neither.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from sgrec_torchrec.distributed.atomic import (
+    atomic_file,
+    atomic_folder,
+    sha256_file,
+    write_json,
+)
+from sgrec_torchrec.distributed.tracking import read_metrics
+from sgrec_torchrec.steps import Step, alone, run_steps
+
+TRAIN = ("-m", "sgrec_torchrec.train")
+SGREC = ("-m", "sgrec_torchrec.cli")
+TABLE = "reward_table/manifest.json"
+PUBLISHED = "published.json"
+ROUND = "round.json"
+MANIFEST = "manifest.json"
+NEEDED = (
+    "config.json",
+    "best/step-*/manifest.json",
+    "candidates/users.parquet",
+    "judge/judge.json",
+    TABLE,
+)
+ALIGN_STEPS = 60
+MAX_ROUNDS = 1000
+KEPT_CHECKPOINTS = 2
+"""The published one and the one before, for whoever still reads it."""
+MISS_KEYS = ("user_id", "item_id", "source")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What came of a round."""
+
+    number: int
+    best_step: int
+    """0: the pretrained model was the best."""
+    validation_ndcg: float
+    """NDCG@10 of the round's best weights on the valid rows."""
+    test_ndcg: float
+    test_hit_rate: float
+    """Of the generator at 10, on the test rows."""
+    judged_rollouts: float
+    """Mean share of rollouts with a judgement."""
+    num_missed: int
+    """Distinct pairs of judged users that the table was asked for in vain."""
+    num_judged: int
+    is_published: bool
+
+
+def close_loop(
+    run_dir: Path, num_rounds: int, max_pairs: int, assignments: Sequence[str]
+) -> list[Round]:
+    """Do rounds until there are ``num_rounds`` in all; goes on where it stopped.
+
+    Args:
+        max_pairs: judged in a round at most, those asked for most often first.
+        assignments: settings of train.py beside those of the run.
+
+    Raises:
+        ChildProcessError: where a process failed, as ``run_steps``.
+        FileNotFoundError: where the run lacks what the loop starts from.
+        ValueError: where the run has no valid rows to choose by.
+    """
+    for name, value, most in (
+        ("--rounds", num_rounds, MAX_ROUNDS),
+        ("--max-pairs", max_pairs, 1 << 31),
+    ):
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} {value}: give 1 to {most}")
+    for pattern in NEEDED:
+        if not any(run_dir.glob(pattern)):
+            raise FileNotFoundError(
+                f"{run_dir / pattern} is missing: go through `sgrec pipeline` first"
+            )
+    rounds = []
+    with alone(run_dir):
+        for number in range(1, num_rounds + 1):
+            one = _OneRound(run_dir=run_dir, number=number)
+            rounds.append(one.record() or one.do(max_pairs, assignments))
+    return rounds
+
+
+def show_rounds(rounds: Sequence[Round]) -> None:
+    """Print a row for each round."""
+    columns = ("round", "step", "valid NDCG@10", "test NDCG@10", "test HR@10")
+    table = Table(*columns, "judged", "missed", "judged anew", "")
+    for one in rounds:
+        table.add_row(
+            str(one.number),
+            str(one.best_step) if one.best_step else "pretrained",
+            *(f"{part:.4f}" for part in (one.validation_ndcg, one.test_ndcg)),
+            f"{one.test_hit_rate:.4f}",
+            f"{one.judged_rollouts:.1%}",
+            *(f"{part:,}" for part in (one.num_missed, one.num_judged)),
+            "published" if one.is_published else "",
+        )
+    Console().print(table)
+
+
+def read_published(run_dir: Path) -> dict[str, Any] | None:
+    """What ``published.json`` says, its checkpoint checked; None where there is none.
+
+    Raises:
+        ValueError: where the checkpoint is not the one that was published.
+    """
+    path = run_dir / PUBLISHED
+    if not path.is_file():
+        return None
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    manifest = run_dir / facts["checkpoint"] / MANIFEST
+    if not manifest.is_file() or sha256_file(manifest) != facts["sha256"]:
+        raise ValueError(
+            f"{path} names {manifest.parent}, which is gone or another: delete "
+            f"{path.name} to publish anew"
+        )
+    return facts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OneRound:
+    run_dir: Path
+    number: int
+
+    @property
+    def home(self) -> str:
+        return f"loop/round-{self.number:02d}"
+
+    @property
+    def folder(self) -> Path:
+        return self.run_dir / self.home
+
+    def record(self) -> Round | None:
+        """What a finished round wrote."""
+        path = self.folder / ROUND
+        return Round(**json.loads(path.read_text())) if path.is_file() else None
+
+    def do(self, max_pairs: int, assignments: Sequence[str]) -> Round:
+        print(f"round {self.number}: post-train", flush=True)
+        run_steps(self.run_dir, [self._align(assignments)], f"{self.home}/align")
+        state = _read(_only(self.run_dir.glob("aligned/best/*/state.json")))
+        ndcg = float(state["best_ndcg"])
+        if ndcg < 0:
+            raise ValueError(
+                f"{self.run_dir} has no valid rows: the loop cannot tell better from "
+                "worse; give log.fit_on=train"
+            )
+        is_published = self._publish(ndcg)
+        num_missed = self._collect(max_pairs)
+        num_judged = 0
+        if num_missed:
+            run_steps(self.run_dir, self._judge(), f"{self.home}/judge")
+            manifest = _read(self.folder / "judged" / MANIFEST)
+            num_judged = int(manifest["pairs"])
+        results = _read(self.run_dir / "evaluation" / "results.json")
+        ours = next(
+            one["metrics"] for one in results["systems"] if one["system"] == "generator"
+        )
+        made = Round(
+            number=self.number,
+            best_step=int(state["best_step"]),
+            validation_ndcg=ndcg,
+            test_ndcg=ours["NDCG@10"],
+            test_hit_rate=ours["HR@10"],
+            judged_rollouts=_judged_share(self.run_dir / "aligned" / "metrics.jsonl"),
+            num_missed=num_missed,
+            num_judged=num_judged,
+            is_published=is_published,
+        )
+        write_json(self.folder / ROUND, asdict(made))
+        return made
+
+    def _align(self, assignments: Sequence[str]) -> Step:
+        # The round itself changes the table: what it began with is noted once.
+        begin = self.folder / "begin.json"
+        if not begin.is_file():
+            write_json(begin, {"table": sha256_file(self.run_dir / TABLE)})
+        config = self.run_dir / "config.json"
+        words = [f"align.table={self.run_dir / 'reward_table'}"]
+        if not _read(config)["align"]["num_steps"]:
+            words.append(f"align.num_steps={ALIGN_STEPS}")
+        sets = [part for one in (*words, *assignments) for part in ("--set", one)]
+        return Step(
+            name="align",
+            command=(*TRAIN, "--config", str(config), *sets, "--resume"),
+            settings={**_read(begin), "assignments": list(assignments)},
+            inputs=("best/step-*/manifest.json",),
+            outputs=("aligned/best/step-*/manifest.json", "evaluation/results.json"),
+            folders=("aligned",),
+        )
+
+    def _publish(self, ndcg: float) -> bool:
+        """Keep and name the round's best weights where they are better."""
+        before = read_published(self.run_dir)
+        if before is not None and before["round"] == self.number:
+            return True  # by an interrupted call
+        if before is not None and ndcg <= before["validation_ndcg"]:
+            return False
+        source = _only(self.run_dir.glob("aligned/best/*/manifest.json")).parent
+        place = self.folder / "checkpoint" / source.name
+        with atomic_folder(place) as temporary:
+            shutil.copytree(source, temporary, dirs_exist_ok=True)
+            _check_copy(temporary)
+        facts = {
+            "checkpoint": place.relative_to(self.run_dir).as_posix(),
+            "sha256": sha256_file(place / MANIFEST),
+            "round": self.number,
+            "validation_ndcg": ndcg,
+            "table": _read(self.folder / "begin.json")["table"],
+        }
+        write_json(self.run_dir / PUBLISHED, facts)
+        kept = sorted(self.run_dir.glob("loop/round-*/checkpoint"))[:-KEPT_CHECKPOINTS]
+        for older in kept:
+            shutil.rmtree(older)
+        return True
+
+    def _collect(self, max_pairs: int) -> int:
+        """Merge the ranks' misses into ``pairs.parquet``; returns how many there are.
+
+        Not again where an interrupted call has done it: its pairs may be judged.
+        """
+        path = self.folder / "pairs.parquet"
+        if path.is_file():
+            return pq.read_metadata(path).num_rows
+        files = sorted((self.run_dir / "aligned").glob("misses-*.parquet"))
+        if not files:
+            return 0
+        missed = pa.concat_tables([pq.read_table(file) for file in files])
+        counted = missed.group_by(list(MISS_KEYS), use_threads=False).aggregate(
+            [("count", "sum")]
+        )
+        order = [
+            ("count_sum", "descending"),
+            *((key, "ascending") for key in MISS_KEYS),
+        ]
+        with atomic_file(path) as temporary:
+            pq.write_table(counted.sort_by(order)[:max_pairs], temporary)
+        return pq.read_metadata(path).num_rows
+
+    def _judge(self) -> list[Step]:
+        judged = self.folder / "judged"
+        return [
+            Step(
+                name="judged",
+                command=(
+                    *(*SGREC, "judge", "run", str(self.run_dir)),
+                    *("--pairs", str(self.folder / "pairs.parquet")),
+                    *("--out", str(judged)),
+                ),
+                inputs=(f"{self.home}/pairs.parquet", "judge/judge.json"),
+                outputs=(f"{self.home}/judged/part-*.parquet",),
+                folders=(f"{self.home}/judged",),
+            ),
+            Step(
+                name="append",
+                command=(
+                    *(*SGREC, "table", "append", str(self.run_dir / "reward_table")),
+                    str(judged),
+                ),
+                inputs=(f"{self.home}/judged/part-*.parquet",),
+                grown=(TABLE,),
+            ),
+        ]
+
+
+def _check_copy(folder: Path) -> None:
+    """Raise where a file of the copied checkpoint is not as its manifest says."""
+    for name, expected in _read(folder / MANIFEST)["sha256"].items():
+        if sha256_file(folder / name) != expected:
+            raise ValueError(
+                f"{folder / name} differs from its sha256: the checkpoint is damaged, "
+                "post-train the run again"
+            )
+
+
+def _judged_share(path: Path) -> float:
+    shares = [
+        line.values["judged_rollouts"]
+        for line in read_metrics(path)
+        if "judged_rollouts" in line.values
+    ]
+    return sum(shares) / len(shares) if shares else 0.0
+
+
+def _only(paths: Iterable[Path]) -> Path:
+    (path,) = paths
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return facts

@@ -1,0 +1,224 @@
+"""Two rounds over a run that went through the pipeline: judged anew, published."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from sgrec_torchrec import cli, closed_loop
+from sgrec_torchrec.closed_loop import (
+    Round,
+    close_loop,
+    read_published,
+    show_rounds,
+)
+from sgrec_torchrec.distributed.atomic import sha256_file
+from sgrec_torchrec.reward_table import RewardTable
+
+NUM_PAIRS = 30
+
+
+@pytest.fixture(scope="module")
+def looped(piped_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run after two rounds. Do not change it."""
+    runs = tmp_path_factory.mktemp("looped") / "runs"
+    shutil.copytree(piped_run.parent, runs, symlinks=True)
+    close_loop(runs / "tiny", 2, NUM_PAIRS, [])
+    return runs / "tiny"
+
+
+def record(run_dir: Path, number: int) -> Round:
+    path = run_dir / "loop" / f"round-{number:03d}" / "round.json"
+    return Round(**json.loads(path.read_text()))
+
+
+def test_what_a_round_missed_is_judged_and_found_in_the_next(looped: Path) -> None:
+    pairs = pq.read_table(looped / "loop" / "round-001" / "pairs.parquet").to_pylist()
+    assert 0 < len(pairs) <= NUM_PAIRS
+    counts = [pair["count_sum"] for pair in pairs]
+    assert counts == sorted(counts, reverse=True)
+    table = RewardTable.open(looped / "reward_table")
+    users = [pair["user_id"] for pair in pairs]
+    items = [pair["item_id"] for pair in pairs]
+    assert table.lookup(users, items)[1].all()
+    assert {segment.name for segment in table.manifest.segments} >= {"000001", "000002"}
+    first, second = record(looped, 1), record(looped, 2)
+    assert first.num_missed == len(pairs) == first.num_judged
+    # The second round asked for no pair that the first had judged.
+    later = pq.read_table(looped / "loop" / "round-002" / "pairs.parquet").to_pylist()
+    again = {(pair["user_id"], pair["item_id"]) for pair in later}
+    assert again.isdisjoint(zip(users, items, strict=True))
+    assert second.judged_rollouts > first.judged_rollouts
+
+
+def test_the_best_validation_is_published_with_its_sum(looped: Path) -> None:
+    facts = read_published(looped)
+    assert facts is not None
+    rounds = [record(looped, number) for number in (1, 2)]
+    best = max(rounds, key=lambda one: one.validation_ndcg)
+    assert facts["validation_ndcg"] == best.validation_ndcg
+    assert rounds[0].is_published
+    assert rounds[1].is_published == (
+        rounds[1].validation_ndcg > rounds[0].validation_ndcg
+    )
+    checkpoint = looped / facts["checkpoint"]
+    sums = json.loads((checkpoint / "manifest.json").read_text())["sha256"]
+    assert {name: sha256_file(checkpoint / name) for name in sums} == sums
+
+
+def test_a_second_call_does_nothing_again(looped: Path, monkeypatch) -> None:
+    monkeypatch.setattr(closed_loop, "run_steps", None)
+    before = sorted((path, path.stat().st_mtime_ns) for path in looped.rglob("*.json"))
+    rounds = close_loop(looped, 2, NUM_PAIRS, [])
+    assert [one.number for one in rounds] == [1, 2]
+    after = sorted((path, path.stat().st_mtime_ns) for path in looped.rglob("*.json"))
+    assert before == after
+
+
+@pytest.fixture
+def copied(looped: Path, tmp_path: Path) -> Path:
+    shutil.copytree(looped.parent, tmp_path / "runs", symlinks=True)
+    return tmp_path / "runs" / "tiny"
+
+
+def test_an_interrupted_round_goes_on_without_training_or_judging_again(
+    copied: Path, capsys
+) -> None:
+    """As a kill before the record is written leaves it."""
+    expected = record(copied, 2)
+    (copied / "loop" / "round-002" / "round.json").unlink()
+    table = (copied / "reward_table" / "manifest.json").read_bytes()
+    # The copied folder has another name in the commands: the stamps must not mind.
+    patched = json.loads((copied / "config.json").read_text())
+    assert patched["name"] == "tiny"
+    rounds = close_loop(copied, 2, NUM_PAIRS, [])
+    text = capsys.readouterr().out
+    assert "A2PO" not in text
+    assert rounds[1] == expected
+    assert (copied / "reward_table" / "manifest.json").read_bytes() == table
+
+
+def loop_round(validation_ndcg: float, run_dir: Path, number: int) -> bool:
+    one = closed_loop._OneRound(run_dir=run_dir, number=number)
+    one.folder.mkdir(parents=True, exist_ok=True)
+    (one.folder / "begin.json").write_text('{"table": "sum"}')
+    return one._publish(validation_ndcg)
+
+
+@pytest.fixture
+def aligned(tmp_path: Path) -> Path:
+    """A run with a checkpoint of one file."""
+    folder = tmp_path / "aligned" / "best" / "step-000000000003"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_text("weights")
+    sums = {"weights": sha256_file(folder / "weights")}
+    (folder / "manifest.json").write_text(json.dumps({"sha256": sums}))
+    return tmp_path
+
+
+def test_only_a_better_validation_is_published_and_two_copies_are_kept(
+    aligned: Path,
+) -> None:
+    assert loop_round(0.1, aligned, 1)
+    assert not loop_round(0.1, aligned, 2)
+    assert loop_round(0.2, aligned, 3)
+    assert loop_round(0.3, aligned, 4)
+    facts = read_published(aligned)
+    assert facts is not None
+    assert (facts["round"], facts["validation_ndcg"]) == (4, 0.3)
+    kept = sorted(path.parent.name for path in aligned.glob("loop/*/checkpoint"))
+    assert kept == ["round-003", "round-004"]
+
+
+def test_a_round_that_published_before_it_was_interrupted_has_published(
+    aligned: Path,
+) -> None:
+    assert loop_round(0.1, aligned, 1)
+    assert loop_round(0.1, aligned, 1)
+
+
+def test_a_damaged_checkpoint_is_not_published(aligned: Path) -> None:
+    (aligned / "aligned/best/step-000000000003/weights").write_text("other")
+    with pytest.raises(ValueError, match="weights differs from its sha256"):
+        loop_round(0.1, aligned, 1)
+    assert read_published(aligned) is None
+
+
+def test_a_published_checkpoint_that_is_gone_is_named(aligned: Path) -> None:
+    loop_round(0.1, aligned, 1)
+    shutil.rmtree(aligned / "loop" / "round-001" / "checkpoint")
+    with pytest.raises(ValueError, match=r"published\.json names .* gone or another"):
+        read_published(aligned)
+
+
+def test_misses_of_all_ranks_are_one_file_within_the_bound(aligned: Path) -> None:
+    import pyarrow as pa
+
+    for rank, rows in enumerate([[("u", "a", 3), ("u", "b", 1)], [("u", "b", 4)]]):
+        names = ("user_id", "item_id", "count")
+        table = pa.Table.from_pylist(
+            [dict(zip(names, row, strict=True)) for row in rows]
+        )
+        source = pa.array(["miss"] * len(rows))
+        pq.write_table(
+            table.append_column("source", source),
+            aligned / "aligned" / f"misses-{rank:05d}.parquet",
+        )
+    one = closed_loop._OneRound(run_dir=aligned, number=1)
+    one.folder.mkdir(parents=True)
+    assert one._collect(1) == 1
+    pairs = pq.read_table(one.folder / "pairs.parquet").to_pylist()
+    # b: 1 + 4 in all, a: 3.
+    assert pairs == [{"user_id": "u", "item_id": "b", "source": "miss", "count_sum": 5}]
+    assert closed_loop._OneRound(run_dir=aligned / "none", number=1)._collect(5) == 0
+
+
+def test_rounds_are_shown_as_a_table(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    one = Round(
+        number=1,
+        best_step=0,
+        validation_ndcg=0.0672,
+        test_ndcg=0.0905,
+        test_hit_rate=0.1657,
+        judged_rollouts=0.037,
+        num_missed=30,
+        num_judged=29,
+        is_published=True,
+    )
+    show_rounds([one, replace(one, number=2, best_step=40, is_published=False)])
+    first, second = (
+        line for line in capsys.readouterr().out.splitlines() if "0.0672" in line
+    )
+    assert "pretrained" in first
+    assert "published" in first
+    assert "40" in second
+    assert "3.7%" in second
+    assert asdict(one)["number"] == 1
+
+
+@pytest.fixture
+def sgrec(monkeypatch, capsys) -> Callable[..., str]:
+    """sgrec(*words) -> the one line of its error."""
+
+    def call(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["sgrec", "loop", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return call
+
+
+def test_user_error_is_one_line(sgrec: Callable[..., str], aligned: Path) -> None:
+    line = sgrec(aligned)
+    assert "config.json is missing: go through `sgrec pipeline` first" in line
+    assert "--rounds 0: give 1 to 999" in sgrec(aligned, "--rounds", 0)
+    assert "--max-pairs 0" in sgrec(aligned, "--max-pairs", 0)
