@@ -4,9 +4,9 @@
 
     RUN/published.json             the best checkpoint so far, by validation: where it
                                    lies, and the sum of its manifest
-    RUN/loop/round-01/             checkpoint/ (where it was published), pairs.parquet,
+    RUN/loop/round-001/             checkpoint/ (where it was published), pairs.parquet,
                                    judged/, logs and stamps
-    RUN/loop/round-01/round.json   what came of it
+    RUN/loop/round-001/round.json   what came of it
 
 Each round post-trains the pretrained weights anew by the table as it then is. Judge and
 trainer are processes of their own; this one imports neither.
@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,7 +47,7 @@ NEEDED = (
     TABLE,
 )
 ALIGN_STEPS = 60
-MAX_ROUNDS = 1000
+MAX_ROUNDS = 999
 KEPT_CHECKPOINTS = 2
 """The published one and the one before, for whoever still reads it."""
 MISS_KEYS = ("user_id", "item_id", "source")
@@ -149,7 +149,7 @@ class _OneRound:
 
     @property
     def home(self) -> str:
-        return f"loop/round-{self.number:02d}"
+        return f"loop/round-{self.number:03d}"
 
     @property
     def folder(self) -> Path:
@@ -254,10 +254,10 @@ class _OneRound:
         counted = missed.group_by(list(MISS_KEYS), use_threads=False).aggregate(
             [("count", "sum")]
         )
-        order = [
-            ("count_sum", "descending"),
-            *((key, "ascending") for key in MISS_KEYS),
-        ]
+        order: list[tuple[str, Literal["ascending", "descending"]]]
+        # Ties by name, so that the same misses give the same file.
+        order = [("count_sum", "descending")]
+        order += [(key, "ascending") for key in MISS_KEYS]
         with atomic_file(path) as temporary:
             pq.write_table(counted.sort_by(order)[:max_pairs], temporary)
         return pq.read_metadata(path).num_rows

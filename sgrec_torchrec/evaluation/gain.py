@@ -13,6 +13,7 @@ from sgrec_torchrec.evaluation.offline import (
     GENERATOR,
     NETWORK_ALONE,
     PRETRAINED,
+    without_nan,
 )
 
 GAIN = "aligned/gain.json"
@@ -35,4 +36,5 @@ def write_gain(run_dir: Path) -> None:
         if system == NETWORK_ALONE and not (before.is_file() and after.is_file()):
             continue
         gains[system] = asdict(compare(before, after))
-    write_json(run_dir / GAIN, gains)
+    # Too few users allow no interval.
+    write_json(run_dir / GAIN, without_nan(gains))

@@ -261,7 +261,7 @@ def _write(
         "systems": systems,
         "seconds": seconds,
     }
-    write_json(folder / "results.json", _without_nan(results))
+    write_json(folder / "results.json", without_nan(results))
 
 
 def _figures(
@@ -333,12 +333,12 @@ def _history(split: SplitLog, rows: EvalRows, row: int) -> Int32Array:
     return split.sequences.items_R[first + start : first + end]
 
 
-def _without_nan(value: object) -> object:
+def without_nan(value: object) -> object:
     """JSON has no NaN: an average over nothing becomes null."""
     if isinstance(value, dict):
-        return {key: _without_nan(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(part) for part in value]
+        return {key: without_nan(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(part) for part in value]
     if isinstance(value, float) and math.isnan(value):
         return None
     return value

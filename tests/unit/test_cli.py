@@ -12,7 +12,10 @@ from sgrec_torchrec import cli
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.logs.canonical import read_canonical
 
-VERBS = ("doctor", "import", "train", "evaluate", "report", "compare", "benchmark")
+VERBS = (
+    *("doctor", "import", "train", "pipeline", "loop", "evaluate", "report"),
+    *("compare", "benchmark"),
+)
 
 Sgrec = Callable[..., int]
 

@@ -138,6 +138,24 @@ def test_command_line_takes_run_name_and_overrides() -> None:
     assert args.resume is True
 
 
+def test_command_line_takes_the_settings_of_a_run_where_it_lies(tmp_path) -> None:
+    made = dataclasses.replace(RUNS["smoke"], name="a/b", seed=5)
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(made.to_json())
+    words = ["--config", str(folder / "config.json"), "--set", "align.num_steps=3"]
+    config, _ = parse_run(words)
+    assert config.run_dir == folder
+    assert (config.seed, config.align.num_steps) == (5, 3)
+    assert config.generator == made.generator
+
+
+def test_settings_of_a_run_that_is_not_there_are_named(tmp_path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        parse_run(["--config", str(tmp_path / "config.json")])
+    assert "config.json is missing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

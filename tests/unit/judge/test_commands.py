@@ -230,12 +230,14 @@ def test_training_takes_its_settings_from_the_words(
     monkeypatch.setattr(train_module, "train_judge", spied)
     sgrec(
         *("train", run_dir, "--labels", tmp_path / "labels", "--model", "some/model"),
-        *("--max-history", 7, "--sft-epochs", 2.5, "--grpo-steps", 9),
+        *("--max-history", 7, "--sft-epochs", 2.5, "--sft-updates", 8),
+        *("--grpo-steps", 9),
         *("--max-held-out", 11, "--form", "llm"),
     )
     settings = taken["settings"]
     assert taken["history"] == 7
     assert settings.model == "some/model"
     assert (settings.aspects.sft_epochs, settings.aspects.grpo_steps) == (2.5, 9)
+    assert settings.aspects.sft_updates == 8
     assert (settings.max_held_out, settings.form) == (11, "llm")
     assert taken["out"] == run_dir / "judge"

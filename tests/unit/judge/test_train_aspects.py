@@ -154,6 +154,15 @@ def test_every_fourth_case_also_teaches_a_written_answer(
     assert [n for n, one in enumerate(log) if "written_loss" in one] == [0, 4]
 
 
+@pytest.mark.parametrize(("bound", "num_updates"), [(3, 3), (9, 4), (None, 4)])
+def test_updates_of_supervision_are_bounded(
+    adapted, cases, reader, fast_training, bound: int | None, num_updates: int
+) -> None:
+    # 4 epochs of 2 cases, 2 an update: 4 updates.
+    settings = fast_training(sft_epochs=4.0, sft_updates=bound)
+    assert len(supervise(*adapted(), cases[:2], reader, settings)) == num_updates
+
+
 def test_labels_without_evidence_teach_no_written_answer(
     adapted, cases, reader, fast_training
 ) -> None:
