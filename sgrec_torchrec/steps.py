@@ -101,7 +101,7 @@ def run_steps(run_dir: Path, steps: Sequence[Step], home: str = "") -> list[Outc
     """
     place = run_dir / home
     outcomes = []
-    with alone(place) as lock, _ended_by_sigterm():
+    with alone(place) as lock, _ended_by_signals():
         write_json(place / STAMPS / ROW, [step.name for step in steps])
         for number, step in enumerate(steps, start=1):
             title = f"[{number}/{len(steps)}] {step.name}"
@@ -306,15 +306,16 @@ def alone(place: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does, so that the running process is ended too."""
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and Ctrl-C unwind quietly, so that the running process is ended too."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         del frame
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    before = {one: signal.signal(one, leave) for one in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)

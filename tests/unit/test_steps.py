@@ -184,19 +184,23 @@ run_steps(here, [Step(name="sleep", command=("-c", code, str(here)))])
 """
 
 
-def test_sigterm_ends_the_running_process_and_leaves_the_step_begun(
-    run_dir: Path,
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_running_process_and_leaves_the_step_begun(
+    run_dir: Path, number: signal.Signals
 ) -> None:
     words = [sys.executable, "-c", SLEEP, str(run_dir)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE) as parent:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdout=pipe, stderr=pipe) as parent:
         assert parent.stdout is not None
+        assert parent.stderr is not None
         assert b"begins" in parent.stdout.readline()
         assert parent.stdout.readline() == b"asleep\n"
         # A second call on the same folder is refused while the first is at work.
         with pytest.raises(BlockingIOError, match="another process is at work"):
             run_steps(run_dir, [])
-        parent.send_signal(signal.SIGTERM)
-        assert parent.wait(30) == 128 + signal.SIGTERM
+        parent.send_signal(number)
+        assert parent.wait(30) == 128 + number
+        assert parent.stderr.read() == b""
     child = int((run_dir / "pid").read_text())
     assert not _is_alive(child)
     stamp = read_stamp(stamp_path(run_dir, "sleep"))
