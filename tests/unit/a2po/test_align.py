@@ -261,7 +261,7 @@ def test_groups_weigh_what_their_target_was_worth_and_dead_ones_nothing(
 
     def step_of(aligner, prompt_B, step: int):
         asked.extend(prompt_B.tolist())
-        return real(aligner, prompt_B, step)
+        return real(aligner, prompt_B, step, sample)
 
     make_batch = loop.policy_batch
 
