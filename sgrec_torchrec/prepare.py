@@ -22,7 +22,7 @@ from sgrec_torchrec.config import (
 )
 from sgrec_torchrec.distributed.array_folder import read_arrays, write_arrays
 from sgrec_torchrec.distributed.atomic import atomic_file, atomic_folder, write_json
-from sgrec_torchrec.distributed.launch import is_main_rank
+from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.evidence.gather import num_features
 from sgrec_torchrec.evidence.held_out import hold_out
 from sgrec_torchrec.evidence.prior import (

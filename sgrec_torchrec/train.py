@@ -22,7 +22,8 @@ from sgrec_torchrec.a2po.aligner import (
 from sgrec_torchrec.arguments import errors_in_one_line, parse_run
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.atomic import write_json
-from sgrec_torchrec.distributed.launch import Ranks, is_main_rank, process_group
+from sgrec_torchrec.distributed.launch import Ranks, process_group
+from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.origin import describe_run
 from sgrec_torchrec.distributed.stopwatch import Stopwatch
 from sgrec_torchrec.distributed.tracking import Tracker

@@ -42,7 +42,7 @@ from sgrec_torchrec.a2po.rollout import (
     policy_batch,
     roll_out,
 )
-from sgrec_torchrec.distributed.launch import is_main_rank
+from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.optimizer import set_learning_rates, warmup_cosine
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.distributed.tracking import Tracker

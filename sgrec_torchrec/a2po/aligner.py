@@ -27,7 +27,8 @@ from sgrec_torchrec.distributed.checkpoint import (
     save_checkpoint,
 )
 from sgrec_torchrec.distributed.checkpoint_files import MANIFEST as CHECKPOINT_MANIFEST
-from sgrec_torchrec.distributed.launch import Ranks, is_main_rank
+from sgrec_torchrec.distributed.launch import Ranks
+from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.optimizer import build_optimizer
 from sgrec_torchrec.generator.model import Tower
 from sgrec_torchrec.generator.trainee import Trainee

@@ -34,7 +34,7 @@ from sgrec_torchrec.distributed.checkpoint_files import (
     verify_sums,
     write_manifest,
 )
-from sgrec_torchrec.distributed.launch import is_main_rank
+from sgrec_torchrec.distributed.main_rank import is_main_rank
 
 CONFIG = "config.json"
 STATE = "state.json"

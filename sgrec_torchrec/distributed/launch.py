@@ -26,6 +26,8 @@ from torch._C._distributed_c10d import HashStore, Store, TCPStore
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+from sgrec_torchrec.distributed.main_rank import is_main_rank
+
 T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT_S = 300.0
@@ -46,11 +48,6 @@ class Ranks:
     local_rank: int
     local_world_size: int
     device: torch.device
-
-
-def is_main_rank() -> bool:
-    """True on global rank 0 (and where nothing is distributed). No communication."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from sgrec_torchrec.distributed.launch import is_main_rank
+from sgrec_torchrec.distributed.main_rank import is_main_rank
 
 Item = TypeVar("Item")
 

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.atomic import write_json
-from sgrec_torchrec.distributed.launch import is_main_rank, main_rank_first
+from sgrec_torchrec.distributed.launch import main_rank_first
+from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.evaluation.baselines import (
     BASELINES,
     OWN_HISTORY,

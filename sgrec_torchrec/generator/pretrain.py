@@ -20,7 +20,7 @@ from sgrec_torchrec.distributed.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from sgrec_torchrec.distributed.launch import is_main_rank
+from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.optimizer import (
     gradient_norm,
     set_learning_rates,

@@ -33,6 +33,7 @@ from sgrec_torchrec.reward_table.judged_files import (
     read_batches,
     read_columns,
 )
+from sgrec_torchrec.reward_table.lookup import NO_ITEM
 from sgrec_torchrec.reward_table.manifest import (
     Manifest,
     SegmentFacts,
@@ -49,14 +50,22 @@ from sgrec_torchrec.reward_table.rows import (
     Rows,
     rows_of,
 )
-from sgrec_torchrec.reward_table.runs import Runs
+from sgrec_torchrec.reward_table.runs import (
+    Runs,
+    UnexpectedItemError,
+    bytes_per_row,
+)
 from sgrec_torchrec.reward_table.segment import Segment, SegmentFiles, open_segments
 
 Step = TypeVar("Step")
-PAIRS_PER_BUCKET = 1 << 20
+PAIRS_PER_BUCKET = 1 << 17
 """A run of this many pairs is sorted within the processor's cache."""
-MAX_BUCKETS = 256
-"""Two open files a bucket; the usual limit is 1024 for a process."""
+MAX_BUCKETS = 1024
+MAX_FILES = 256
+"""Buckets on disk: two open files each; the usual limit is 1024 for a process."""
+IDS_PER_PAIR = 4
+"""Items are counted in an array of all ids between the lowest and the highest one where
+it has no more places than this for each row, and a few."""
 WORK_BYTES_PER_PAIR = 128
 
 
@@ -116,7 +125,7 @@ def build_reward_table(
     """
     _check_settings(reward_range, aspect_range, on_conflict, max_memory_gib)
     files, folder = list_files(parquet), Path(out_dir)
-    columns, num_rows = read_columns(files)
+    columns, num_rows, item_range = read_columns(files)
     empty = Manifest(
         columns=columns,
         reward_range=(float(reward_range[0]), float(reward_range[1])),
@@ -124,7 +133,9 @@ def build_reward_table(
         segments=(),
     )
     with writing(folder, must_exist=False) as building, told_of_full_disk(folder):
-        build = _Build(files, num_rows, empty, on_conflict, max_memory_gib)
+        build = _Build(
+            *(files, num_rows, item_range, empty, on_conflict, max_memory_gib)
+        )
         return build.run(folder, building, (), token_cost or {})
 
 
@@ -147,7 +158,7 @@ def append_segment(
             ``build_reward_table``.
     """
     files, folder = list_files(parquet), Path(folder)
-    columns, num_rows = read_columns(files)
+    columns, num_rows, item_range = read_columns(files)
     with writing(folder, must_exist=True) as building, told_of_full_disk(folder):
         table = read_manifest(folder)
         _check_settings(
@@ -155,7 +166,9 @@ def append_segment(
         )
         check_same_columns(columns, table.columns, str(files[0]), f"the table {folder}")
         older = open_segments(folder, table)[::-1]
-        build = _Build(files, num_rows, table, on_conflict, max_memory_gib)
+        build = _Build(
+            *(files, num_rows, item_range, table, on_conflict, max_memory_gib)
+        )
         return build.run(folder, building, older, token_cost or {})
 
 
@@ -166,12 +179,14 @@ class _Build:
         self,
         files: list[Path],
         num_rows: int,
+        item_range: range | None,
         table: Manifest,
         on_conflict: OnConflict,
         max_memory_gib: float,
     ) -> None:
         self._files = files
         self._num_rows = num_rows
+        self._item_range = _countable(item_range, num_rows)
         self._table = table
         self._columns = table.columns
         self._on_conflict: OnConflict = on_conflict
@@ -190,20 +205,16 @@ class _Build:
     ) -> BuildReport:
         """Build in ``building``, then make the table in ``folder`` name the result."""
         start_s = time.perf_counter()
-        num_buckets = -(-self._num_rows // PAIRS_PER_BUCKET)
-        num_buckets = min(max(num_buckets, 1), MAX_BUCKETS)
         runs_folder = building / "runs"
         runs_folder.mkdir()
-        num_aspects = len(self._columns.aspects)
-        memory_bytes = int(self._max_memory_gib * 2**30) // 2
-        with Runs(runs_folder, num_buckets, num_aspects, memory_bytes) as runs:
-            self._fill(runs)
-            runs.finish()
-            with SegmentFiles(building) as files:
-                ids, number_N = sorted_ids(self._items)
-                writer = RowWriter(files, self._columns, ids, older)
-                self._sort(runs, writer, files, number_N)
-                facts = writer.finish(next_name(folder), self._origin(token_cost))
+        with self._filled(runs_folder) as runs, SegmentFiles(building) as files:
+            item_ids: Ids | range
+            item_ids, number_N = self._item_range, None
+            if item_ids is None:
+                item_ids, number_N = sorted_ids(self._items)
+            writer = RowWriter(files, self._columns, item_ids, older)
+            self._sort(runs, writer, files, number_N)
+            facts = writer.finish(next_name(folder), self._origin(token_cost))
         runs_folder.rmdir()
         segments = (*self._table.segments, facts)
         publish(folder, building, replace(self._table, segments=segments), facts)
@@ -227,30 +238,67 @@ class _Build:
             aspect_range=self._table.aspect_range,
         )
 
-    def _fill(self, runs: Runs) -> None:
+    def _filled(self, folder: Path) -> Runs:
+        """The runs of all rows."""
+        try:
+            return self._fill(self._empty_runs(folder))
+        except UnexpectedItemError:
+            # statistics of a file are hints of whoever wrote it: do without them
+            self._item_range = None
+            return self._fill(self._empty_runs(folder))
+
+    def _empty_runs(self, folder: Path) -> Runs:
+        num_aspects, has_as_of = len(self._columns.aspects), self._columns.has_as_of
+        memory_bytes = int(self._max_memory_gib * 2**30) // 2
+        is_kept = self._num_rows * bytes_per_row(num_aspects, has_as_of) < memory_bytes
+        num_buckets = -(-self._num_rows // PAIRS_PER_BUCKET)
+        return Runs(
+            *(folder, min(max(num_buckets, 1), MAX_BUCKETS if is_kept else MAX_FILES)),
+            num_aspects=num_aspects,
+            num_rows=self._num_rows,
+            memory_bytes=memory_bytes,
+            has_prefixes=has_as_of,
+        )
+
+    def _fill(self, runs: Runs) -> Runs:
         num_batches = -(-self._num_rows // BATCH_ROWS)
         batches = _shown(self._batches(), "read judged pairs", num_batches)
-        for batch in one_ahead(batches):
+        try:
+            for batch in one_ahead(batches):
+                self._add(runs, batch)
+            runs.finish()
+        except BaseException:
+            runs.close()
+            raise
+        return runs
+
+    def _add(self, runs: Runs, batch: JudgedBatch) -> None:
+        hashes = None
+        if isinstance(batch.users, Texts):
+            assert self._users is not None
+            users = self._users.number(batch.users).astype(np.int64)
             hashes = hash_ids(batch.users)
-            if isinstance(batch.users, Texts):
-                assert self._users is not None
-                users = self._users.number(batch.users).astype(np.int64)
-            else:
-                users = np.ascontiguousarray(batch.users)
-            runs.add(users, hashes, self._items.number(batch.items), batch.scores)
-            if batch.as_of is not None:
-                runs.add_prefixes(users, hashes, batch.as_of, batch.history_hash)
-            for name, found in batch.versions.items():
-                self._versions.setdefault(name, set()).update(found)
+        else:
+            users = np.ascontiguousarray(batch.users)
+        if self._item_range is None:
+            items = self._items.number(batch.items)
+            runs.add(users, hashes, items, batch.scores)
+        else:
+            assert not isinstance(batch.items, Texts)
+            runs.add(users, hashes, batch.items, batch.scores, self._item_range)
+        if batch.as_of is not None:
+            runs.add_prefixes(users, hashes, batch.as_of, batch.history_hash)
+        for name, found in batch.versions.items():
+            self._versions.setdefault(name, set()).update(found)
 
     def _sort(
         self,
         runs: Runs,
         writer: RowWriter,
         files: SegmentFiles,
-        number_N: Uint32Array,
+        number_N: Uint32Array | None,
     ) -> None:
-        """Sort the runs; item n of the runs is ``number_N[n]`` in the table."""
+        """Sort the runs; item n of them is ``number_N[n]`` (None: n) in the table."""
         low_high = [self._table.reward_range]
         low_high += [self._table.aspect_range] * len(self._columns.aspects)
         ranges = np.array(low_high, np.float64)
@@ -261,7 +309,8 @@ class _Build:
             for bucket in _shown(range(len(runs)), "sort", len(runs)):
                 self._check_memory(runs.num_records(bucket))
                 records, prefixes = runs.take(bucket)
-                records[:, 2] = number_N[records[:, 2]]
+                if number_N is not None:
+                    records[:, 2] = number_N[records[:, 2]]
                 yield rows_of(
                     *(records, prefixes if self._columns.has_as_of else None, ranges),
                     *(self._on_conflict, hashes_of_users),
@@ -291,6 +340,14 @@ class _Build:
                 f"max_memory_gib is {self._max_memory_gib:g}: raise it, or split the "
                 "input over several tables"
             )
+
+
+def _countable(item_range: range | None, num_rows: int) -> range | None:
+    """The range, unless an array of it were far larger than the input."""
+    most = min(IDS_PER_PAIR * num_rows + (1 << 16), NO_ITEM)
+    if item_range is None or item_range.stop - item_range.start > most:
+        return None
+    return item_range
 
 
 def report_of(

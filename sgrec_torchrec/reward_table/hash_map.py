@@ -241,19 +241,28 @@ def _place_sorted(hashes, num_homes, last):  # type: ignore[no-untyped-def]
 @numba.njit(nogil=True, cache=True)
 def _number_numbers(ids, done, numbers, slots, num_homes, keys, num_known):  # type: ignore[no-untyped-def]
     """Number ids from ``done`` on; stops early where the map must grow."""
-    num_slots = len(slots) // 2
+    # hashes first: the compiler computes eight of them at a time. Places are unsigned:
+    # it then leaves out what serves negative ones
+    home_n = np.empty(len(ids), np.uint32)
     for at in range(done, len(ids)):
-        slot = _scattered_home(mix(ids[at]), num_homes)
-        while slots[2 * slot + 1] != 0 and slots[2 * slot] != ids[at]:
-            slot += 1
-        if slots[2 * slot + 1] == 0:
-            if num_known == len(keys) or slot == num_slots - 1:
+        home_n[at] = _scattered_home(mix(ids[at]), num_homes)
+    one, last = np.uint64(1), np.uint64(len(slots) // 2 - 1)
+    for at in range(done, len(ids)):
+        slot = np.uint64(home_n[at])
+        while True:
+            number = slots[slot + slot + one]
+            if number == 0 or slots[slot + slot] == ids[at]:
+                break
+            slot += one
+        if number == 0:
+            if num_known == len(keys) or slot == last:
                 return at, num_known
             keys[num_known] = ids[at]
             num_known += 1
-            slots[2 * slot] = ids[at]
-            slots[2 * slot + 1] = num_known
-        numbers[at] = slots[2 * slot + 1] - 1
+            number = num_known
+            slots[slot + slot] = ids[at]
+            slots[slot + slot + one] = number
+        numbers[at] = number - 1
     return len(ids), num_known
 
 

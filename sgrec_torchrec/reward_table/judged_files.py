@@ -23,7 +23,8 @@ from sgrec_torchrec.reward_table.ids import (
     texts_from_arrow,
 )
 
-BATCH_ROWS = 1 << 20
+BATCH_ROWS = 1 << 17
+"""Columns of a batch stay in the processor's cache from one step to the next."""
 ASPECT_PREFIX = "aspect_"
 ASPECTS_KEY = b"aspects"
 """Schema metadata: JSON list of further columns that hold aspect scores."""
@@ -92,8 +93,10 @@ def _in_folder(folder: Path) -> list[Path]:
     return parts or sorted(folder.rglob("*.parquet"))
 
 
-def read_columns(files: Sequence[Path]) -> tuple[Columns, int]:
+def read_columns(files: Sequence[Path]) -> tuple[Columns, int, range | None]:
     """The columns of the files, which must agree, and the number of rows of all.
+
+    Also the range of the item ids, where they are integers and the files tell it.
 
     Raises:
         ValueError: naming file and column, for a missing column, a wrong type, a
@@ -101,16 +104,35 @@ def read_columns(files: Sequence[Path]) -> tuple[Columns, int]:
     """
     first: Columns | None = None
     num_rows = 0
+    item_ranges: list[range | None] = []
     for path in files:
         with _open(path) as file:
             columns = _columns_of(path, file.schema_arrow)
             num_rows += file.metadata.num_rows
+            item_ranges += _item_ranges(file.metadata)
         first = first or columns
         check_same_columns(columns, first, str(path), f"the first file {files[0]}")
     assert first is not None
     if num_rows == 0:
         raise ValueError(f"{files[0]}: has no rows; give a file with data")
-    return first, num_rows
+    known = [one for one in item_ranges if one is not None]
+    if len(known) < len(item_ranges):
+        return first, num_rows, None
+    lowest, stop = min(one.start for one in known), max(one.stop for one in known)
+    return first, num_rows, range(lowest, stop)
+
+
+def _item_ranges(metadata: pq.FileMetaData) -> Iterator[range | None]:
+    """Lowest id to highest id + 1 of each group of rows; None where not told."""
+    for nth in range(metadata.num_row_groups):
+        group = metadata.row_group(nth)
+        columns = map(group.column, range(group.num_columns))
+        (items,) = (one for one in columns if one.path_in_schema == "item_id")
+        told = items.statistics
+        if told is None or not told.has_min_max or not isinstance(told.min, int):
+            yield None
+        else:
+            yield range(told.min, told.max + 1)
 
 
 def check_same_columns(
@@ -288,10 +310,10 @@ class _Checker:
         present: list[str],
     ) -> JudgedBatch:
         """The whole batch, or the error of its first bad row, column by column."""
-        scores = np.empty((len(self._batch), 1 + len(columns.aspects)), np.float32)
-        scores[:, 0] = self._scores("reward", reward_range)
-        for nth, name in enumerate(columns.aspects):
-            scores[:, 1 + nth] = self._scores(name, aspect_range)
+        scores = self._scores("reward", reward_range).reshape(-1, 1)
+        if columns.aspects:
+            aspects = [self._scores(name, aspect_range) for name in columns.aspects]
+            scores = np.column_stack([scores, *aspects])
         return JudgedBatch(
             path=self._path,
             first_row=self._first_row,

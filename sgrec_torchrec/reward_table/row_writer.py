@@ -49,14 +49,14 @@ class RowWriter:
         self,
         files: SegmentFiles,
         columns: Columns,
-        item_ids: Ids,
+        item_ids: Ids | range,
         older: Sequence[Segment] = (),
     ) -> None:
         """Prepare for rows.
 
         Args:
             item_ids: of the items by their numbers, int64 ids rising; each is named by
-                a pair that will come.
+                a pair that will come. Or a range of int64 ids, of which some are.
             older: segments that this one is appended to, the newest first.
         """
         self._files = files
@@ -156,6 +156,9 @@ class RowWriter:
             raise ValueError(f"{num_users} users: a table holds {MAX_KEYS}; build two")
         user_homes = self._write_user_slots()
         item_ids = self.item_ids
+        if isinstance(item_ids, range):
+            used = np.flatnonzero(self._pairs_N)
+            item_ids, self._pairs_N = used + item_ids.start, self._pairs_N[used]
         if self._item_base is None:
             self._files.file("item_slots", "int64", (2,)).append(slots_of(item_ids))
         self._files.write_ids("item", item_ids)
@@ -206,8 +209,10 @@ class RowWriter:
         return num_homes
 
 
-def _names(item_ids: Ids) -> tuple[Uint32Array | None, int | None]:
+def _names(item_ids: Ids | range) -> tuple[Uint32Array | None, int | None]:
     """What rows call each item (None: its number), and the base if that is by id."""
+    if isinstance(item_ids, range):
+        return None, item_ids.start
     if isinstance(item_ids, Texts):
         return None, None
     base = int(item_ids[0])

@@ -21,7 +21,6 @@ POLICIES: tuple[OnConflict, ...] = ("error", "last", "mean")
 ERROR, LAST, MEAN = range(3)
 PREFETCH_AHEAD = 24
 DIGIT_BITS = 11
-DIGITS = 1 << DIGIT_BITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,25 +65,25 @@ def rows_of(
             different prefixes.
     """
     numbering = Numbering(is_text=False)
-    users = np.ascontiguousarray(records[:, :2]).view(np.int64).reshape(-1)
-    number_n = numbering.number(users)
+    number_n = numbering.number(_users_of(records))
     known = numbering.ids()
     assert isinstance(known, np.ndarray)
     hashes_K = hash_ids(known) if hashes_of_users is None else hashes_of_users[known]
     order_U = np.argsort(hashes_K, kind="stable")
-    row_K = np.empty(len(order_U), np.int64)
+    row_K = np.empty(len(order_U), np.uint32)
     row_K[order_U] = np.arange(len(order_U))
     prefixes_U2 = None
     if prefixes is not None:
         prefixes_U2 = _one_prefix_each(numbering, prefixes)[order_U]
-    packed, starts_U1 = _by_row(_by_item(records), number_n, row_K)
-    words = records.reshape(-1).view(np.float32)
-    items, codes, lengths_U, clash = _merge_rows(
-        *(packed, starts_U1, words, records.shape[1]),
-        *(ranges, POLICIES.index(on_conflict)),
-    )
+    packed, starts_U1 = _sorted_pairs(records, number_n, row_K)
+    # a lone score travels with its item; several are looked up by their record
+    is_alone = records.shape[1] == RECORD_HEAD + 1
+    words = (packed if is_alone else records.reshape(-1)).view(np.float32)
+    layout = (packed, starts_U1, words, records.shape[1], is_alone, ranges)
+    items, codes, lengths_U, clash = _merge_rows(*layout, POLICIES.index(on_conflict))
     if clash >= 0:
-        raise ConflictError(int(users[clash]), int(records[clash, 2]))
+        user = known[order_U[np.searchsorted(starts_U1, clash, side="right") - 1]]
+        raise ConflictError(int(user), int(packed[clash] >> np.uint64(32)))
     return Rows(
         users_U=known[order_U],
         hashes_U=hashes_K[order_U],
@@ -108,98 +107,157 @@ def _one_prefix_each(numbering: Numbering, prefixes: Int64Array) -> Int64Array:
 
 
 @numba.njit(nogil=True, cache=True)
-def _by_item(records):  # type: ignore[no-untyped-def]
-    """item << 32 | record of every record, by item, in the order of the input.
+def _users_of(records):  # type: ignore[no-untyped-def]
+    """The user of each record. int64 [n]."""
+    users = np.empty(len(records), np.int64)
+    for at in range(len(records)):
+        upper = np.uint64(records[at, 1]) << np.uint64(32)
+        users[at] = np.int64(upper | np.uint64(records[at, 0]))
+    return users
 
-    A radix sort from the lowest digit up, as far as the greatest item has digits.
+
+@numba.njit(nogil=True, cache=True)
+def _sorted_pairs(records, number_n, row_K):  # type: ignore[no-untyped-def]
+    """Pairs by row, then item, in the order of the input; and where the rows start.
+
+    A pair is uint64, item << 32 | its score's bits if it has one score, else the place
+    of its record. A radix sort from the lowest digit of the item up, as far as the
+    greatest item has digits; the row is the last digit.
     """
+    is_alone = records.shape[1] == RECORD_HEAD + 1
     packed = np.empty(len(records), np.uint64)
+    row_n = np.empty(len(records), np.uint32)
+    starts = np.zeros(len(row_K) + 1, np.int64)
     greatest = np.uint32(0)
     for at in range(len(records)):
         item = records[at, 2]
         greatest = max(greatest, item)
-        packed[at] = (np.uint64(item) << np.uint64(32)) | np.uint64(at)
-    other = np.empty_like(packed)
-    ends = np.empty(DIGITS, np.int64)
-    mask = np.uint64(DIGITS - 1)
+        below = records[at, RECORD_HEAD] if is_alone else np.uint32(at)
+        packed[at] = (np.uint64(item) << np.uint64(32)) | np.uint64(below)
+        row_n[at] = row_K[number_n[at]]
+        starts[row_n[at] + 1] += 1
+    starts = np.cumsum(starts)
+    num_bits = np.uint64(0)
+    while greatest >> num_bits > 0:
+        num_bits += np.uint64(1)
+    num_passes = (num_bits + np.uint64(DIGIT_BITS - 1)) // np.uint64(DIGIT_BITS)
+    other, other_row_n = np.empty_like(packed), np.empty_like(row_n)
     shift = np.uint64(32)
-    while greatest > 0:
-        ends[:] = 0
+    for left in range(num_passes, 0, -1):
+        # equal digits: few counters serve better than many
+        width = (np.uint64(32) + num_bits - shift + np.uint64(left - 1)) // np.uint64(
+            left
+        )
+        ends = np.zeros(np.int64(1) << np.int64(width), np.int64)
+        mask = np.uint64(len(ends) - 1)
         for at in range(len(packed)):
-            ends[(packed[at] >> shift) & mask] += 1
+            ends[np.int64((packed[at] >> shift) & mask)] += 1
         total = 0
-        for digit in range(DIGITS):
+        for digit in range(len(ends)):
             count = ends[digit]
             ends[digit] = total
             total += count
         for at in range(len(packed)):
-            digit = (packed[at] >> shift) & mask
-            other[ends[digit]] = packed[at]
-            ends[digit] += 1
+            digit = np.int64((packed[at] >> shift) & mask)
+            place = ends[digit]
+            ends[digit] = place + 1
+            other[place] = packed[at]
+            other_row_n[place] = row_n[at]
         packed, other = other, packed
-        shift += np.uint64(DIGIT_BITS)
-        greatest >>= np.uint32(DIGIT_BITS)
-    return packed
-
-
-@numba.njit(nogil=True, cache=True)
-def _by_row(packed, number_n, row_K):  # type: ignore[no-untyped-def]
-    """The same by row, the order within a row kept, and where the rows start."""
-    starts = np.zeros(len(row_K) + 1, np.int64)
-    for at in range(len(number_n)):
-        starts[row_K[number_n[at]] + 1] += 1
-    starts = np.cumsum(starts)
+        row_n, other_row_n = other_row_n, row_n
+        shift += width
     ends = starts.copy()
-    sorted_n = np.empty_like(packed)
     for at in range(len(packed)):
-        row = row_K[number_n[packed[at] & np.uint64(0xFFFFFFFF)]]
-        sorted_n[ends[row]] = packed[at]
-        ends[row] += 1
-    return sorted_n, starts
+        place = ends[row_n[at]]
+        ends[row_n[at]] = place + 1
+        other[place] = packed[at]
+    return other, starts
 
 
 @numba.njit(nogil=True, cache=True)
-def _merge_rows(packed, starts, words, width, ranges, policy):  # type: ignore[no-untyped-def]
+def _merge_rows(packed, starts, words, width, is_alone, ranges, policy):  # type: ignore[no-untyped-def]
     """Write one pair for each item of each row.
 
-    ``words`` are the records as float32 end to end, ``width`` words each. Returns
-    items, codes, the rows' lengths, and the record of a conflict or -1.
+    ``words`` are float32: those of ``packed``, or the records end to end, ``width``
+    words each. Returns items, codes, the rows' lengths, and the pair of a conflict or
+    -1.
     """
     num_scores = width - RECORD_HEAD
     items = np.empty(len(packed), np.uint32)
     codes = np.empty((len(packed), num_scores), np.uint16)
-    lengths = np.zeros(len(starts) - 1, np.int64)
+    lengths = starts[1:] - starts[:-1]
     lows, highs = ranges[:, 0], ranges[:, 1]
     per_unit = MAX_CODE / (highs - lows)
-    low_half = np.uint64(0xFFFFFFFF)
+    if not _has_duplicates(packed, starts):
+        for nth in range(num_scores):
+            _encode_all(packed, words, width, is_alone, nth, lows, per_unit, codes)
+        for at in range(len(packed)):
+            items[at] = np.uint32(packed[at] >> np.uint64(32))
+        return items, codes, lengths, np.int64(-1)
     count = 0
     for row in range(len(lengths)):
         begin, end = count, starts[row + 1]
         at = starts[row]
         while at < end:
-            ahead = min(at + PREFETCH_AHEAD, len(packed) - 1)
-            prefetch(words, np.int64(packed[ahead] & low_half) * width + RECORD_HEAD)
             item = packed[at] >> np.uint64(32)
             last = at
             while last + 1 < end and packed[last + 1] >> np.uint64(32) == item:
                 last += 1
-            newest = np.int64(packed[last] & low_half)
+            newest = _first_score(packed, last, width, is_alone)
             for nth in range(num_scores):
-                column = RECORD_HEAD + nth
-                score = np.float64(words[newest * width + column])
+                score = np.float64(words[newest + nth])
                 if last > at and policy != LAST:
                     total = 0.0
                     for same in range(at, last + 1):
-                        place = np.int64(packed[same] & low_half)
-                        other = np.float64(words[place * width + column])
+                        place = _first_score(packed, same, width, is_alone)
+                        other = np.float64(words[place + nth])
                         if policy == ERROR and other != score:
-                            return items[:0], codes[:0], lengths, newest
+                            return items[:0], codes[:0], lengths, np.int64(last)
                         total += other
                     score = total / (last + 1 - at)
-                code = np.rint((score - lows[nth]) * per_unit[nth])
-                codes[count, nth] = np.uint16(min(max(code, 0.0), MAX_CODE))
+                codes[count, nth] = _encoded(score, lows[nth], per_unit[nth])
             items[count] = np.uint32(item)
             count += 1
             at = last + 1
         lengths[row] = count - begin
     return items[:count], codes[:count], lengths, np.int64(-1)
+
+
+@numba.njit(nogil=True, cache=True)
+def _has_duplicates(packed, starts):  # type: ignore[no-untyped-def]
+    """Whether a row has two pairs of one item."""
+    count = 0
+    for row in range(len(starts) - 1):
+        for at in range(starts[row] + 1, starts[row + 1]):
+            count += packed[at] >> np.uint64(32) == packed[at - 1] >> np.uint64(32)
+    return count > 0
+
+
+@numba.njit(nogil=True, cache=True)
+def _encode_all(packed, words, width, is_alone, nth, lows, per_unit, codes):  # type: ignore[no-untyped-def]
+    """The nth score of every pair as fixed point, without a branch."""
+    low, factor = lows[nth], per_unit[nth]
+    if is_alone:
+        for at in range(np.uint64(len(packed))):
+            codes[at, nth] = _encoded(np.float64(words[at + at]), low, factor)
+        return
+    for at in range(len(packed)):
+        ahead = min(at + PREFETCH_AHEAD, len(packed) - 1)
+        prefetch(words, _first_score(packed, ahead, width, is_alone))
+        place = _first_score(packed, at, width, is_alone) + nth
+        codes[at, nth] = _encoded(np.float64(words[place]), low, factor)
+
+
+@numba.njit(nogil=True, cache=True)
+def _encoded(score, low, factor):  # type: ignore[no-untyped-def]
+    code = np.rint((score - low) * factor)
+    return np.uint16(min(max(code, 0.0), MAX_CODE))
+
+
+@numba.njit(nogil=True, cache=True)
+def _first_score(packed, at, width, is_alone):  # type: ignore[no-untyped-def]
+    """Where the scores of a pair begin among the words."""
+    if is_alone:
+        # the lower half of a little-endian number
+        return np.int64(2 * at)
+    return np.int64(packed[at] & np.uint64(0xFFFFFFFF)) * width + RECORD_HEAD

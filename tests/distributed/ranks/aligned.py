@@ -20,7 +20,8 @@ from sgrec_torchrec.a2po.aligner import Aligner, build_aligner
 from sgrec_torchrec.a2po.figures import StepFigures, combined
 from sgrec_torchrec.a2po.reward import Group, next_item_reward
 from sgrec_torchrec.config import AlignConfig
-from sgrec_torchrec.distributed.launch import is_main_rank, process_group
+from sgrec_torchrec.distributed.launch import process_group
+from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.evaluation.generate import Ranker
 from sgrec_torchrec.evaluation.offline import validation_ndcg
 from sgrec_torchrec.schema import Int64Array, Rollout

@@ -11,7 +11,8 @@ import torch
 from small_model import make_trainee, snapshot, train
 
 from sgrec_torchrec.distributed.checkpoint import load_checkpoint, save_checkpoint
-from sgrec_torchrec.distributed.launch import is_main_rank, process_group
+from sgrec_torchrec.distributed.launch import process_group
+from sgrec_torchrec.distributed.main_rank import is_main_rank
 
 
 def main() -> None:
