@@ -8,11 +8,8 @@ trainer asked for in vain, so that the next judge run fills them.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sgrec_torchrec.reward_table.build import (
-        BuildReport,
-        append_segment,
-        build_reward_table,
-    )
+    from sgrec_torchrec.reward_table.build import append_segment, build_reward_table
+    from sgrec_torchrec.reward_table.build_report import BuildReport
     from sgrec_torchrec.reward_table.compaction import compact
     from sgrec_torchrec.reward_table.misses import MissLog
     from sgrec_torchrec.reward_table.table import RewardTable
@@ -28,7 +25,7 @@ __all__ = [
 
 _MODULES = {
     "build_reward_table": "build",
-    "BuildReport": "build",
+    "BuildReport": "build_report",
     "append_segment": "build",
     "compact": "compaction",
     "RewardTable": "table",

@@ -10,18 +10,21 @@ shrink as the 6 bytes (and 2 for each aspect) of the table grow; as_of takes 24 
 more each time that it differs from the row before.
 """
 
-import errno
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
+from sgrec_torchrec.reward_table.build_report import (
+    BuildReport,
+    report_of,
+    told_of_full_disk,
+)
 from sgrec_torchrec.reward_table.conflicts import describe_conflict
 from sgrec_torchrec.reward_table.hash_map import Numbering, hash_ids, sorted_ids
 from sgrec_torchrec.reward_table.ids import Ids, Texts, Uint32Array
@@ -36,7 +39,6 @@ from sgrec_torchrec.reward_table.judged_files import (
 from sgrec_torchrec.reward_table.lookup import NO_ITEM
 from sgrec_torchrec.reward_table.manifest import (
     Manifest,
-    SegmentFacts,
     next_name,
     publish,
     read_manifest,
@@ -67,26 +69,6 @@ IDS_PER_PAIR = 4
 """Items are counted in an array of all ids between the lowest and the highest one where
 it has no more places than this for each row, and a few."""
 WORK_BYTES_PER_PAIR = 128
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildReport:
-    """What a build or a compaction wrote."""
-
-    segment: str
-    num_rows: int
-    """Rows read."""
-    num_duplicates: int
-    """Rows that agreed with another row, or gave way to it by ``on_conflict``."""
-    num_pairs: int
-    num_users: int
-    num_items: int
-    num_replaced_users: int
-    """Users whose older pairs no longer count: judged at another prefix now."""
-    num_bytes: int
-    peak_disk_bytes: int
-    """Runs and finished files together, at their most."""
-    seconds: float
 
 
 def build_reward_table(
@@ -208,11 +190,8 @@ class _Build:
         runs_folder = building / "runs"
         runs_folder.mkdir()
         with self._filled(runs_folder) as runs, SegmentFiles(building) as files:
-            item_ids: Ids | range
-            item_ids, number_N = self._item_range, None
-            if item_ids is None:
-                item_ids, number_N = sorted_ids(self._items)
-            writer = RowWriter(files, self._columns, item_ids, older)
+            ids, number_N = self._numbered_items()
+            writer = RowWriter(files, self._columns, ids, older)
             self._sort(runs, writer, files, number_N)
             facts = writer.finish(next_name(folder), self._origin(token_cost))
         runs_folder.rmdir()
@@ -221,6 +200,12 @@ class _Build:
         return report_of(
             facts, self._num_rows, self._peak_disk_bytes, time.perf_counter() - start_s
         )
+
+    def _numbered_items(self) -> tuple[Ids | range, Uint32Array | None]:
+        """The items' ids, and the place there of each number (None: the number)."""
+        if self._item_range is not None:
+            return self._item_range, None
+        return sorted_ids(self._items)
 
     def _origin(self, token_cost: Mapping[str, float]) -> Origin:
         return Origin(
@@ -350,25 +335,6 @@ def _countable(item_range: range | None, num_rows: int) -> range | None:
     return item_range
 
 
-def report_of(
-    facts: SegmentFacts, num_rows: int, peak_disk_bytes: int, seconds: float
-) -> BuildReport:
-    """The report of a segment just published."""
-    num_bytes = sum(file.num_bytes for file in facts.files.values())
-    return BuildReport(
-        segment=facts.name,
-        num_rows=num_rows,
-        num_duplicates=num_rows - facts.num_pairs,
-        num_pairs=facts.num_pairs,
-        num_users=facts.num_users,
-        num_items=facts.num_items,
-        num_replaced_users=facts.num_replaced_users,
-        num_bytes=num_bytes,
-        peak_disk_bytes=max(peak_disk_bytes, num_bytes),
-        seconds=seconds,
-    )
-
-
 def _check_settings(
     reward_range: tuple[float, float],
     aspect_range: tuple[float, float],
@@ -387,21 +353,6 @@ def _check_settings(
         )
     if not max_memory_gib > 0:
         raise ValueError(f"max_memory_gib {max_memory_gib:g}: give more than 0")
-
-
-@contextmanager
-def told_of_full_disk(folder: Path) -> Iterator[None]:
-    """Say what a full disk means for the table in ``folder``."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise OSError(
-            error.errno,
-            f"{folder}: no space to build the table ({error.strerror}); free 24 bytes "
-            "a pair, or choose another folder. Nothing was changed",
-        ) from error
 
 
 def one_ahead(steps: Iterable[Step]) -> Iterator[Step]:

@@ -13,7 +13,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sgrec_torchrec.reward_table.build import BuildReport, report_of, told_of_full_disk
+from sgrec_torchrec.reward_table.build_report import (
+    BuildReport,
+    report_of,
+    told_of_full_disk,
+)
 from sgrec_torchrec.reward_table.hash_map import Numbering, hash_ids, sorted_ids
 from sgrec_torchrec.reward_table.ids import (
     Ids,

@@ -19,7 +19,7 @@ def describe_conflict(
     error: ConflictError,
     batches: Iterable[JudgedBatch],
     user_texts: Ids | None,
-    item_ids: Ids,
+    item_ids: Ids | range,
 ) -> str:
     """Name the first row that disagrees with an earlier one, both values and the mend.
 

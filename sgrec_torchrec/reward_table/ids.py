@@ -69,7 +69,7 @@ def part(ids: Ids, low: int, high: int) -> Ids:
     return ids.part(low, high) if isinstance(ids, Texts) else ids[low:high]
 
 
-def one(ids: Ids, number: int) -> int | str:
+def one(ids: Ids | range, number: int) -> int | str:
     """One id as a Python value."""
     if isinstance(ids, Texts):
         low, high = ids.offsets[number : number + 2]

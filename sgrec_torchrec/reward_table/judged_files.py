@@ -25,6 +25,7 @@ from sgrec_torchrec.reward_table.ids import (
 
 BATCH_ROWS = 1 << 17
 """Columns of a batch stay in the processor's cache from one step to the next."""
+READ_BYTES = 1 << 20
 ASPECT_PREFIX = "aspect_"
 ASPECTS_KEY = b"aspects"
 """Schema metadata: JSON list of further columns that hold aspect scores."""
@@ -129,10 +130,11 @@ def _item_ranges(metadata: pq.FileMetaData) -> Iterator[range | None]:
         columns = map(group.column, range(group.num_columns))
         (items,) = (one for one in columns if one.path_in_schema == "item_id")
         told = items.statistics
-        if told is None or not told.has_min_max or not isinstance(told.min, int):
-            yield None
+        lowest, highest = (told.min, told.max) if told is not None else (None, None)
+        if isinstance(lowest, int) and isinstance(highest, int):
+            yield range(lowest, highest + 1)
         else:
-            yield range(told.min, told.max + 1)
+            yield None
 
 
 def check_same_columns(
@@ -183,7 +185,9 @@ def read_batches(
         first_row = 0
         with _open(path) as file:
             present = [name for name in VERSIONS if name in file.schema_arrow.names]
-            batches = file.iter_batches(BATCH_ROWS, columns=[*names, *present])
+            batches = file.iter_batches(
+                BATCH_ROWS, columns=[*names, *present], use_threads=False
+            )
             while (batch := _next(batches, path)) is not None:
                 if len(batch):
                     checker = _Checker(path, first_row, batch)
@@ -197,7 +201,10 @@ def _open(path: Path) -> pq.ParquetFile:
         versions = [name for name in VERSIONS if name in file.schema_arrow.names]
         file.close()
         return pq.ParquetFile(
-            path, page_checksum_verification=True, read_dictionary=versions
+            path,
+            page_checksum_verification=True,
+            read_dictionary=versions,
+            buffer_size=READ_BYTES,
         )
     except (pa.ArrowException, OSError) as error:
         raise ValueError(_unreadable(path, error)) from error

@@ -9,6 +9,7 @@ All runs grow in chunks of one array, whose pages are touched once: memory that 
 process takes fresh costs more than all that is done with it here.
 """
 
+import mmap
 from pathlib import Path
 from typing import BinaryIO
 
@@ -115,10 +116,8 @@ class Runs:
         prefixes = np.stack([users, as_of, seen], axis=1)
         is_new = np.append(True, (prefixes[1:] != prefixes[:-1]).any(axis=1))
         words = prefixes[is_new].view(np.uint32)
-        self._lines[1].add(
-            *(users[is_new], None if hashes is None else hashes[is_new]),
-            *(words[:, 2], words[:, 3:], ANY_NUMBER),
-        )
+        known = None if hashes is None else hashes[is_new]
+        self._lines[1].add(users[is_new], known, words[:, 2], words[:, 3:], ANY_NUMBER)
 
     def close(self) -> None:
         """Close the files."""
@@ -168,7 +167,10 @@ class _Chunks:
         # a chunk more for each bucket: its last one is not full
         needed = -(-num_lines // length) + num_buckets
         num_chunks = max(min(needed, room // length), num_buckets)
-        self._chunks = np.empty((num_chunks, length, width), np.uint32)
+        # no huge pages, as numpy would ask for: they take longer to get than they save
+        memory = mmap.mmap(-1, num_chunks * length * width * WORD_BYTES)
+        words = np.frombuffer(memory, np.uint32)
+        self._chunks = words.reshape(num_chunks, length, width)
         self._owner_C = np.zeros(num_chunks, np.int64)
         self._num_used = np.zeros(1, np.int64)
         self._free_B2 = np.zeros((num_buckets, 2), np.uint64)

@@ -40,6 +40,10 @@ from sgrec_torchrec.reward_table.manifest import FileFacts, Manifest, SegmentFac
 from sgrec_torchrec.reward_table.row_layout import unpack_rows
 
 Array = npt.NDArray[Any]
+HUGE_PAGE_BYTES = 1 << 21
+"""Written at once and in its place, such a piece of a file is kept, and then mapped, as
+one page, where the file system can: a lookup then waits for few address translations.
+"""
 MADV_POPULATE_READ = 22
 """Linux 5.14; the mmap module of Python 3.11 has no name for it."""
 
@@ -48,10 +52,12 @@ class RawFile:
     """An array that is written in pieces; its checksum is taken on the way."""
 
     def __init__(self, path: Path, dtype: str, columns: tuple[int, ...] = ()) -> None:
-        self._file: BinaryIO = path.open("wb")
+        self._file: BinaryIO = path.open("wb", buffering=0)
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._columns = columns
         self._sum = hashlib.sha256()
+        self._page = memoryview(bytearray(HUGE_PAGE_BYTES))
+        self._filled = 0
         self.num_bytes = 0
 
     def append(self, piece: Array) -> None:
@@ -61,13 +67,24 @@ class RawFile:
             OSError: on a full disk.
         """
         data = np.ascontiguousarray(piece, self._dtype).reshape(-1).view(np.uint8).data
-        self._file.write(data)
         self._sum.update(data)
         self.num_bytes += data.nbytes
+        while len(data):
+            part = data[: HUGE_PAGE_BYTES - self._filled]
+            self._page[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            data = data[len(part) :]
+            if self._filled == HUGE_PAGE_BYTES:
+                self._write_page()
+
+    def _write_page(self) -> None:
+        left, self._filled = self._page[: self._filled], 0
+        while len(left):
+            left = left[self._file.write(left) :]
 
     def close(self) -> FileFacts:
         """Finish on disk, where the whole file then is; returns its facts."""
-        self._file.flush()
+        self._write_page()
         os.fsync(self._file.fileno())
         self._file.close()
         width = self._dtype.itemsize * int(np.prod(self._columns, dtype=np.int64))
@@ -201,8 +218,10 @@ class Segment:
         return ids
 
     def prefault(self) -> None:
-        """Map every page now; reads what the page cache lacks."""
+        """Map every page now; reads what the page cache lacks, in huge pages."""
         for mapped in self.maps:
+            with contextlib.suppress(OSError):
+                mapped.madvise(mmap.MADV_HUGEPAGE)
             mapped.madvise(MADV_POPULATE_READ)
 
 

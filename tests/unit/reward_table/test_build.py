@@ -216,3 +216,52 @@ def test_items_near_each_other_need_no_map(write_pairs, tmp_path, span: int) -> 
     rewards, found = table.lookup([1] * 4, [*items, base + 1])
     assert found.tolist() == [True, True, True, False]
     np.testing.assert_allclose(rewards[:3], [0, 0.25, 0.5], atol=1e-5)
+
+
+@pytest.mark.parametrize("told", [range(3, 5), range(0)])
+def test_statistics_that_are_wrong_do_no_harm(
+    write_pairs, tmp_path, monkeypatch, told: range
+) -> None:
+    """Files may declare another range of items than they hold."""
+    rows = [(user, item, item / 8) for item in (2, 3, 4, 7) for user in (1, 2)]
+    file = write_pairs(rows)
+    build_reward_table(file, tmp_path / "right")
+    columns, num_rows, item_range = build.read_columns([file])
+    assert item_range == range(2, 8)
+    monkeypatch.setattr(build, "read_columns", lambda _: (columns, num_rows, told))
+    build_reward_table(file, tmp_path / "table")
+    one, two = ((tmp_path / name / "manifest.json") for name in ("right", "table"))
+    assert one.read_text() == two.read_text()
+
+
+@pytest.mark.parametrize("max_memory_gib", [4.0, 0.0005])
+def test_aspects_and_prefixes_survive_many_runs(
+    tmp_path: Path, monkeypatch, max_memory_gib: float
+) -> None:
+    """In memory, and with runs that spill, of records longer than a pair."""
+    monkeypatch.setattr(build, "PAIRS_PER_BUCKET", 500)
+    noise = np.random.default_rng(1)
+    users = noise.integers(0, 300, 10_000)
+    rewards, aspects = noise.integers(0, 256, (2, 10_000)) / np.float32(255)
+    columns = {
+        **{"user_id": users, "item_id": np.arange(10_000) % 9973, "reward": rewards},
+        **{"aspect_one": aspects, "as_of": users * 3, "history_hash": users * 5},
+    }
+    pq.write_table(pa.table(columns), tmp_path / "judged.parquet")
+    build_reward_table(
+        *(tmp_path / "judged.parquet", tmp_path / "table"),
+        on_conflict="last",
+        max_memory_gib=max_memory_gib,
+    )
+    table = RewardTable.open(tmp_path / "table")
+    got, found, scores = table.lookup(users, columns["item_id"], aspects=True)
+    assert found.all()
+    last = {
+        pair: at for at, pair in enumerate(zip(users, columns["item_id"], strict=True))
+    }
+    at = [last[pair] for pair in zip(users, columns["item_id"], strict=True)]
+    np.testing.assert_allclose(got, rewards[at], atol=1e-5)
+    np.testing.assert_allclose(scores[:, 0], aspects[at], atol=1e-5)
+    as_of, hashes, _ = table.as_of(np.arange(300))
+    assert as_of.tolist() == [3 * user for user in range(300)]
+    assert hashes.tolist() == [5 * user for user in range(300)]
