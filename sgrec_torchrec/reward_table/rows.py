@@ -153,9 +153,9 @@ def _sorted_pairs(records, number_n, row_K):  # type: ignore[no-untyped-def]
         for at in range(len(packed)):
             ends[np.int64((packed[at] >> shift) & mask)] += 1
         total = 0
-        for digit in range(len(ends)):
-            count = ends[digit]
-            ends[digit] = total
+        for nth in range(len(ends)):
+            count = ends[nth]
+            ends[nth] = total
             total += count
         for at in range(len(packed)):
             digit = np.int64((packed[at] >> shift) & mask)
