@@ -6,9 +6,10 @@ and sorts one step ahead of the writing. Memory stays under ``max_memory_gib`` (
 that fit in half of it never touch the disk), beside two batches of rows, 24 bytes for
 each distinct user (168 and the text where users are texts), and for the items: 4 bytes
 for each id from the lowest to the highest where these are few (``IDS_PER_PAIR``) and
-the files' statistics tell them, else 144 for each distinct item. Disk grows with pairs: 16 bytes each (and 4 for each aspect) in runs, which
-shrink as the 6 bytes (and 2 for each aspect) of the table grow; as_of takes 24 bytes
-more each time that it differs from the row before.
+the files' statistics tell them, else 144 for each distinct item. Disk grows with pairs:
+16 bytes each (and 4 for each aspect) in runs, which shrink as the 6 bytes (and 2 for
+each aspect) of the table grow; as_of takes 24 bytes more each time that it differs from
+the row before.
 """
 
 import math
