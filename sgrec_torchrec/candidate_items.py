@@ -85,7 +85,6 @@ class CandidateConfig:
         check_fields(
             "candidates",
             self,
-            max_users=(1, 1 << 31),
             num_rollouts=(1, 4096),
             beam=(0, 4096),
             hard=(0, 4096),

@@ -259,7 +259,7 @@ def test_groups_weigh_what_their_target_was_worth_and_dead_ones_nothing(
 
     real, asked, weighed = loop._step, [], []
 
-    def step_of(aligner, prompt_B, step: int):
+    def step_of(aligner, prompt_B, step, sample):
         asked.extend(prompt_B.tolist())
         return real(aligner, prompt_B, step, sample)
 
