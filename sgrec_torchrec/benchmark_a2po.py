@@ -48,10 +48,10 @@ from sgrec_torchrec.config import RUNS, AlignConfig, RunConfig
 from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import (
     Ranks,
-    is_main_rank,
     main_rank_first,
     process_group,
 )
+from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.tracking import METRICS_FILE, Tracker, read_metrics
 from sgrec_torchrec.evaluation.beyond import coverage
 from sgrec_torchrec.evaluation.generate import Ranker

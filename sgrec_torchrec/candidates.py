@@ -40,9 +40,9 @@ from sgrec_torchrec.distributed.checkpoint_files import read_manifest
 from sgrec_torchrec.distributed.launch import (
     Ranks,
     all_gather_rows,
-    is_main_rank,
     main_rank_first,
 )
+from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.origin import origin
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.distributed.tracking import Tracker
