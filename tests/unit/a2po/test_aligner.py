@@ -39,9 +39,9 @@ def test_resumed_run_equals_the_one_in_one_go(
     steps: list[int] = []
     step_of = loop._step
 
-    def spy(aligner, prompt_B, step: int):
+    def spy(aligner, prompt_B, step: int, sample):
         steps.append(step)
-        return step_of(aligner, prompt_B, step)
+        return step_of(aligner, prompt_B, step, sample)
 
     monkeypatch.setattr(loop, "_step", spy)
     resumed = trial(table=str(table))
@@ -54,6 +54,12 @@ def test_resumed_run_equals_the_one_in_one_go(
         for one in (finished, resumed)
     )
     assert got == expected
+    kept, kept_again = (
+        pq.read_table(one.aligner.folder / "advantages-00000.parquet")
+        for one in (finished, resumed)
+    )
+    assert len(kept) > 0
+    assert kept_again.equals(kept)
 
 
 def test_finished_run_resumes_as_finished(finished, copied, table) -> None:

@@ -153,7 +153,7 @@ def test_run_that_can_be_evaluated_passes() -> None:
 
 def test_averages_over_nothing_become_null() -> None:
     figures = {"a": math.nan, "b": [0.5, math.nan], "c": {"d": math.nan, "rows": 0}}
-    plain = offline._without_nan(figures)
+    plain = offline.without_nan(figures)
     assert plain == {"a": None, "b": [0.5, None], "c": {"d": None, "rows": 0}}
 
 
