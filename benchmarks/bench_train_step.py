@@ -41,7 +41,7 @@ from sgrec_torchrec.distributed.optimizer import build_optimizer
 from sgrec_torchrec.distributed.sharding import shard
 from sgrec_torchrec.generator.model import Generator
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
-from sgrec_torchrec.schema import TokenBatch
+from sgrec_torchrec.logs.token_batch import TokenBatch
 
 CONFIG = GeneratorConfig(dim=64, num_layers=2, num_heads=2, decoder_width=256)
 BATCH_SIZE, LONGEST = 64, 200

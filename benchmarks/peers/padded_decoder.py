@@ -13,7 +13,8 @@ from torch import Tensor
 from sgrec_torchrec.generator.backbone import Layer, rotary_angles, rotate
 from sgrec_torchrec.generator.decoder import item_logprob
 from sgrec_torchrec.generator.model import Generator
-from sgrec_torchrec.schema import TokenBatch, feature_names
+from sgrec_torchrec.logs.token_batch import TokenBatch
+from sgrec_torchrec.schema import feature_names
 
 
 class PaddedBatch:

@@ -12,7 +12,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from sgrec_torchrec.config import GeneratorConfig
 from sgrec_torchrec.generator.model import Generator
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
-from sgrec_torchrec.schema import TokenBatch, feature_names
+from sgrec_torchrec.logs.token_batch import TokenBatch
+from sgrec_torchrec.schema import feature_names
 
 NUM_LEVELS = 3
 NUM_EVENT_TYPES = 2

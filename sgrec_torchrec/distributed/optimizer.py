@@ -107,19 +107,6 @@ def gradient_norm(optimizer: CombinedOptimizer) -> float:
     return math.nan if clipped.gradient_norm is None else float(clipped.gradient_norm)
 
 
-def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Factor in [0, 1] on the learning rates at ``step`` (from 0).
-
-    Rises linearly to 1 over the first ``warmup_steps`` steps, then falls along half a
-    cosine towards 0, which is reached at ``total_steps``.
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    rest = max(1, total_steps - warmup_steps)
-    share = min(1.0, (step - warmup_steps) / rest)
-    return 0.5 * (1.0 + math.cos(math.pi * share))
-
-
 def _make_state(dense: KeyedOptimizerWrapper) -> None:
     # AdamW makes its state in the first step. With lr 0 that step moves no weight and
     # with zero gradients it leaves zero moments; only its counter must go back.

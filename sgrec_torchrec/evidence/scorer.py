@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sgrec_torchrec.config import EvidenceConfig
 from sgrec_torchrec.distributed.atomic import atomic_file
-from sgrec_torchrec.distributed.optimizer import warmup_cosine
 from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.distributed.schedule import warmup_cosine
 from sgrec_torchrec.evidence.gather import Evidence
 from sgrec_torchrec.evidence.held_out import HeldOut
 from sgrec_torchrec.schema import Float32Array

@@ -24,12 +24,13 @@ from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.optimizer import (
     gradient_norm,
     set_learning_rates,
-    warmup_cosine,
 )
 from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.distributed.schedule import warmup_cosine
 from sgrec_torchrec.generator.trainee import Trainee
 from sgrec_torchrec.logs.stream import TrainStream, resolved
-from sgrec_torchrec.schema import StepOutput, TokenBatch
+from sgrec_torchrec.logs.token_batch import TokenBatch
+from sgrec_torchrec.schema import StepOutput
 
 FLUSH_EVERY_STEPS = 10
 """Losses are averaged over ranks and written in groups of so many steps."""

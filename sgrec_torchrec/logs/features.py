@@ -1,15 +1,15 @@
-"""Histories -> the KeyedJaggedTensor that the generator looks up.
+"""Histories -> the ids that the generator looks up, as a KeyedJaggedTensor or plain.
 
 Shared by training, evaluation and serving, so that an event has the same ids wherever
 it is seen. Letters: B histories, T positions of all of them end to end, R events.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sgrec_torchrec.config import GeneratorConfig
 from sgrec_torchrec.schema import (
@@ -21,6 +21,9 @@ from sgrec_torchrec.schema import (
     Sequences,
     feature_names,
 )
+
+if TYPE_CHECKING:
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +60,34 @@ def history_features(
     length_B: Int64Array,
     tokens: ItemTokens,
     config: GeneratorConfig,
-) -> KeyedJaggedTensor:
-    """Features of B histories; history b is ``length_B[b]`` rows from its first row.
+) -> "KeyedJaggedTensor":
+    """``history_ids`` as the KeyedJaggedTensor that TorchRec's tables take.
+
+    Returns:
+        int64 values, int32 lengths, stride B, on the CPU. Ranks do not communicate.
+        B must be at least 1: TorchRec's sharded tables fail on a batch of 0.
+    """
+    # Here, not above: a server looks up the same ids without torchrec.
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+    values_KT = history_ids(events, first_row_B, length_B, tokens, config)
+    lengths = torch.from_numpy((length_B + 1).astype(np.int32))
+    return KeyedJaggedTensor(
+        keys=feature_names(tokens.num_levels),
+        values=torch.from_numpy(values_KT.reshape(-1)),
+        lengths=lengths.repeat(len(values_KT)),
+        stride=len(length_B),
+    )
+
+
+def history_ids(
+    events: EventColumns,
+    first_row_B: Int64Array,
+    length_B: Int64Array,
+    tokens: ItemTokens,
+    config: GeneratorConfig,
+) -> Int64Array:
+    """Ids of B histories; history b is ``length_B[b]`` rows from its first row.
 
     Every history gets a begin marker (id 0 of each key) before its events, so T =
     B + the sum of lengths. Ids of an event, keys as in ``schema.feature_names``:
@@ -72,8 +101,7 @@ def history_features(
                  where there is none
 
     Returns:
-        int64 values, int32 lengths, stride B, on the CPU. Ranks do not communicate.
-        B must be at least 1: TorchRec's sharded tables fail on a batch of 0.
+        int64 [keys, T]. Ranks do not communicate.
     """
     begin_B = np.cumsum(length_B + 1) - (length_B + 1)
     num_positions = int((length_B + 1).sum())
@@ -87,13 +115,7 @@ def history_features(
         oldest_B = begin_B[length_B > 0] + 1
         values_KT[keys.index("gap"), oldest_B] = 0
         values_KT[:, begin_B] = 0
-    lengths = torch.from_numpy((length_B + 1).astype(np.int32))
-    return KeyedJaggedTensor(
-        keys=keys,
-        values=torch.from_numpy(values_KT.reshape(-1)),
-        lengths=lengths.repeat(len(keys)),
-        stride=len(length_B),
-    )
+    return values_KT
 
 
 def _fill(

@@ -18,6 +18,7 @@ from sgrec_torchrec.config import GeneratorConfig, RunConfig
 from sgrec_torchrec.logs.features import EventColumns, history_features
 from sgrec_torchrec.logs.hashing import POSITION, hash64
 from sgrec_torchrec.logs.sampling import SoftTargets, Teacher, cut_windows, epoch_order
+from sgrec_torchrec.logs.token_batch import TokenBatch
 from sgrec_torchrec.schema import (
     EvalRows,
     Int32Array,
@@ -25,7 +26,6 @@ from sgrec_torchrec.schema import (
     ItemTokens,
     Sequences,
     SplitLog,
-    TokenBatch,
 )
 
 Number = TypeVar("Number", int, float)

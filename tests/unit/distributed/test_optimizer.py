@@ -7,8 +7,8 @@ from sgrec_torchrec.distributed.optimizer import (
     build_optimizer,
     gradient_norm,
     set_learning_rates,
-    warmup_cosine,
 )
+from sgrec_torchrec.distributed.schedule import warmup_cosine
 from sgrec_torchrec.distributed.sharding import describe_plan
 
 

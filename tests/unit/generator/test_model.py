@@ -17,7 +17,8 @@ from sgrec_torchrec.distributed.sharding import shard
 from sgrec_torchrec.generator.decoder import item_logprob
 from sgrec_torchrec.generator.model import Generator
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
-from sgrec_torchrec.schema import StepOutput, TokenBatch, feature_names
+from sgrec_torchrec.logs.token_batch import TokenBatch
+from sgrec_torchrec.schema import StepOutput, feature_names
 
 NUM_CODES, NUM_LEVELS, NUM_ITEMS = 5, 3, 30
 
