@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from sgrec_torchrec.generator.decoder import CodeDecoder, constrained_log_softmax
+from sgrec_torchrec.generator.leaf_filter import LeafFilter
 from sgrec_torchrec.generator.noise import hash_gumbel
+from sgrec_torchrec.generator.prefix_cap import CapWalk, PrefixCap
 from sgrec_torchrec.generator.prior import Prior, PriorWalk
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
 from sgrec_torchrec.schema import Rollout
@@ -29,18 +31,26 @@ def beam_search(
     width: int,
     seen_item_BH: Tensor | None = None,
     prior: Prior | None = None,
+    allowed: LeafFilter | None = None,
+    cap: PrefixCap | None = None,
 ) -> Rollout:
     """The ``width`` best items by log-probability, distinct and legal by construction.
 
-    Exact wherever the beam holds every prefix; else the usual beam approximation.
+    Exact wherever the beam holds every prefix; else the usual beam approximation. A
+    prefix without an item that may be returned never takes a beam, so every user gets
+    ``width`` items, or all that there are.
 
     Args:
         decoder: the code decoder.
         trie: the catalogue.
         hidden_BD: float, from ``Generator.encode_last``.
         width: W, beams kept per level and items returned.
-        seen_item_BH: int64, items that must not be returned, padded with -1.
+        seen_item_BH: int64, items that must not be returned, padded with -1; short for
+            ``allowed=LeafFilter.without(trie, seen_item_BH)``.
         prior: mixed with the network's distribution; ranks, but leaves ``logprob_BG``.
+        allowed: the items that may be returned. Probabilities stay those over the
+            whole catalogue.
+        cap: bounds the items that share a prefix.
 
     Returns:
         A Rollout with G = width; ``key_BG`` is the (mixed) log-probability that
@@ -48,16 +58,23 @@ def beam_search(
     """
     beams = _Beams.start(hidden_BD)
     walk = PriorWalk(prior, trie) if prior else None
+    capped = CapWalk(cap, trie.num_levels) if cap else None
+    if seen_item_BH is not None:
+        assert allowed is None, "give seen items or a filter, not both"
+        allowed = LeafFilter.without(trie, seen_item_BH)
     key_BW = beams.score_BW
     for level in range(trie.num_levels):
         logprob_BWK = beams.score_BW[..., None] + _step_logprob(
             decoder, trie, hidden_BD, beams, level, 1.0
         )
         total_BWK = walk.mix(level, logprob_BWK) if walk else logprob_BWK
-        if seen_item_BH is not None and level == trie.num_levels - 1:
-            total_BWK = _without_seen(total_BWK, beams.node_BW, trie, seen_item_BH)
+        if allowed is not None:
+            total_BWK = allowed.rule_out(level, beams.node_BW, key_BW, total_BWK)
         count = min(width, total_BWK[0].numel())
-        key_BW, place_BW = total_BWK.flatten(1).topk(count)
+        if capped:
+            key_BW, place_BW = capped.choose(level, total_BWK, count)
+        else:
+            key_BW, place_BW = total_BWK.flatten(1).topk(count)
         if walk:
             walk.advance(level, place_BW, total_BWK[0].numel())
         # A slot that the filter ruled out is dead for the network's score too.

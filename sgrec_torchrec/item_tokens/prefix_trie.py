@@ -126,6 +126,28 @@ class PrefixTrie:
             nodes.append(node_X)
         return torch.stack(nodes, dim=-1)
 
+    def leaf_range(self, level: int, node_X: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 [X] twice: the leaves below a node are ``[start, end)``.
+
+        ``level`` is the length of the node's prefix; at L a node is a leaf itself.
+        """
+        num_nodes = (
+            self.first_child[level].shape[0]
+            if level < self.num_levels
+            else self.num_items
+        )
+        is_last_X = node_X + 1 == num_nodes
+        end_X = self._first_leaf(level, (node_X + 1).clamp(max=num_nodes - 1))
+        return (
+            self._first_leaf(level, node_X),
+            end_X.masked_fill(is_last_X, self.num_items),
+        )
+
+    def _first_leaf(self, level: int, node_X: Tensor) -> Tensor:
+        for starts in self.first_child[level:]:
+            node_X = starts.take(node_X * starts.shape[1]).long()
+        return node_X
+
 
 def _pack(
     parents: Int64Array, codes: Int64Array, num_nodes: int, num_codes: int
