@@ -1,7 +1,10 @@
 """Causal attention over sequences that lie end to end, at no cost for padding.
 
-Letters: T positions of all sequences, B sequences, H heads, D width of a head.
+Letters: T positions of all sequences, B sequences, P past positions of one sequence, M
+past and new ones of the longest, N new ones, Y layers, H heads, D width of a head.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -96,3 +99,57 @@ def _group_ends(lengths: list[int]) -> list[int]:
             start, real = place, 0
         real += length
     return [*ends, len(lengths)]
+
+
+class PaddedPast:
+    """Keys and values of sequences that go on, with room for their new positions."""
+
+    def __init__(self, past_B: Sequence[Tensor], offsets_B1: Tensor) -> None:
+        """``past_B``: float [Y, P, 2, H, D] each; ``offsets_B1``: of new positions."""
+        device = offsets_B1.device
+        new_B = offsets_B1.diff()
+        self.old_lengths = [past.shape[1] for past in past_B]
+        old_B = torch.tensor(self.old_lengths, device=device)
+        self.total_lengths = (old_B + new_B).tolist()
+        num_layers, _, _, *head_shape = past_B[0].shape
+        shape = (num_layers, len(past_B), max(self.total_lengths), 2, *head_shape)
+        self.key_value = past_B[0].new_zeros(shape)
+        for row, past in enumerate(past_B):
+            self.key_value[:, row, : past.shape[1]] = past
+        num_new = int(offsets_B1[-1])
+        self.row_T = torch.arange(len(past_B), device=device).repeat_interleave(
+            new_B, output_size=num_new
+        )
+        self.new_T = torch.arange(num_new, device=device) - offsets_B1[self.row_T]
+        self.place_T = old_B[self.row_T] + self.new_T
+        width = int(new_B.max())
+        reach_BN = old_B[:, None] + torch.arange(width, device=device)
+        column_M = torch.arange(max(self.total_lengths), device=device)
+        self.is_seen_B1NM = (column_M <= reach_BN[..., None])[:, None]
+
+    def attend(
+        self, layer: int, query_THD: Tensor, key_THD: Tensor, value_THD: Tensor
+    ) -> Tensor:
+        """float [T, H, D]: attention of new positions over past and new ones.
+
+        Keeps the new keys and values of this layer.
+        """
+        held = self.key_value[layer]
+        held[self.row_T, self.place_T] = torch.stack((key_THD, value_THD), dim=1)
+        num_rows, width = len(held), self.is_seen_B1NM.shape[2]
+        query = query_THD.new_zeros((num_rows, width, *query_THD.shape[1:]))
+        query[self.row_T, self.new_T] = query_THD
+        mixed = F.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            held[:, :, 0].transpose(1, 2),
+            held[:, :, 1].transpose(1, 2),
+            attn_mask=self.is_seen_B1NM,
+        )
+        return mixed.transpose(1, 2)[self.row_T, self.new_T]
+
+    def grown(self) -> list[Tensor]:
+        """Per sequence, float [Y, P + its new positions, 2, H, D]."""
+        return [
+            self.key_value[:, row, :length].clone()
+            for row, length in enumerate(self.total_lengths)
+        ]

@@ -1,7 +1,10 @@
 """Causal pre-norm transformer over jagged histories.
 
-Letters: T positions of all sequences end to end, B sequences, H heads, D width.
+Letters: T positions of all sequences end to end, B sequences, P past positions of one
+sequence, Y layers, H heads, D width.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 
 from sgrec_torchrec.generator.attention import (
     AttentionGroups,
+    PaddedPast,
     jagged_causal_attention,
 )
 from sgrec_torchrec.generator.noise import hash_dropout
@@ -33,7 +37,11 @@ class Backbone(nn.Module):
         self.output_norm = nn.RMSNorm(dim, eps=1e-6)
 
     def forward(
-        self, input_TD: Tensor, offsets_B1: Tensor, position_key_T: Tensor | None
+        self,
+        input_TD: Tensor,
+        offsets_B1: Tensor,
+        position_key_T: Tensor | None,
+        keep: list[Tensor] | None = None,
     ) -> Tensor:
         """float [T, D]: what is known after each position.
 
@@ -41,6 +49,8 @@ class Backbone(nn.Module):
             input_TD: float [T, D], sequences end to end.
             offsets_B1: int64 [B + 1], where each sequence starts.
             position_key_T: int64 [T], keys of the dropout noise; None: no dropout.
+            keep: if given, gets each layer's keys and values, float [T, 2, H, D]:
+                what ``extend`` goes on from.
         """
         groups = AttentionGroups(offsets_B1)
         place_T = torch.arange(len(input_TD), device=input_TD.device)
@@ -51,10 +61,43 @@ class Backbone(nn.Module):
         state_TD: Tensor = self.input_norm(input_TD)
         if position_key_T is not None:
             state_TD = hash_dropout(state_TD, position_key_T, 0, self.dropout)
-        for layer in self.layers:
-            state_TD = layer(state_TD, rotation, groups, position_key_T)
+        for layer in self._layers():
+            query, key, value = layer.query_key_value_of(state_TD, rotation)
+            if keep is not None:
+                keep.append(torch.stack((key, value), dim=1))
+            attended = jagged_causal_attention(query, key, value, groups)
+            state_TD = layer(state_TD, attended, position_key_T)
         state_TD = self.output_norm(state_TD)
         return state_TD
+
+    def _layers(self) -> list["Layer"]:
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
+
+    def extend(
+        self, input_TD: Tensor, offsets_B1: Tensor, past_B: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What is known after new positions of sequences whose past is kept.
+
+        Equals ``forward`` over past and new positions together, up to rounding, at the
+        cost of the new ones. No dropout.
+
+        Args:
+            input_TD: float [T, D], the new positions of all sequences end to end.
+            offsets_B1: int64 [B + 1], where those of each sequence start.
+            past_B: per sequence, float [Y, P, 2, H, D], as ``keep`` of its past.
+
+        Returns:
+            float [T, D], and per sequence the past with the new positions added.
+        """
+        past = PaddedPast(past_B, offsets_B1)
+        rotation = rotary_angles(past.place_T, self.head_dim)
+        state_TD: Tensor = self.input_norm(input_TD)
+        for index, layer in enumerate(self._layers()):
+            query, key, value = layer.query_key_value_of(state_TD, rotation)
+            attended = past.attend(index, query, key, value)
+            state_TD = layer(state_TD, attended, None)
+        state_TD = self.output_norm(state_TD)
+        return state_TD, past.grown()
 
 
 class Layer(nn.Module):
@@ -72,20 +115,19 @@ class Layer(nn.Module):
         self.feed_in = nn.Linear(dim, 4 * dim, bias=False)
         self.feed_out = nn.Linear(2 * dim, dim, bias=False)
 
-    def forward(
-        self,
-        state_TD: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        groups: AttentionGroups,
-        position_key_T: Tensor | None,
-    ) -> Tensor:
-        """float [T, D] -> float [T, D]."""
+    def query_key_value_of(
+        self, state_TD: Tensor, rotation: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Three times float [T, H, D]; queries and keys know their positions."""
         mixed = self.query_key_value(self.attention_norm(state_TD))
         query, key, value = mixed.unflatten(-1, (3, self.num_heads, -1)).unbind(1)
-        attended = jagged_causal_attention(
-            rotate(query, rotation), rotate(key, rotation), value, groups
-        )
-        branch = self.attention_out(attended.flatten(1))
+        return rotate(query, rotation), rotate(key, rotation), value
+
+    def forward(
+        self, state_TD: Tensor, attended_THD: Tensor, position_key_T: Tensor | None
+    ) -> Tensor:
+        """float [T, D] -> float [T, D], given what attention made of the state."""
+        branch = self.attention_out(attended_THD.flatten(1))
         state_TD = state_TD + self._drop(branch, position_key_T, self.salt)
         gate, up = self.feed_in(self.feed_norm(state_TD)).chunk(2, dim=-1)
         branch = self.feed_out(F.silu(gate) * up)

@@ -8,6 +8,7 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
+from sgrec_torchrec.generator.table_rows import table_rows
 from sgrec_torchrec.schema import feature_names
 
 
@@ -24,17 +25,17 @@ def build_tables(
 ) -> EmbeddingCollection:
     """The TorchRec tables of ``TokenBatch.features``, unsharded, float32 [rows, dim].
 
-    Row 0 of every table is the begin marker (or: nothing known). The item table grows
-    with the catalogue, the code table with L * K; the others are constant. On the
-    ``meta`` device nothing is allocated: a table larger than one host needs that.
+    See ``table_rows``. On the ``meta`` device nothing is allocated: a table larger than
+    one host needs that.
     """
-    rows = {
-        "item": (num_items + 1, ["item"]),
-        "code": (num_levels * num_codes + 1, feature_names(num_levels)[1:-3]),
-        "gap": (num_gap_buckets, ["gap"]),
-        "event": (num_event_types + 1, ["event"]),
-        "value": (num_value_buckets, ["value"]),
-    }
+    tables = table_rows(
+        num_items=num_items,
+        num_levels=num_levels,
+        num_codes=num_codes,
+        num_gap_buckets=num_gap_buckets,
+        num_event_types=num_event_types,
+        num_value_buckets=num_value_buckets,
+    )
     return EmbeddingCollection(
         tables=[
             EmbeddingConfig(
@@ -43,7 +44,7 @@ def build_tables(
                 embedding_dim=dim,
                 feature_names=features,
             )
-            for name, (num_rows, features) in rows.items()
+            for name, (num_rows, features) in tables.items()
         ],
         device=device,
     )

@@ -105,3 +105,27 @@ def test_order_of_events_matters() -> None:
     offsets = torch.tensor([0, 6])
     last = backbone(input_TD, offsets, None)[-1]
     assert (backbone(swapped, offsets, None)[-1] - last).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("cut", [(1, 4, 3), (8, 1, 1)])
+def test_going_on_from_kept_keys_equals_starting_over(cut: tuple[int, ...]) -> None:
+    backbone = make_backbone()
+    lengths, input_TD = (9, 5, 4), inputs(18)[0]
+    ends = torch.tensor(lengths).cumsum(0).tolist()
+    starts = [end - length for end, length in zip(ends, lengths, strict=True)]
+    keep: list[Tensor] = []
+    whole = backbone(input_TD, torch.tensor([0, *ends]), None, keep)
+    kept = torch.stack(keep)
+    past = [
+        kept[:, start : start + old] for start, old in zip(starts, cut, strict=True)
+    ]
+    new = [
+        torch.arange(start + old, end)
+        for start, old, end in zip(starts, cut, ends, strict=True)
+    ]
+    offsets = torch.tensor([0, *(len(rows) for rows in new)]).cumsum(0)
+    rows_T = torch.cat(new)
+    hidden_TD, grown = backbone.extend(input_TD[rows_T], offsets, past)
+    torch.testing.assert_close(hidden_TD, whole[rows_T], rtol=1e-9, atol=1e-11)
+    for start, end, one in zip(starts, ends, grown, strict=True):
+        torch.testing.assert_close(one, kept[:, start:end], rtol=1e-9, atol=1e-11)

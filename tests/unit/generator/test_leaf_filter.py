@@ -161,7 +161,7 @@ def test_a_whole_family_that_was_seen_takes_no_beam() -> None:
     # Code 0 leads to the likeliest three items; all are seen. A beam of one must still
     # find the best of the others.
     sids = [(0, 0), (0, 1), (0, 2), (1, 0), (2, 4)]
-    decoder, trie, hidden_BD, logprob_BN = make(sids, 1, 0)
+    decoder, trie, hidden_BD, _logprob_BN = make(sids, 1, 0)
     with torch.no_grad():
         decoder.heads[0].bias[0] += 50
     seen_BH = torch.tensor([[2, 0, -1, 1, 0]])
