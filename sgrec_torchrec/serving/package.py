@@ -1,0 +1,274 @@
+"""A recommender <-> one folder that needs neither the run, nor torchrec, nor pickle.
+
+manifest.json          format version, settings, sha256 and bytes of every file
+weights.safetensors    tables (float32, or int8 with a scale a row), backbone, decoder
+trie.safetensors       the legal codes and the item of each leaf
+items.parquet          item_id, title, category; row n is item n
+evidence-<name>.npy    relations of the evidence, read memory-mapped; absent without it
+scorer.safetensors     their scorer
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sgrec_torchrec.distributed.atomic import atomic_folder, sha256_file, write_json
+from sgrec_torchrec.distributed.origin import origin
+from sgrec_torchrec.evidence.gather import num_features
+from sgrec_torchrec.evidence.prior import RELATION_ARRAYS, EvidencePrior
+from sgrec_torchrec.evidence.relations import Relations
+from sgrec_torchrec.evidence.scorer import load_scorer, save_scorer
+from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
+from sgrec_torchrec.schema import ItemTokens
+from sgrec_torchrec.serving.catalogue import ServedCatalogue
+from sgrec_torchrec.serving.network import Network, quantise
+from sgrec_torchrec.serving.parts import Parts, ServingSettings, empty_network
+
+FORMAT = "sgrec package"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+WEIGHTS, TRIE = "weights.safetensors", "trie.safetensors"
+ITEMS, SCORER = "items.parquet", "scorer.safetensors"
+COLUMNS = ("item_id", "title", "category")
+NEEDED = (WEIGHTS, TRIE, ITEMS)
+EVIDENCE = (SCORER, *(f"evidence-{name}.npy" for name in RELATION_ARRAYS))
+MEND = "export the run again"
+Made = TypeVar("Made")
+
+
+def is_package(path: Path) -> bool:
+    """Whether a folder is a package, whole or damaged: a checkpoint or run is none.
+
+    Raises:
+        FileNotFoundError: where there is no folder.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is no folder: name a run or a package")
+    return any((path / name).is_file() for name in NEEDED) or (
+        (path / MANIFEST).is_file() and not (path / ".metadata").exists()
+    )
+
+
+def export_package(run: Path, out: Path, *, is_int8: bool = False) -> dict[str, Any]:
+    """Write a run, or one of its checkpoints, as a package; whole or not at all.
+
+    An older package in ``out`` is replaced in one rename.
+
+    Args:
+        run: as ``run_files.find_run``.
+        out: the folder to write.
+        is_int8: tables as int8 with a scale a row.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        FileNotFoundError, ValueError: from the run; or where ``out`` holds other files.
+    """
+    from sgrec_torchrec.serving.run_files import read_run
+
+    if out.exists() and not (
+        out.is_dir() and (not any(out.iterdir()) or is_package(out))
+    ):
+        raise ValueError(f"{out} holds other files: choose another folder for --out")
+    return write_package(read_run(run), out, is_int8=is_int8)
+
+
+def write_package(parts: Parts, out: Path, *, is_int8: bool = False) -> dict[str, Any]:
+    """``export_package`` of parts that are loaded."""
+    network = int8_network(parts) if is_int8 else parts.network
+    with atomic_folder(out) as folder:
+        save_file(_contiguous(network.state_dict()), folder / WEIGHTS)
+        save_file(_contiguous(_trie_tensors(parts.trie)), folder / TRIE)
+        catalogue = parts.catalogue
+        columns = (catalogue.item_ids, catalogue.titles, catalogue.categories)
+        table = pa.table(
+            {
+                name: pa.array(column, pa.string())
+                for name, column in zip(COLUMNS, columns, strict=True)
+            }
+        )
+        pq.write_table(table, folder / ITEMS, write_page_checksum=True)
+        if parts.evidence is not None:
+            for name in RELATION_ARRAYS:
+                array = getattr(parts.evidence.relations, name)
+                np.save(folder / f"evidence-{name}.npy", array, allow_pickle=False)
+            save_scorer(parts.evidence.scorer, folder / SCORER)
+        manifest = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "is_int8": is_int8,
+            "table_bytes": network.table_bytes(),
+            "settings": parts.settings.to_plain(),
+            "origin": origin(),
+            "files": {
+                path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+                for path in sorted(folder.iterdir())
+            },
+        }
+        write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def int8_network(parts: Parts) -> Network:
+    """The same network with tables of int8; the dense part is shared."""
+    network = empty_network(parts.settings, is_int8=True)
+    state = dict(parts.network.state_dict())
+    for name in list(parts.network.tables.embeddings):
+        key = f"tables.embeddings.{name}"
+        weight, scale = quantise(state[f"{key}.weight"])
+        state |= {f"{key}.weight": weight, f"{key}.scale": scale}
+    network.load_state_dict(state, assign=True)
+    return network.requires_grad_(False)
+
+
+def read_package(folder: Path, *, with_evidence: bool = True) -> Parts:
+    """The parts of a recommender; every sum is verified before anything is parsed.
+
+    Reads every byte once for the sums. Relations stay memory-mapped: processes of one
+    host share them.
+
+    Raises:
+        FileNotFoundError: naming the file that is missing.
+        ValueError: naming the file that is damaged, of another version, or wrong.
+    """
+    manifest = _read_manifest(folder)
+    try:
+        settings = ServingSettings.from_plain(manifest["settings"])
+        is_int8 = bool(manifest["is_int8"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{folder / MANIFEST} is damaged ({error}): {MEND}") from error
+    evidence = None
+    if with_evidence and SCORER in manifest["files"]:
+        evidence = _named(folder / SCORER, lambda: _read_evidence(folder, settings))
+    return Parts(
+        network=_named(
+            folder / WEIGHTS, lambda: _read_network(folder, settings, is_int8)
+        ),
+        trie=_named(folder / TRIE, lambda: _read_trie(folder, settings)),
+        catalogue=_named(folder / ITEMS, lambda: _read_items(folder, settings)),
+        evidence=evidence,
+        settings=settings,
+    )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {MEND}")
+    try:
+        manifest = dict(json.loads(path.read_text(encoding="utf-8")))
+        found, version = manifest["format"], manifest["format_version"]
+        sums = {
+            str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}): {MEND}") from error
+    if (found, version) != (FORMAT, FORMAT_VERSION):
+        raise ValueError(
+            f"{path}: format {found!r}, version {version}; this program reads "
+            f"{FORMAT!r}, version {FORMAT_VERSION}: {MEND}"
+        )
+    needed = {*NEEDED, *(EVIDENCE if SCORER in sums else ())}
+    for name in sorted(needed | sums.keys()):
+        if Path(name).name != name or name not in {*NEEDED, *EVIDENCE}:
+            raise ValueError(f"{path} names {name!r}, no file of a package: {MEND}")
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing: {MEND}")
+        if sha256_file(folder / name) != sums.get(name):
+            raise ValueError(
+                f"{folder / name} is damaged (its SHA-256 is not that of {MANIFEST}): "
+                f"{MEND}"
+            )
+    return manifest
+
+
+def _named(path: Path, read: Callable[[], Made]) -> Made:
+    """``read()``; whatever a file with the right sum can hold, the error names it."""
+    try:
+        return read()
+    except (SafetensorError, RuntimeError, pa.ArrowException, KeyError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): {MEND}") from error
+    except ValueError as error:
+        named = str(error) if path.name in str(error) else f"{path}: {error}"
+        raise ValueError(named) from error
+
+
+def _read_network(folder: Path, settings: ServingSettings, is_int8: bool) -> Network:
+    network = empty_network(settings, is_int8=is_int8)
+    state = load_file(folder / WEIGHTS)
+    for name, wanted in network.state_dict().items():
+        if name in state and state[name].dtype != wanted.dtype:
+            raise ValueError(f"{name} is {state[name].dtype}, not {wanted.dtype}")
+        if name in state and not state[name].isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite: {MEND}")
+    network.load_state_dict(state, assign=True)
+    return network.requires_grad_(False)
+
+
+def _trie_tensors(trie: PrefixTrie) -> dict[str, Tensor]:
+    tensors = {"item_of_leaf": trie.item_of_leaf_N, "codes": trie.codes_NL}
+    for level in range(trie.num_levels):
+        tensors[f"legal_bits_{level}"] = trie.legal_bits[level]
+        tensors[f"first_child_{level}"] = trie.first_child[level]
+    return tensors
+
+
+def _read_trie(folder: Path, settings: ServingSettings) -> PrefixTrie:
+    tensors = load_file(folder / TRIE)
+    codes_NL = tensors["codes"]
+    shape = (settings.num_items, settings.num_levels)
+    if tuple(codes_NL.shape) != shape or codes_NL.dtype != torch.int32:
+        raise ValueError(f"codes are {codes_NL.dtype} {tuple(codes_NL.shape)}")
+    ItemTokens(codes_NL=codes_NL.numpy(), num_codes=settings.num_codes).validate()
+    rebuilt = PrefixTrie.build(codes_NL.numpy(), settings.num_codes)
+    for name, wanted in _trie_tensors(rebuilt).items():
+        if not torch.equal(tensors[name], wanted):
+            raise ValueError(f"{name} does not follow from the codes: {MEND}")
+    return rebuilt
+
+
+def _read_items(folder: Path, settings: ServingSettings) -> ServedCatalogue:
+    table = pq.read_table(
+        folder / ITEMS, columns=list(COLUMNS), page_checksum_verification=True
+    )
+    if table.num_rows != settings.num_items:
+        raise ValueError(f"has {table.num_rows} rows, not {settings.num_items}: {MEND}")
+    if any(table[name].null_count for name in COLUMNS):
+        raise ValueError(f"an item has no {' or no '.join(COLUMNS)}: {MEND}")
+    texts: dict[str, Any] = {name: table[name].to_pylist() for name in COLUMNS}
+    item_ids, titles, categories = (texts[name] for name in COLUMNS)
+    return ServedCatalogue(item_ids, titles, categories, str(folder / ITEMS))
+
+
+def _read_evidence(folder: Path, settings: ServingSettings) -> EvidencePrior:
+    arrays = {
+        name: np.load(
+            folder / f"evidence-{name}.npy", mmap_mode="r", allow_pickle=False
+        )
+        for name in RELATION_ARRAYS
+    }
+    relations = Relations(**arrays)
+    relations.validate()
+    if relations.num_items != settings.num_items:
+        raise ValueError(f"the evidence names {relations.num_items} items: {MEND}")
+    width = num_features(relations.num_relations)
+    return EvidencePrior(
+        relations=relations,
+        scorer=load_scorer(folder / SCORER, settings.evidence, width),
+        config=settings.evidence,
+        filter_seen=settings.filter_seen,
+    )
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}

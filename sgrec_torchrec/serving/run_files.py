@@ -1,0 +1,192 @@
+"""A trained run's folder -> the parts of a recommender, in this process alone.
+
+Trained sharded over any number of ranks, read whole. Reads only; what training prepared
+must lie beside the run, as training left it.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.distributed.checkpoint import latest_checkpoint, load_unsharded
+from sgrec_torchrec.distributed.checkpoint_files import FOLDER_NAME, read_manifest
+from sgrec_torchrec.evidence.gather import num_features
+from sgrec_torchrec.evidence.prior import EvidencePrior, load_relations
+from sgrec_torchrec.evidence.relations import RELATIONS
+from sgrec_torchrec.evidence.scorer import load_scorer
+from sgrec_torchrec.item_tokens.build import load_tokens
+from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
+from sgrec_torchrec.logs.split_store import load_split
+from sgrec_torchrec.schema import SplitLog
+from sgrec_torchrec.serving.catalogue import ServedCatalogue, shown
+from sgrec_torchrec.serving.history import History
+from sgrec_torchrec.serving.parts import Parts, ServingSettings, empty_network
+
+SCORER = "scorer.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundRun:
+    """Where a run's files lie."""
+
+    run_dir: Path
+    checkpoint: Path
+    config: RunConfig
+
+
+def find_run(path: Path) -> FoundRun:
+    """A run's folder, or one of its checkpoints, as the files of that run.
+
+    A run's folder stands for the checkpoint that its evaluation ranked with: the best
+    of post-training where the run has any, else the best of pretraining.
+
+    Raises:
+        FileNotFoundError: where there is no run or no checkpoint.
+    """
+    if FOLDER_NAME.fullmatch(path.name):
+        run_dir = path.parent.parent
+        if run_dir.name == "aligned":
+            run_dir = run_dir.parent
+        config = RunConfig.read(path / "config.json")
+        return FoundRun(run_dir=run_dir, checkpoint=path, config=config)
+    config = RunConfig.read(path / "config.json")
+    folder = path / "aligned" / "best" if config.align.num_steps else path / "best"
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None:
+        raise FileNotFoundError(
+            f"{folder} holds no checkpoint: train the run first, or name a checkpoint"
+        )
+    return FoundRun(run_dir=path, checkpoint=checkpoint, config=config)
+
+
+def read_run(path: Path, *, with_evidence: bool = True) -> Parts:
+    """The parts of a recommender, with all sums verified. No process group is needed.
+
+    Args:
+        path: as ``find_run``.
+        with_evidence: False leaves the evidence out.
+
+    Raises:
+        FileNotFoundError: naming what is missing.
+        ValueError: naming the file that is damaged or of another model.
+    """
+    found = find_run(path)
+    config, run_dir = found.config, found.run_dir
+    split = load_split(_stage(run_dir, "split"))
+    tokens = load_tokens(_stage(run_dir, "tokens"))
+    sequences = split.sequences
+    if tokens.num_items != sequences.num_items:
+        raise ValueError(
+            f"{run_dir / 'tokens'} names {tokens.num_items} items, {run_dir / 'split'} "
+            f"{sequences.num_items}: they are of two logs; train the run again"
+        )
+    settings = ServingSettings(
+        generator=config.generator,
+        evidence=config.evidence,
+        num_items=tokens.num_items,
+        num_levels=tokens.num_levels,
+        num_codes=tokens.num_codes,
+        event_types=event_types(run_dir),
+        has_clock=sequences.has_clock,
+        has_value=sequences.has_value,
+        max_history=config.log.max_history,
+        beam_width=config.evaluation.beam_width,
+        filter_seen=bool(config.log.filter_seen),
+        prior_weight=_prior_weight(run_dir, config),
+        made_of=f"{config.name}, step {read_manifest(found.checkpoint).step}",
+    )
+    network = empty_network(settings)
+    network.to_empty(device=torch.device("cpu"))
+    load_unsharded(found.checkpoint, network)
+    return Parts(
+        network=network,
+        trie=PrefixTrie.build(tokens.codes_NL, tokens.num_codes),
+        catalogue=ServedCatalogue(
+            split.catalogue.item_ids,
+            split.catalogue.titles,
+            split.catalogue.categories,
+            str(run_dir / "split" / "items.parquet"),
+        ),
+        evidence=_evidence(run_dir, settings) if with_evidence else None,
+        settings=settings,
+    )
+
+
+def event_types(run_dir: Path) -> tuple[str, ...]:
+    """Names of the log's event types, in the order of their numbers."""
+    path = _stage(run_dir, "split") / "manifest.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    return tuple(facts["event_types"])
+
+
+def user_history(split: SplitLog, names: tuple[str, ...], user_id: str) -> History:
+    """All events of a user of the log, whatever period they belong to.
+
+    Raises:
+        ValueError: for a user whom the log does not know.
+    """
+    try:
+        user = split.user_ids.index(user_id)
+    except ValueError:
+        raise ValueError(
+            f"user {shown(user_id)} is not among the {len(split.user_ids)} users of "
+            f"the log, as {', '.join(map(shown, split.user_ids[:3]))}; give a history "
+            "with --items instead"
+        ) from None
+    return row_history(split, names, user, int(split.sequences.offsets_U1[user + 1]))
+
+
+def row_history(
+    split: SplitLog, names: tuple[str, ...], user: int, end: int
+) -> History:
+    """A user's events up to row ``end`` of the log, as a caller would give them."""
+    sequences = split.sequences
+    rows = slice(int(sequences.offsets_U1[user]), end)
+    item_ids = split.catalogue.item_ids
+    values = sequences.values_R[rows]
+    return History(
+        item_ids=[item_ids[item] for item in sequences.items_R[rows]],
+        timestamps=sequences.timestamps_R[rows].tolist(),
+        values=[None if value != value else float(value) for value in values],
+        events=[
+            names[event] if event >= 0 else None for event in sequences.events_R[rows]
+        ],
+    )
+
+
+def _evidence(run_dir: Path, settings: ServingSettings) -> EvidencePrior | None:
+    if settings.prior_weight == 0:
+        return None
+    scorer = _stage(run_dir, "scorer") / SCORER
+    return EvidencePrior(
+        relations=load_relations(_stage(run_dir, "evidence")),
+        scorer=load_scorer(scorer, settings.evidence, num_features(len(RELATIONS))),
+        config=settings.evidence,
+        filter_seen=settings.filter_seen,
+    )
+
+
+def _prior_weight(run_dir: Path, config: RunConfig) -> float | None:
+    """What the evaluation wrote; else what the settings fix."""
+    path = run_dir / "evaluation" / "results.json"
+    if not path.is_file():
+        return config.evaluation.prior_weight
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["prior_weight"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): evaluate the run again") from (
+            error
+        )
+
+
+def _stage(run_dir: Path, name: str) -> Path:
+    folder = run_dir / name
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is missing: a run is served from where it was trained, with "
+            "`prepared` beside it; elsewhere load a package (sgrec export)"
+        )
+    return folder
