@@ -274,6 +274,83 @@ def candidates(
         write_candidates(run_dir, settings, ranks, out)
 
 
+@app.command()
+def recommend(
+    path: Annotated[Path, typer.Argument(help="A run, a checkpoint or a package.")],
+    user: Annotated[str | None, typer.Option(help="A user of the run's log.")] = None,
+    item: Annotated[
+        list[str] | None,
+        typer.Option(help="Instead of a user: a history, oldest item first."),
+    ] = None,
+    k: Annotated[int, typer.Option(help="Items to show.")] = 10,
+    category: Annotated[
+        str | None, typer.Option(help="Only items of this category.")
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Only these items; once an item.")
+    ] = None,
+    block: Annotated[
+        list[str] | None, typer.Option(help="Not these items; once an item.")
+    ] = None,
+    seen: Annotated[
+        bool | None,
+        typer.Option(
+            "--without-seen/--with-seen",
+            help="Leave the history's items out, or not; as trained if left.",
+        ),
+    ] = None,
+    max_per_prefix: Annotated[
+        int | None, typer.Option(help="Most items that share their first codes.")
+    ] = None,
+    prefix_length: Annotated[
+        int, typer.Option(help="How many first codes --max-per-prefix means.")
+    ] = 1,
+    without_evidence: Annotated[
+        bool, typer.Option("--without-evidence", help="Ask the network alone.")
+    ] = False,
+) -> None:
+    """Show what a trained model recommends to one user, with titles."""
+    from sgrec_torchrec.serving.filters import Filters
+    from sgrec_torchrec.serving.show import show_recommendations
+
+    show_recommendations(
+        path,
+        user_id=user,
+        item_ids=item or [],
+        k=k,
+        filters=Filters(
+            seen=seen,
+            blocked=block or [],
+            allowed=allow or None,
+            category=category,
+            max_per_prefix=max_per_prefix,
+            prefix_length=prefix_length,
+        ),
+        with_evidence=not without_evidence,
+    )
+
+
+@app.command()
+def export(
+    path: Annotated[Path, typer.Argument(help="A run or one of its checkpoints.")],
+    out: Annotated[Path, typer.Option(help="Folder of the package.")],
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Tables as int8 with a scale a row.")
+    ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Rank the test rows with run and package."),
+    ] = False,
+) -> None:
+    """Write a run as one folder that is served without torchrec, users and log."""
+    from sgrec_torchrec.measure_export import describe_package, measure_package
+    from sgrec_torchrec.serving.package import export_package
+
+    typer.echo(describe_package(out, export_package(path, out, is_int8=int8)))
+    if measure:
+        typer.echo(measure_package(path, out))
+
+
 def main() -> None:
     """Entry point of the console script."""
     with errors_in_one_line("sgrec"):

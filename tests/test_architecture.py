@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "a2po": UP_TO_GENERATOR | {"reward_table"},
     "evaluation": UP_TO_GENERATOR,
     "serving": UP_TO_GENERATOR,
+    "measure_export": UP_TO_GENERATOR | {"evaluation", "serving"},
     "doctor": set(),
     "prepare": UP_TO_TOKENS,
     "candidate_items": UP_TO_TOKENS,

@@ -103,6 +103,9 @@ def write_package(parts: Parts, out: Path, *, is_int8: bool = False) -> dict[str
                 array = getattr(parts.evidence.relations, name)
                 np.save(folder / f"evidence-{name}.npy", array, allow_pickle=False)
             save_scorer(parts.evidence.scorer, folder / SCORER)
+        for path in folder.iterdir():
+            # safetensors writes for its own user alone; a server may be another one.
+            path.chmod(0o644)
         manifest = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,

@@ -122,6 +122,22 @@ def event_types(run_dir: Path) -> tuple[str, ...]:
     return tuple(facts["event_types"])
 
 
+def logged_history(path: Path, user_id: str) -> History:
+    """All events of a user of the log that a run was trained on.
+
+    Args:
+        path: as ``find_run``.
+        user_id: as the log has it.
+
+    Raises:
+        FileNotFoundError: where there is no run.
+        ValueError: for a damaged log, or a user whom it does not know.
+    """
+    run_dir = find_run(path).run_dir
+    split = load_split(_stage(run_dir, "split"))
+    return user_history(split, event_types(run_dir), user_id)
+
+
 def user_history(split: SplitLog, names: tuple[str, ...], user_id: str) -> History:
     """All events of a user of the log, whatever period they belong to.
 
@@ -134,7 +150,7 @@ def user_history(split: SplitLog, names: tuple[str, ...], user_id: str) -> Histo
         raise ValueError(
             f"user {shown(user_id)} is not among the {len(split.user_ids)} users of "
             f"the log, as {', '.join(map(shown, split.user_ids[:3]))}; give a history "
-            "with --items instead"
+            "with --item instead"
         ) from None
     return row_history(split, names, user, int(split.sequences.offsets_U1[user + 1]))
 

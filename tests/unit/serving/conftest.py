@@ -1,0 +1,56 @@
+"""The shared run as recommenders, and its test rows as requests."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from sgrec_torchrec.logs.split_store import load_split
+from sgrec_torchrec.measure_export import row_events
+from sgrec_torchrec.serving import History, Recommender
+from sgrec_torchrec.serving.package import write_package
+from sgrec_torchrec.serving.run_files import event_types
+
+WEIGHT = 0.6
+
+
+@pytest.fixture(autouse=True)
+def one_thread_here() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def served_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the run whose evaluation chose a weight that shows."""
+    out_dir = tmp_path_factory.mktemp("served")
+    shutil.copytree(finished_run.parent, out_dir, symlinks=True, dirs_exist_ok=True)
+    path = out_dir / "tiny" / "evaluation" / "results.json"
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps(results | {"prior_weight": WEIGHT}))
+    return out_dir / "tiny"
+
+
+@pytest.fixture(scope="session")
+def recommender(served_run: Path) -> Recommender:
+    return Recommender.load(served_run)
+
+
+@pytest.fixture(scope="session")
+def package(recommender: Recommender, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package of the run. Do not change what it holds."""
+    folder = tmp_path_factory.mktemp("package") / "tiny"
+    write_package(recommender.parts, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def test_histories(served_run: Path) -> list[History]:
+    """What the user of each test row had done before, in the order of the rows."""
+    split, names = load_split(served_run / "split"), event_types(served_run)
+    return [row_events(split, split.test, row, names) for row in range(len(split.test))]
