@@ -109,6 +109,9 @@ class ServedCatalogue:
 
 def shown(value: object) -> str:
     """``value`` as an error may print it: quoted and cut."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        # Python refuses to print integers of many digits.
+        return f"an integer of {value.bit_length()} bits"
     text = repr(value)
     if len(text) > SHOWN_CHARACTERS:
         text = f"{text[:SHOWN_CHARACTERS]}..."

@@ -127,3 +127,21 @@ def test_to_moves_every_tensor() -> None:
         if name == "num_codes":
             continue
         assert all(tensor.device.type == "meta" for tensor in tensors), name
+
+
+@pytest.mark.parametrize("num_levels", [1, 2, 3])
+def test_leaves_below_a_prefix_are_a_range(num_levels: int) -> None:
+    noise = np.random.default_rng(num_levels)
+    codes_NL = np.unique(noise.integers(0, 70, (300, num_levels)), axis=0)
+    noise.shuffle(codes_NL)
+    trie = PrefixTrie.build(codes_NL.astype(np.int32), 70)
+    sorted_NL = trie.codes_NL[trie.item_of_leaf_N.long()]
+    for length in range(num_levels + 1):
+        prefixes, leaves = np.unique(
+            sorted_NL[:, :length].numpy(), axis=0, return_inverse=True
+        )
+        node_X = torch.arange(len(prefixes))
+        start_X, end_X = trie.leaf_range(length, node_X)
+        for node in node_X.tolist():
+            expected = np.flatnonzero(leaves.ravel() == node)
+            assert list(range(start_X[node], end_X[node])) == expected.tolist()

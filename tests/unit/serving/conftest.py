@@ -50,7 +50,7 @@ def package(recommender: Recommender, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
-def test_histories(served_run: Path) -> list[History]:
+def row_histories(served_run: Path) -> list[History]:
     """What the user of each test row had done before, in the order of the rows."""
     split, names = load_split(served_run / "split"), event_types(served_run)
     return [row_events(split, split.test, row, names) for row in range(len(split.test))]

@@ -35,12 +35,12 @@ def assert_same(ours: Recommended, theirs: Recommended, atol: float = 1e-5) -> N
 
 @pytest.mark.parametrize("with_evidence", [True, False])
 def test_lists_are_those_of_the_trainers_ranker(
-    finished_ranker, recommender, test_histories, with_evidence: bool
+    finished_ranker, recommender, row_histories, with_evidence: bool
 ) -> None:
     rows = finished_ranker.split.test
     (top,) = finished_ranker.top_items(rows, (WEIGHT if with_evidence else 0.0,))
     width = finished_ranker.config.evaluation.beam_width
-    served = recommender.recommend(test_histories, width, with_evidence=with_evidence)
+    served = recommender.recommend(row_histories, width, with_evidence=with_evidence)
     ids = finished_ranker.split.catalogue.item_ids
     assert len(served) == len(rows) > 100
     for row, found in enumerate(served):
@@ -52,9 +52,9 @@ def test_lists_are_those_of_the_trainers_ranker(
     assert len({tuple(found.item_ids) for found in served}) > 20
 
 
-def test_evidence_changes_the_lists(recommender, test_histories) -> None:
-    mixed = recommender.recommend(test_histories, 5)
-    alone = recommender.recommend(test_histories, 5, with_evidence=False)
+def test_evidence_changes_the_lists(recommender, row_histories) -> None:
+    mixed = recommender.recommend(row_histories, 5)
+    alone = recommender.recommend(row_histories, 5, with_evidence=False)
     assert any(a.item_ids != b.item_ids for a, b in zip(mixed, alone, strict=True))
 
 
@@ -87,17 +87,17 @@ def test_a_user_without_history_gets_what_the_model_gives_at_the_begin(
 
 
 def test_the_same_request_gives_the_same_list_alone_or_not(
-    recommender, test_histories
+    recommender, row_histories
 ) -> None:
-    some = test_histories[:9]
+    some = row_histories[:9]
     together = recommender.recommend(some, 10)
     assert recommender.recommend(some, 10) == together
     for history, found in zip(some, together, strict=True):
         assert_same(recommender.recommend([history], 10)[0], found)
 
 
-def test_each_user_may_ask_for_other_things(recommender, test_histories) -> None:
-    some = test_histories[:4]
+def test_each_user_may_ask_for_other_things(recommender, row_histories) -> None:
+    some = row_histories[:4]
     sizes = [1, 55, 3, 60]
     asked = [
         Filters(),
@@ -112,13 +112,13 @@ def test_each_user_may_ask_for_other_things(recommender, test_histories) -> None
 
 
 def test_searches_in_pieces_are_the_whole(
-    recommender, test_histories, monkeypatch: pytest.MonkeyPatch
+    recommender, row_histories, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = recommender.recommend(test_histories, 10)
+    whole = recommender.recommend(row_histories, 10)
     monkeypatch.setattr(recommender_module, "CHUNK_PLACES", 5 * 50 * 16)
     monkeypatch.setattr("sgrec_torchrec.serving.encoder.CHUNK_POSITIONS", 40)
     for ours, theirs in zip(
-        recommender.recommend(test_histories, 10), whole, strict=True
+        recommender.recommend(row_histories, 10), whole, strict=True
     ):
         assert_same(ours, theirs)
 
