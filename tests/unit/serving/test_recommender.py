@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from sgrec_torchrec.generator.beam import beam_search
 from sgrec_torchrec.logs.stream import eval_batches
+from sgrec_torchrec.schema import feature_names
 from sgrec_torchrec.serving import Filters, History, Recommended, Recommender
 from sgrec_torchrec.serving import recommender as recommender_module
+from sgrec_torchrec.serving.encoder import feature_ids
+from sgrec_torchrec.serving.history import check_history
 
 WEIGHT = 0.6
 
@@ -324,3 +327,30 @@ def test_a_run_that_was_not_evaluated_serves_the_network_alone(
     unread = Recommender.load(served_run, with_evidence=False)
     assert unread.parts.evidence is None
     assert unread.recommend([["i1"]], 3) == alone
+
+
+def test_without_times_nothing_is_known_of_gaps(recommender) -> None:
+    timed, plain = (
+        check_history(
+            History(item_ids=["i1", "i2", "i3"], timestamps=times),
+            *(recommender.catalogue, recommender.settings.event_types, "history"),
+        )
+        for times in ([5, 6, 900], None)
+    )
+    ids_KT, length_B = feature_ids(recommender.parts, [plain, timed, plain])
+    gap_T = ids_KT[feature_names(recommender.settings.num_levels).index("gap")]
+    # Begin markers and oldest events have none; 1 s and 894 s lie in octaves 1 and 9.
+    assert gap_T.tolist() == [0, 0, 0, 0, 0, 0, 2, 10, 0, 0, 0, 0]
+    assert length_B.tolist() == [4, 4, 4]
+
+
+def test_equal_times_are_one_basket_for_the_evidence(recommender) -> None:
+    items = ["i1", "i2", "i3", "i4"]
+    apart, together = (
+        recommender.encode([History(item_ids=items, timestamps=times)])[0]
+        for times in ([1, 2, 3, 4], [4, 4, 4, 4])
+    )
+    (untimed,) = recommender.encode([items])
+    assert np.array_equal(apart.candidates[0], untimed.candidates[0])
+    assert np.array_equal(apart.candidates[1], untimed.candidates[1])
+    assert not np.array_equal(apart.candidates[1], together.candidates[1])
