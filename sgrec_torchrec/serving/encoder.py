@@ -33,6 +33,8 @@ CHUNK_POSITIONS = 1 << 16
 class UserState:
     """What is known of one user: all that decoding asks for."""
 
+    made_by: object
+    """The model's ``Parts.name``; it keeps no model alive."""
     history: KnownHistory
     hidden_D: Tensor
     """float32, after the whole history."""
@@ -66,8 +68,11 @@ def encode(
     grown: list[int] = []
     afresh: list[int] = []
     for user, (history, state) in enumerate(zip(histories, known, strict=True)):
-        is_beginning = state is not None and history.starts_with(state.history)
-        if not is_beginning or state is None:
+        if (
+            state is None
+            or state.made_by is not parts.name
+            or not history.starts_with(state.history)
+        ):
             afresh.append(user)
         elif len(history) > len(state.history):
             # Beyond that the window moves, and with it every position.
@@ -194,6 +199,7 @@ def _states(
         evidence = parts.evidence.candidates(histories_of(flat, rows))
     return [
         UserState(
+            made_by=parts.name,
             history=history,
             hidden_D=hidden_BD[row].clone(),
             past=past_B[row],

@@ -1,6 +1,6 @@
 """What a recommender is made of, wherever it was read from."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -82,6 +82,8 @@ class Parts:
     evidence: EvidencePrior | None
     """None where it is left out, or has no share."""
     settings: ServingSettings
+    name: object = field(default_factory=object)
+    """Tells these parts from any others, also of the same checkpoint."""
 
 
 def empty_network(settings: ServingSettings, *, is_int8: bool = False) -> Network:

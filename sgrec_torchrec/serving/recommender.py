@@ -2,8 +2,8 @@
 
 ``encode`` runs the tables and the backbone over histories, ``decode`` walks the trie. A
 state that ``encode`` gave may be kept and handed back when the history has grown.
-Nothing changes after loading, so threads may share a recommender, and another one may
-take its place at any moment.
+All on the CPU. No answer changes anything, so threads may share a recommender, and
+another one may take its place at any moment.
 
 Letters: B users, W beams, M evidence candidates.
 """
@@ -134,7 +134,7 @@ class Recommender:
             known: per user an older state, or None. A state of the same history comes
                 back as it is; one of a beginning of it is gone on from, at the cost of
                 the new events, while the history fits ``settings.max_history``; any
-                other is left aside.
+                other is left aside, and so is one of another model.
             with_evidence: False skips the evidence; ``decode`` then must skip it too.
 
         Raises:
@@ -170,6 +170,8 @@ class Recommender:
         num_users = _count(states, "states")
         sizes, known = self._check_requests(num_users, k, filters)
         weight = self._weight(with_evidence)
+        if any(state.made_by is not self.parts.name for state in states):
+            raise ValueError("a state is of another model: encode the history again")
         if weight and any(state.candidates is None for state in states):
             raise ValueError(
                 "with_evidence: these states were encoded without evidence; encode "
@@ -263,6 +265,11 @@ class Recommender:
         filters: Filters | Sequence[Filters],
     ) -> tuple[list[int], list[KnownFilters]]:
         sizes: list[Any] = list(k) if isinstance(k, list | tuple) else [k] * num_users
+        if not isinstance(filters, Filters | list | tuple):
+            raise ValueError(
+                f"filters is of type {type(filters).__name__}: give Filters(...), or a "
+                "list with one for each user"
+            )
         is_shared = isinstance(filters, Filters)
         asked = [filters] if isinstance(filters, Filters) else list(filters)
         for name, count in (("k", len(sizes)), ("filters", len(asked))):

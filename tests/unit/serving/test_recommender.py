@@ -297,6 +297,8 @@ def test_counts_must_agree(recommender) -> None:
         recommender.recommend([[], []], [3])
     with pytest.raises(ValueError, match="filters has 3 entries for 2 users"):
         recommender.recommend([[], []], 3, filters=[Filters()] * 3)
+    with pytest.raises(ValueError, match="filters is of type dict: give Filters"):
+        recommender.recommend([[]], 3, filters={"seen": True})
     with pytest.raises(ValueError, match="known has 1 states for 2 histories"):
         recommender.encode([[], []], [None])
     with pytest.raises(ValueError, match="histories is of type str"):
@@ -304,6 +306,16 @@ def test_counts_must_agree(recommender) -> None:
     for users in ([], [[]] * 4097):
         with pytest.raises(ValueError, match="give 1 to 4096 users a call"):
             recommender.recommend(users)
+
+
+def test_states_of_another_model_are_not_used(recommender, package) -> None:
+    swapped = Recommender.load(package)
+    states = recommender.encode([["i1", "i2"]])
+    with pytest.raises(ValueError, match="of another model: encode the history again"):
+        swapped.decode(states, 3)
+    (again,) = swapped.encode([["i1", "i2"]], states)
+    assert again is not states[0]
+    assert swapped.decode([again], 3) == recommender.decode(states, 3)
 
 
 def test_states_without_evidence_cannot_be_mixed(recommender) -> None:
