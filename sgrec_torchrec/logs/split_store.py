@@ -119,7 +119,7 @@ def load_split(out_dir: Path) -> SplitLog:
         FileNotFoundError: where the folder or one of its files is absent.
         ValueError: naming the file that was cut or changed, or the row out of range.
     """
-    facts = _read_manifest(out_dir)
+    facts = read_facts(out_dir)
     sequences, user_ids = read_sequences(
         out_dir / "sequences.parquet",
         num_items=int(facts["counts"]["items"]),
@@ -288,7 +288,12 @@ def _read_eval_rows(path: Path, sequences: Sequences) -> EvalRows:
     return rows
 
 
-def _read_manifest(out_dir: Path) -> dict[str, Any]:
+def read_facts(out_dir: Path) -> dict[str, Any]:
+    """The manifest of a prepared split, after comparing every file with its sum.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_split``.
+    """
     path = out_dir / "manifest.json"
     if not path.is_file():
         raise FileNotFoundError(

@@ -68,7 +68,8 @@ class ServedCatalogue:
         places = [place for place, item in enumerate(found) if item < 0]
         if places:
             named = ", ".join(shown(item_ids[place]) for place in places[:SHOWN_IDS])
-            more = f" and {len(places) - SHOWN_IDS} more" if len(places) > 3 else ""
+            left = len(places) - SHOWN_IDS
+            more = f" and {left} more" if left > 0 else ""
             raise ValueError(
                 f"{what} {named}{more} (place {places[0]}) is not in the catalogue of "
                 f"{len(self):,} items: leave it out, or load a newer model"

@@ -19,13 +19,13 @@ from sgrec_torchrec.evidence.relations import RELATIONS
 from sgrec_torchrec.evidence.scorer import load_scorer
 from sgrec_torchrec.item_tokens.build import load_tokens
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
-from sgrec_torchrec.logs.split_store import load_split
+from sgrec_torchrec.logs.split_store import load_split, read_catalogue, read_facts
 from sgrec_torchrec.schema import SplitLog
 from sgrec_torchrec.serving.catalogue import ServedCatalogue, shown
 from sgrec_torchrec.serving.history import History
 from sgrec_torchrec.serving.parts import Parts, ServingSettings, empty_network
 
-SCORER = "scorer.safetensors"
+ITEMS, SCORER = "items.parquet", "scorer.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +75,15 @@ def read_run(path: Path, *, with_evidence: bool = True) -> Parts:
     """
     found = find_run(path)
     config, run_dir = found.config, found.run_dir
-    split = load_split(_stage(run_dir, "split"))
+    split_dir = _stage(run_dir, "split")
+    # Of the log only its catalogue is served: the events stay on disk.
+    facts = read_facts(split_dir)
+    catalogue = read_catalogue(split_dir / ITEMS)
     tokens = load_tokens(_stage(run_dir, "tokens"))
-    sequences = split.sequences
-    if tokens.num_items != sequences.num_items:
+    if tokens.num_items != len(catalogue):
         raise ValueError(
-            f"{run_dir / 'tokens'} names {tokens.num_items} items, {run_dir / 'split'} "
-            f"{sequences.num_items}: they are of two logs; train the run again"
+            f"{run_dir / 'tokens'} names {tokens.num_items} items, {split_dir / ITEMS} "
+            f"{len(catalogue)}: they are of two logs; train the run again"
         )
     settings = ServingSettings(
         generator=config.generator,
@@ -89,9 +91,9 @@ def read_run(path: Path, *, with_evidence: bool = True) -> Parts:
         num_items=tokens.num_items,
         num_levels=tokens.num_levels,
         num_codes=tokens.num_codes,
-        event_types=event_types(run_dir),
-        has_clock=sequences.has_clock,
-        has_value=sequences.has_value,
+        event_types=tuple(facts["event_types"]),
+        has_clock=bool(facts["has_clock"]),
+        has_value=bool(facts["has_value"]),
         max_history=config.log.max_history,
         beam_width=config.evaluation.beam_width,
         filter_seen=bool(config.log.filter_seen),
@@ -105,10 +107,10 @@ def read_run(path: Path, *, with_evidence: bool = True) -> Parts:
         network=network,
         trie=PrefixTrie.build(tokens.codes_NL, tokens.num_codes),
         catalogue=ServedCatalogue(
-            split.catalogue.item_ids,
-            split.catalogue.titles,
-            split.catalogue.categories,
-            str(run_dir / "split" / "items.parquet"),
+            catalogue.item_ids,
+            catalogue.titles,
+            catalogue.categories,
+            str(split_dir / ITEMS),
         ),
         evidence=_evidence(run_dir, settings) if with_evidence else None,
         settings=settings,
@@ -117,9 +119,7 @@ def read_run(path: Path, *, with_evidence: bool = True) -> Parts:
 
 def event_types(run_dir: Path) -> tuple[str, ...]:
     """Names of the log's event types, in the order of their numbers."""
-    path = _stage(run_dir, "split") / "manifest.json"
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    return tuple(facts["event_types"])
+    return tuple(read_facts(_stage(run_dir, "split"))["event_types"])
 
 
 def logged_history(path: Path, user_id: str) -> History:

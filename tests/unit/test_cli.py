@@ -14,7 +14,7 @@ from sgrec_torchrec.logs.canonical import read_canonical
 
 VERBS = (
     *("doctor", "import", "train", "pipeline", "loop", "evaluate", "report"),
-    *("compare", "benchmark"),
+    *("compare", "benchmark", "recommend", "export"),
 )
 
 Sgrec = Callable[..., int]

@@ -264,3 +264,16 @@ def test_a_damaged_checkpoint_is_refused(served_run, tmp_path) -> None:
     results.write_text("{}")
     with pytest.raises(ValueError, match=r"results\.json is damaged .*evaluate"):
         Recommender.load(out_dir / "tiny")
+
+
+def test_tokens_of_another_log_are_refused(served_run: Path, tmp_path) -> None:
+    out_dir = Path(shutil.copytree(served_run.parent, tmp_path / "runs", symlinks=True))
+    folder = (out_dir / "tiny" / "split").resolve()
+    table = pq.read_table(folder / "items.parquet")
+    pq.write_table(table.slice(0, 59), folder / "items.parquet")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    sha256 = sha256_file(folder / "items.parquet")
+    manifest["files"]["items.parquet"]["sha256"] = sha256
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"tokens names 60 items, .* 59: they are of"):
+        Recommender.load(out_dir / "tiny")
