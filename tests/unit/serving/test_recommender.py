@@ -247,7 +247,7 @@ def test_only_a_beginning_is_gone_on_from(recommender, monkeypatch) -> None:
     for changed in (["i1", "i3", "i3", "i4"], ["i1", "i2"]):
         recommender.encode([changed], [state])
     recommender.encode(
-        [History(item_ids=["i1", "i2", "i3", "i4"], timestamps=[1, 2, 3, 4])], [state]
+        [History(item_ids=["i1", "i2", "i3", "i4"], timestamps=[0, 1, 2, 3])], [state]
     )
     assert read == [5, 3, 5]
     read.clear()
