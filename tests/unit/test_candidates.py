@@ -170,17 +170,6 @@ def test_the_first_live_users_by_hash_are_judged_whatever_the_batch(
     assert judged.num_looked_at == ranked.index(expected[-1]) + 1
 
 
-def test_a_bound_on_users_takes_the_first_of_those_the_share_asks_for(
-    trained: Trained,
-) -> None:
-    by_share = draw_judged(trained, SMALL)
-    few = draw_judged(trained, dataclasses.replace(SMALL, max_users=3))
-    assert few.num_wanted == len(few.prompts) == 3 < by_share.num_wanted
-    assert few.prompts.user_E.tolist() == by_share.prompts.user_E[:3].tolist()
-    many = draw_judged(trained, dataclasses.replace(SMALL, max_users=10_000))
-    assert many.num_wanted == by_share.num_wanted
-
-
 def test_label_users_are_never_judged(trained: Trained, made: Path) -> None:
     rows = eligible_prompts(trained.split, 0, 200)
     eligible = {trained.split.user_ids[user] for user in rows.user_E}
