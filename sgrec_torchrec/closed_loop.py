@@ -47,6 +47,8 @@ NEEDED = (
     TABLE,
 )
 ALIGN_STEPS = 60
+WIDTH = 110
+"""Characters of the table of rounds, wherever it is printed."""
 MAX_ROUNDS = 999
 KEPT_CHECKPOINTS = 2
 """The published one and the one before, for whoever still reads it."""
@@ -120,7 +122,7 @@ def show_rounds(rounds: Sequence[Round]) -> None:
             *(f"{part:,}" for part in (one.num_missed, one.num_judged)),
             "published" if one.is_published else "",
         )
-    Console().print(table)
+    Console(width=WIDTH).print(table)
 
 
 def read_published(run_dir: Path) -> dict[str, Any] | None:

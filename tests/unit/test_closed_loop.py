@@ -50,7 +50,9 @@ def test_what_a_round_missed_is_judged_and_found_in_the_next(looped: Path) -> No
     first, second = record(looped, 1), record(looped, 2)
     assert first.num_missed == len(pairs) == first.num_judged
     # The second round asked for no pair that the first had judged.
-    later = pq.read_table(looped / "loop" / "round-002" / "pairs.parquet").to_pylist()
+    path = looped / "loop" / "round-002" / "pairs.parquet"
+    later = pq.read_table(path).to_pylist() if path.is_file() else []
+    assert len(later) == second.num_missed
     again = {(pair["user_id"], pair["item_id"]) for pair in later}
     assert again.isdisjoint(zip(users, items, strict=True))
     assert second.judged_rollouts > first.judged_rollouts
@@ -89,7 +91,8 @@ def test_an_interrupted_round_goes_on_without_training_or_judging_again(
     table = (looped / "reward_table" / "manifest.json").read_bytes()
     assert close_loop(looped, 2, NUM_PAIRS, [])[1] == expected
     text = capsys.readouterr().out
-    assert text.count(": reused") == 3
+    # Post-training; where anything was missed, judging and appending too.
+    assert text.count(": reused") == (3 if expected.num_missed else 1)
     assert "begins" not in text
     assert (looped / "reward_table" / "manifest.json").read_bytes() == table
 
@@ -169,8 +172,7 @@ def test_misses_of_all_ranks_are_one_file_within_the_bound(aligned: Path) -> Non
     assert closed_loop._OneRound(run_dir=aligned / "none", number=1)._collect(5) == 0
 
 
-def test_rounds_are_shown_as_a_table(capsys, monkeypatch) -> None:
-    monkeypatch.setenv("COLUMNS", "140")
+def test_rounds_are_shown_as_a_table(capsys) -> None:
     one = Round(
         number=1,
         best_step=0,
