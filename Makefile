@@ -4,7 +4,7 @@
 
 VENV := .venv
 PY := $(VENV)/bin/python
-EXTRAS := movielens,complete-journey,text,judge,dev
+EXTRAS := movielens,complete-journey,text,judge,serving,dev
 TORCH_PIP_ARGS ?=
 ARGS ?=
 

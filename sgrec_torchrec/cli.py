@@ -351,18 +351,54 @@ def export(
         typer.echo(measure_package(path, out))
 
 
+@app.command()
+def serve(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="A package or a run, or a folder whose `current` links to one."
+        ),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the bearer token; else SGREC_TOKEN is read."),
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Of a pass.", min=1)] = 2,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="As latency_ms=100."),
+    ] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning")] = "info",
+) -> None:
+    """Answer requests over HTTP; a page to try it is at the address itself."""
+    from sgrec_torchrec.serving.server.command import run_server
+
+    run_server(
+        path,
+        {"host": host, "port": port},
+        _pairs(assignments, "FIELD=VALUE, as latency_ms=100"),
+        token_file=token_file,
+        num_threads=threads,
+        log_level=log_level,
+    )
+
+
 def main() -> None:
     """Entry point of the console script."""
     with errors_in_one_line("sgrec"):
         app()
 
 
-def _pairs(assignments: list[str] | None) -> dict[str, str]:
+def _pairs(
+    assignments: list[str] | None, form: str = "OURS=THEIRS, as user_id=uid"
+) -> dict[str, str]:
     pairs = {}
     for assignment in assignments or []:
         ours, equals, theirs = assignment.partition("=")
         if not equals:
-            raise ValueError(f"{assignment!r}: write OURS=THEIRS, as user_id=uid")
+            raise ValueError(f"{assignment!r}: write {form}")
         pairs[ours] = theirs
     return pairs
 

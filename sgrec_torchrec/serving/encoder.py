@@ -203,7 +203,9 @@ def _states(
             history=history,
             hidden_D=hidden_BD[row].clone(),
             past=past_B[row],
-            candidates=(evidence[0][row], evidence[1][row]) if evidence else None,
+            candidates=(evidence[0][row].copy(), evidence[1][row].copy())
+            if evidence
+            else None,
         )
         for row, history in enumerate(histories)
     ]

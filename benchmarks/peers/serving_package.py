@@ -1,0 +1,56 @@
+"""A package of random weights and 100,000 items, for serving benchmarks."""
+
+from pathlib import Path
+
+from peers.workload import NUM_LEVELS, random_generator, scattered_trie
+
+from sgrec_torchrec.config import EvidenceConfig, GeneratorConfig
+from sgrec_torchrec.generator.model import Generator
+from sgrec_torchrec.serving.catalogue import ServedCatalogue
+from sgrec_torchrec.serving.package import write_package
+from sgrec_torchrec.serving.parts import Parts, ServingSettings, empty_network
+
+NUM_ITEMS, NUM_CODES, HISTORY, WIDTH = 100_000, 256, 150, 50
+CONFIG = GeneratorConfig(
+    dim=256, num_layers=4, num_heads=4, decoder_width=256, dropout=0.0
+)
+
+
+def made_generator() -> Generator:
+    """The same weights in every process."""
+    trie = scattered_trie(NUM_ITEMS, NUM_CODES)
+    return random_generator(trie, CONFIG, seed=0).eval()
+
+
+def write_made_package(folder: Path) -> None:
+    """What ``sgrec export`` would write of a run with these weights."""
+    settings = ServingSettings(
+        generator=CONFIG,
+        evidence=EvidenceConfig(max_history=HISTORY),
+        num_items=NUM_ITEMS,
+        num_levels=NUM_LEVELS,
+        num_codes=NUM_CODES,
+        event_types=("view", "buy"),
+        has_clock=False,
+        has_value=False,
+        max_history=HISTORY,
+        beam_width=WIDTH,
+        filter_seen=False,
+        prior_weight=0.0,
+        made_of="random weights",
+    )
+    generator = made_generator()
+    network = empty_network(settings)
+    state = {name: value.detach() for name, value in generator.state_dict().items()}
+    network.load_state_dict(
+        {name: state[name] for name in network.state_dict()}, assign=True
+    )
+    names = [f"item{item}" for item in range(NUM_ITEMS)]
+    parts = Parts(
+        network=network,
+        trie=generator.tower.trie,
+        catalogue=ServedCatalogue(names, names, [""] * NUM_ITEMS, "made up"),
+        evidence=None,
+        settings=settings,
+    )
+    write_package(parts, folder)

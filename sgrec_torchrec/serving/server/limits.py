@@ -1,0 +1,116 @@
+"""What guards every request before the application sees it.
+
+The body is read here, whole, under a bound of bytes and of time, whether its length was
+announced or not; the application then gets it from memory.
+"""
+
+import asyncio
+import hmac
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sgrec_torchrec.serving.server.errors import RequestError
+from sgrec_torchrec.serving.server.settings import ServerSettings
+
+OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/examples"})
+"""Served without the token: the page, and what tells that the server lives."""
+DISCARDED = 16 << 20
+"""Bytes beyond the bound that are read and dropped: a client that is still sending
+would lose the answer with its connection."""
+CLOSE = {"Connection": "close"}
+
+
+class Limits:
+    """Token, then size, then time."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self.app, self.settings = app, settings
+        self._bearer = settings.bearer.encode() if settings.bearer else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI asks."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            self._check_token(scope)
+            body = await self._read(scope, receive)
+        except RequestError as error:
+            await error.response()(scope, receive, self._bounded(send))
+            return
+        sent = False
+
+        async def replay() -> Message:
+            nonlocal sent
+            if sent:
+                return await receive()
+            sent = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        await self.app(scope, replay, self._bounded(send))
+
+    def _bounded(self, send: Send) -> Send:
+        """A client that does not read its answer loses the connection."""
+
+        async def bounded(message: Message) -> None:
+            async with asyncio.timeout(self.settings.read_timeout_s):
+                await send(message)
+
+        return bounded
+
+    def _check_token(self, scope: Scope) -> None:
+        if self._bearer is None or scope["path"] in OPEN_PATHS:
+            return
+        given = _header(scope, b"authorization") or b""
+        scheme, _, credentials = given.partition(b" ")
+        is_known = hmac.compare_digest(credentials.strip(), self._bearer)
+        if scheme.lower() != b"bearer" or not is_known:
+            raise RequestError(
+                401,
+                "send the header `Authorization: Bearer TOKEN` with the server's token",
+                CLOSE | {"WWW-Authenticate": "Bearer"},
+            )
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        most = self.settings.max_body_bytes
+        announced = _header(scope, b"content-length") or b"0"
+        # What is not a number the protocol has refused already.
+        if int(announced) > most:
+            raise self._too_large()
+        body, num_bytes = bytearray(), 0
+        try:
+            async with asyncio.timeout(self.settings.read_timeout_s):
+                while True:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        raise RequestError(400, "the body ended early", CLOSE)
+                    num_bytes += len(message.get("body", b""))
+                    if num_bytes <= most:
+                        body += message.get("body", b"")
+                    is_whole = not message.get("more_body", False)
+                    if num_bytes > most and (is_whole or num_bytes > most + DISCARDED):
+                        raise self._too_large()
+                    if is_whole:
+                        return bytes(body)
+        except TimeoutError:
+            raise RequestError(
+                408,
+                f"the body took longer than {self.settings.read_timeout_s:g} s: send "
+                "it faster, or a smaller one",
+                CLOSE,
+            ) from None
+
+    def _too_large(self) -> RequestError:
+        return RequestError(
+            413,
+            f"the body has more than {self.settings.max_body_bytes} bytes: send the "
+            "newest events alone, and shorter lists",
+            CLOSE,
+        )
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return None

@@ -1,0 +1,79 @@
+"""What an operator sets, and the bounds of what a client may ask for."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+BOUNDS: dict[str, tuple[float, float]] = {
+    "port": (0, 65_535),
+    "max_batch": (1, 1024),
+    "batch_wait_ms": (0, 1_000),
+    "latency_ms": (1, 3_600_000),
+    "max_queue": (1, 100_000),
+    "max_connections": (1, 100_000),
+    "max_body_bytes": (1_024, 64 << 20),
+    "max_events": (1, 100_000),
+    "max_k": (1, 4_096),
+    "max_listed": (1, 1_000_000),
+    "state_cache_mib": (0, 1 << 20),
+    "read_timeout_s": (0.01, 3_600),
+    "linger_s": (0, 3_600),
+    "drain_s": (1, 3_600),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Of one server process."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; the default is reached from this machine alone."""
+    port: int = 8000
+    """0 takes a free one, which the log names."""
+    max_batch: int = 32
+    """Users of one pass of the network."""
+    batch_wait_ms: float = 2.0
+    """How long the first request of a batch waits for others."""
+    latency_ms: float = 250.0
+    """Target from admission to answer. Who would wait longer is turned away (429)."""
+    max_queue: int = 1024
+    """Requests that wait, whatever the target allows."""
+    max_connections: int = 2048
+    """Open connections; further ones get 503."""
+    max_body_bytes: int = 1 << 20
+    max_events: int = 10_000
+    """Newest events of a history that are looked at."""
+    max_k: int = 100
+    """Longest list; a longer one needs more beams."""
+    max_listed: int = 10_000
+    """Entries of ``allowed`` and of ``blocked``."""
+    state_cache_mib: int = 512
+    """Memory for the states of users who may come back."""
+    read_timeout_s: float = 10.0
+    """For the head of a request, its body, and each part of an answer."""
+    linger_s: float = 5.0
+    """After SIGTERM: how long requests are still taken while /readyz says 503, until
+    load balancers have noticed."""
+    drain_s: float = 30.0
+    """How long requests in work may take to end after that."""
+    bearer: str | None = dataclasses.field(default=None, repr=False)
+    """Token that clients send; None asks for none and turns /admin off."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in BOUNDS.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} = {value!r} is outside [{low:g}, {high:g}]")
+        if self.bearer is not None:
+            is_plain = self.bearer.isascii() and self.bearer.isprintable()
+            if len(self.bearer) < 16 or " " in self.bearer or not is_plain:
+                raise ValueError(
+                    "the bearer token is too short or has odd characters: give at "
+                    "least 16 printable ASCII characters without spaces, as `openssl "
+                    "rand -hex 32` prints"
+                )
+
+    def to_plain(self) -> dict[str, Any]:
+        """For the log: all but the token."""
+        plain = dataclasses.asdict(self)
+        return plain | {"bearer": "set" if self.bearer else None}

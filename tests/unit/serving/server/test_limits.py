@@ -1,0 +1,103 @@
+"""A server with tight bounds: too many clients, slow ones, and those that vanish."""
+
+import json
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NUM_CLIENTS = 40
+
+
+@pytest.fixture(scope="module")
+def tight(start_server: Callable[..., Any], package: Path) -> Any:
+    bounds = ("max_queue=1", "max_batch=1", "read_timeout_s=3", "max_body_bytes=4096")
+    return start_server(package, *bounds, bearer=None)
+
+
+def connected(live: Any, content: bytes) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", live.port), 120)
+    client.sendall(content)
+    return client
+
+
+def posted(body: bytes, length: int | None = None) -> bytes:
+    size = len(body) if length is None else length
+    head = (
+        "POST /recommend HTTP/1.1\r\nHost: tests\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def read_all(client: socket.socket) -> tuple[bytes, bytes]:
+    """Head and body, up to the end of the connection."""
+    content = b""
+    with client:
+        while part := client.recv(65_536):
+            content += part
+    head, _, body = content.partition(b"\r\n\r\n")
+    return head, body
+
+
+def test_over_capacity_some_are_told_to_come_back_and_the_others_are_right(
+    tight,
+) -> None:
+    right = tight.ask(history=["i1", "i2"], k=3).json
+    body = json.dumps({"history": ["i1", "i2"], "k": 3}).encode()
+    # While it stands still all requests arrive, so that they are read together.
+    tight.process.send_signal(signal.SIGSTOP)
+    try:
+        clients = [connected(tight, posted(body)) for _ in range(NUM_CLIENTS)]
+    finally:
+        tight.process.send_signal(signal.SIGCONT)
+    answers = [read_all(client) for client in clients]
+    refused = [head for head, _ in answers if head.startswith(b"HTTP/1.1 429")]
+    told = [json.loads(body) for head, body in answers if b" 200 OK" in head]
+    assert len(refused) + len(told) == NUM_CLIENTS
+    assert refused
+    assert all(b"\r\nretry-after: " in head.lower() for head in refused)
+    assert told
+    assert all(one == right for one in told)
+    assert tight.ask(history=["i1", "i2"], k=3).json == right
+
+
+def test_a_slow_body_times_out(tight) -> None:
+    head, body = read_all(connected(tight, posted(b'{"k": ', 100)))
+    assert head.startswith(b"HTTP/1.1 408")
+    assert "the body took longer than 3 s" in json.loads(body)["error"]["message"]
+    assert tight.ask(history=["i1"]).status == 200
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: a\r\n"]
+)
+def test_a_head_that_does_not_end_loses_its_connection(tight, content: bytes) -> None:
+    assert read_all(connected(tight, content)) == (b"", b"")
+    assert tight.ask(history=["i1"]).status == 200
+
+
+def test_a_second_request_of_a_connection_may_not_hang_either(tight) -> None:
+    whole = b"GET /healthz HTTP/1.1\r\nHost: tests\r\n\r\n"
+    head, body = read_all(connected(tight, whole + b"GET /hea"))
+    assert head.startswith(b"HTTP/1.1 200")
+    assert body == b'{"status":"ok"}'
+
+
+def test_a_client_that_vanishes_harms_nobody(tight) -> None:
+    body = json.dumps({"history": ["i1"]}).encode()
+    for _ in range(10):
+        connected(tight, posted(body)).close()
+        connected(tight, posted(b'{"k": ', 100)).close()
+    # Its requests may still be worked on, so that the queue is full for a moment.
+    while (answer := tight.ask(history=["i1"])).status == 429:
+        assert tight.process.poll() is None
+    assert answer.status == 200
+
+
+def test_the_bound_of_a_body_is_a_setting(tight) -> None:
+    answer = tight.ask(history=["i1"] * 1_000)
+    assert (answer.status, "4096 bytes" in answer.message) == (413, True)

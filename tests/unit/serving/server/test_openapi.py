@@ -1,0 +1,125 @@
+"""Whatever the OpenAPI document allows, and what it does not: never a 5xx."""
+
+import json
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.config import (
+    GenerationConfig,
+    ProjectConfig,
+    ProjectsConfig,
+    SchemathesisConfig,
+)
+
+CASES, MANY_CASES = 60, 2_500
+PATHS = ("/recommend", "/items", "/examples", "/readyz")
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["i1", "i2", "i59"]),
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=10,
+)
+ITEM = st.integers(0, 63).map(lambda item: f"i{item}")
+FILTERS = {
+    "seen": st.booleans() | JSON,
+    "blocked": st.lists(ITEM, max_size=9) | JSON,
+    "allowed": st.lists(ITEM, max_size=9) | JSON,
+    "category": st.text(max_size=300) | JSON,
+    "max_per_prefix": st.integers(-1, 70) | JSON,
+    "prefix_length": st.integers(0, 4) | JSON,
+}
+FIELDS = {
+    "user": st.text(max_size=300) | JSON,
+    "history": st.lists(ITEM, max_size=40) | JSON,
+    "timestamps": st.lists(st.integers(0, 1 << 70), max_size=9).map(sorted) | JSON,
+    "events": st.lists(st.none() | st.text(max_size=3), max_size=9) | JSON,
+    "values": st.lists(st.none() | st.floats(), max_size=9) | JSON,
+    "k": st.integers(-1, 70) | st.integers() | JSON,
+    "filters": st.fixed_dictionaries({}, optional=FILTERS) | JSON,
+    "with_evidence": st.booleans() | JSON,
+    "explain": st.booleans() | JSON,
+}
+REQUEST = st.fixed_dictionaries({}, optional=FIELDS)
+
+
+def bounded(num_cases: int) -> Any:
+    return settings(
+        max_examples=num_cases,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def check_no_failure(live: Any, path: str, num_cases: int) -> None:
+    """Cases of a path by its schema, and cases that break it."""
+    document = live.send("GET", "/openapi.json").json
+    modes = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
+    project = ProjectConfig(generation=GenerationConfig(modes=modes))
+    config = SchemathesisConfig(projects=ProjectsConfig(default=project))
+    schema = schemathesis.openapi.from_dict(document, config=config)
+    (operation,) = schema[path].values()
+
+    @given(case=operation.as_strategy())
+    @bounded(num_cases)
+    def run(case: schemathesis.Case) -> None:
+        headers = {"Authorization": f"Bearer {live.bearer}"}
+        answer = case.call(base_url=live.url, headers=headers)
+        assert answer.status_code < 500, answer.text
+        if answer.status_code >= 400 and answer.headers.get("content-type"):
+            assert answer.json()["error"]["message"]
+        case.validate_response(answer, checks=[schemathesis.checks.not_a_server_error])
+
+    run()
+
+
+def check_requests(live: Any, num_cases: int) -> None:
+    """Bodies that are nearly right, so that they come further than the schema."""
+    statuses = set()
+
+    @given(fields=REQUEST | JSON)
+    @bounded(num_cases)
+    def run(fields: Any) -> None:
+        answer = live.send("POST", "/recommend", json.dumps(fields))
+        assert answer.status in (200, 400, 422), answer.body
+        statuses.add(answer.status)
+        if answer.status != 200:
+            assert answer.message
+
+    run()
+    assert {200, 422} <= statuses
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_cases_of_the_document_are_never_a_failure(live, path: str) -> None:
+    check_no_failure(live, path, CASES)
+
+
+def test_requests_that_are_nearly_right_are_never_a_failure(live) -> None:
+    check_requests(live, 3 * CASES)
+    assert live.ask(history=["i1"], k=2).status == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PATHS)
+def test_many_cases_of_the_document_are_never_a_failure(live, path: str) -> None:
+    check_no_failure(live, path, MANY_CASES)
+
+
+@pytest.mark.slow
+def test_many_requests_that_are_nearly_right_are_never_a_failure(live) -> None:
+    check_requests(live, 4 * MANY_CASES)
+    assert live.ask(history=["i1"], k=2).status == 200
