@@ -80,6 +80,8 @@ class _Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload()))
+        # uvicorn listens a moment later; who connects until then waits, and is served.
+        self.listener.listen(self.uvicorn.config.backlog)
         model, port = self.server.swapper.current, self.listener.getsockname()[1]
         fields = {
             "host": self.server.settings.host,

@@ -36,10 +36,11 @@ class ServerSettings:
     """How long the first request of a batch waits for others."""
     latency_ms: float = 250.0
     """Target from admission to answer. Who would wait longer is turned away (429)."""
-    max_queue: int = 1024
+    max_queue: int = 256
     """Requests that wait, whatever the target allows."""
-    max_connections: int = 2048
-    """Open connections; further ones get 503."""
+    max_connections: int = 512
+    """Open connections, each with a body of up to ``max_body_bytes``; further ones get
+    503."""
     max_body_bytes: int = 1 << 20
     max_events: int = 10_000
     """Newest events of a history that are looked at."""
