@@ -1,0 +1,70 @@
+"""The words of ``sgrec serve``, and what the logs say."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgrec_torchrec.serving.server import process
+from sgrec_torchrec.serving.server.command import parse_settings, run_server
+from sgrec_torchrec.serving.server.observe import JsonLines
+from sgrec_torchrec.serving.server.settings import ServerSettings
+
+
+def run(path: Path, **changes: Any) -> None:
+    words = {"token_file": None, "num_threads": 1, "log_level": "info"} | changes
+    run_server(path, {"port": 0}, {}, **words)
+
+
+def test_texts_become_numbers() -> None:
+    made = parse_settings({"port": 7}, {"max_k": "5", "latency_ms": "1.5"}, None)
+    assert made == ServerSettings(port=7, max_k=5, latency_ms=1.5)
+    for name, text in (("max_k", "5.5"), ("latency_ms", "soon")):
+        with pytest.raises(ValueError, match=f"--set {name}={text}: give a number"):
+            parse_settings({}, {name: text}, None)
+    for name in ("bearer", "host", "tea"):
+        with pytest.raises(ValueError, match=f"--set {name}: no such field"):
+            parse_settings({}, {name: "a" * 20}, None)
+
+
+def test_the_token_comes_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[ServerSettings] = []
+    monkeypatch.setattr(
+        process, "serve", lambda _, settings, __: found.append(settings)
+    )
+    monkeypatch.setenv("SGREC_TOKEN", "from-the-environment")
+    path = tmp_path / "token"
+    path.write_text("from-the-file-itself\n")
+    run(tmp_path)
+    run(tmp_path, token_file=path)
+    monkeypatch.delenv("SGREC_TOKEN")
+    run(tmp_path)
+    bearers = [settings.bearer for settings in found]
+    assert bearers == ["from-the-environment", "from-the-file-itself", None]
+    for content in ("\n", "a" * 5_000):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="token holds no token: write one line"):
+            run(tmp_path, token_file=path)
+    with pytest.raises(ValueError, match="--log-level 'loud': give debug"):
+        run(tmp_path, log_level="loud")
+
+
+def test_a_port_that_is_taken_is_told_before_the_model_is_read(tmp_path: Path) -> None:
+    taken = process._bind("127.0.0.1", 0)
+    taken.listen()
+    port = taken.getsockname()[1]
+    with taken, pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
+        process._bind("127.0.0.1", port)
+
+
+def test_a_log_line_is_json_whatever_it_holds() -> None:
+    record = logging.LogRecord("n", logging.INFO, "", 0, 'a\n"%s"', ("b",), None)
+    record.fields = {"path": Path("/a")}
+    line = JsonLines().format(record)
+    assert "\n" not in line
+    told = json.loads(line)
+    assert (told["event"], told["level"], told["path"]) == ('a\n"b"', "info", "/a")
