@@ -55,8 +55,15 @@ class Client:
         """One request; what came of it, and its body."""
         start = time.perf_counter()
         headers = {"Content-Type": "application/json"}
-        self.connection.request("POST", "/recommend", json.dumps(fields), headers)
-        got = self.connection.getresponse()
+        body = json.dumps(fields)
+        try:
+            self.connection.request("POST", "/recommend", body, headers)
+            got = self.connection.getresponse()
+        except (BrokenPipeError, ConnectionResetError, http.client.RemoteDisconnected):
+            # Both servers close a connection that has been idle for 5 s.
+            self.connection.close()
+            self.connection.request("POST", "/recommend", body, headers)
+            got = self.connection.getresponse()
         told = json.loads(got.read())
         return Done(got.status, time.perf_counter() - start), told
 
