@@ -217,14 +217,14 @@ class _Row:
         log = self.place / LOGS / f"{self.number:02d}-{step.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         stamp = asdict(fresh)
-        write_json(path, stamp | {"seconds": round(spent, 1)})
+        write_json(path, stamp | {"seconds": round(spent, 6)})
         print(f"{title}: begins", flush=True)
         began_s = time.perf_counter()
         try:
             code = _streamed(step.command, log, self.lock)
         finally:
             seconds = time.perf_counter() - began_s
-            stamp["seconds"] = round(spent + seconds, 1)
+            stamp["seconds"] = round(spent + seconds, 6)
             write_json(path, stamp)
         if code:
             raise ChildProcessError(
