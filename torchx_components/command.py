@@ -1,17 +1,23 @@
 """Parts of a launch command: the script, a free port, where torchrun is.
 
-Kept apart from ``dist.py`` because torchx takes every function there for a component.
+Kept apart from ``dist.py`` and ``jobs.py`` because torchx takes every function there
+for a component.
 """
 
 import shlex
 import shutil
 import socket
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import torchx.specs as specs
 from torchx.specs import AppDef
 
 MEM_MB_PER_PROCESS = 4096
+MAX_RETRIES = 10
+"""AWS Batch starts a job ten times at most."""
+CLI = "sgrec_torchrec.cli"
 
 
 def take_script(
@@ -73,17 +79,123 @@ def end_torchrun_options(app: AppDef, program: str) -> None:
         role.args[-1] = f"{options} --{found}{words}"
 
 
-def with_torchrun_on_path(app: AppDef) -> AppDef:
-    """Put this interpreter's folder first on PATH, unless torchrun is found there.
+def with_program_on_path(app: AppDef, program: str = "torchrun") -> AppDef:
+    """Put this interpreter's folder first on PATH, unless ``program`` is found there.
 
     So ``.venv/bin/torchx run ...`` works without activating ``.venv``, and never picks
     another environment's torchrun. In a container an absent folder does no harm.
     ``$$`` is torchx's way to write ``$``.
     """
     folder = Path(sys.executable).parent
-    found = shutil.which("torchrun")
+    found = shutil.which(program)
     if found is None or Path(found).parent != folder:
         for role in app.roles:
             prefix = f'PATH={shlex.quote(str(folder))}:"$$PATH"'
             role.args[-1] = f"{prefix} {role.args[-1]}"
     return app
+
+
+def check_retries(max_retries: int) -> int:
+    """The same number.
+
+    Raises:
+        ValueError: for one that some scheduler refuses only after it was submitted.
+    """
+    if not 0 <= max_retries <= MAX_RETRIES:
+        raise ValueError(f"max_retries = {max_retries}: give 0 to {MAX_RETRIES}")
+    return max_retries
+
+
+def check_words(
+    job: str, words: Sequence[str], example: str, verbs: Iterable[str] = ()
+) -> None:
+    """The first word must be a path, or one of ``verbs`` followed by a path.
+
+    Raises:
+        ValueError: if it is not: here and not after an hour in a queue.
+    """
+    known = tuple(verbs)
+    hint = f"; example: torchx run sgrec.{job} {example}"
+    if known and (not words or words[0] not in known):
+        found = repr(words[0]) if words else "nothing"
+        raise ValueError(
+            f"sgrec.{job}: expected one of {', '.join(known)}, found {found}{hint}"
+        )
+    paths = words[1:] if known else words
+    if not paths or paths[0].startswith("-"):
+        found = repr(paths[0]) if paths else "nothing"
+        raise ValueError(f"sgrec.{job}: expected a path, found {found}{hint}")
+
+
+def assignments(settings: Mapping[str, str] | None) -> list[str]:
+    """``--set`` before each: torchx itself refuses an option that is given twice."""
+    return [
+        word
+        for name, value in (settings or {}).items()
+        for word in ("--set", f"{name}={value}")
+    ]
+
+
+def called(app: AppDef, name: str) -> AppDef:
+    """Give the only role the job's name, where torchx would say ``cli``."""
+    app.roles[0].name = name
+    return app
+
+
+def one_process(
+    job: str,
+    words: Sequence[str],
+    *,
+    image: str,
+    resource: specs.Resource,
+    env: Mapping[str, str] | None,
+    max_retries: int,
+    mounts: Sequence[str] | None,
+    port_map: Mapping[str, int] | None = None,
+) -> AppDef:
+    """``sgrec WORDS`` as a job of its own, without torchrun.
+
+    The shell only finds python, then becomes it (``exec``): a scheduler's signals reach
+    the program. ``$`` is doubled, because torchx replaces ``$name`` in arguments.
+    """
+    line = shlex.join(["python", "-m", CLI, *words]).replace("$", "$$")
+    role = specs.Role(
+        name=job,
+        image=image,
+        entrypoint="bash",
+        args=["-c", f"exec {line}"],
+        resource=resource,
+        env=dict(env or {}),
+        max_retries=check_retries(max_retries),
+        port_map=dict(port_map or {}),
+        mounts=specs.parse_mounts(list(mounts)) if mounts else [],
+    )
+    return with_program_on_path(AppDef(name=job, roles=[role]), "python")
+
+
+def check_run(run: str, settings: Mapping[str, str] | None) -> None:
+    """Read a run's settings as ``train.py`` will.
+
+    Raises:
+        ValueError: for an unknown run or setting, naming those that exist.
+    """
+    from sgrec_torchrec.arguments import override
+    from sgrec_torchrec.config import RUNS
+
+    if run not in RUNS:
+        raise ValueError(f"run = {run!r}: there are {', '.join(sorted(RUNS))}")
+    override(RUNS[run], assignments(settings)[1::2])
+
+
+def check_server(host: str, port: int, settings: Mapping[str, str] | None) -> None:
+    """Read a server's settings as ``sgrec serve`` will.
+
+    Raises:
+        ValueError: for an unknown setting, one outside its bounds, or port 0: a job
+            cannot expose a port that is chosen after its start.
+    """
+    from sgrec_torchrec.serving.server.command import parse_settings
+
+    if port == 0:
+        raise ValueError("port = 0: name the port that the job exposes")
+    parse_settings({"host": host, "port": port}, settings or {}, None)

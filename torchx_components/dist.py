@@ -80,7 +80,7 @@ def ddp(
     )
     if script_args:
         command.end_torchrun_options(app, script or m or "")
-    return command.with_torchrun_on_path(app)
+    return command.with_program_on_path(app)
 
 
 def spmd(
