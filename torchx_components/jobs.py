@@ -1,5 +1,4 @@
-"""A component a job: ``torchx run sgrec.train``, judge, table, align, evaluate, export,
-serve.
+"""A component for every job that users launch, as ``torchx run sgrec.train``.
 
 Words after a component's own options are those of ``sgrec JOB`` (or ``train.py``): what
 ``sgrec judge run runs/movielens --written 1`` does here, ``torchx run sgrec.judge run
@@ -202,7 +201,7 @@ def judge(
     """Judge candidates by a language model; ``run``, started again, goes on.
 
     Args:
-        args: words of ``sgrec judge``: label, train or run, the run's folder, options
+        args: words of ``sgrec judge``: label, train or run, then paths
         image: image (docker and cluster schedulers; local_cwd ignores it)
         h: a registered named resource; takes precedence over device, cpu, memMB
         device: cpu, or cuda: then a cluster is asked for one GPU
@@ -235,10 +234,10 @@ def table(
     max_retries: int = 0,
     mounts: Optional[List[str]] = None,
 ) -> specs.AppDef:
-    """Build, grow or check a reward table; not started again: append would append twice.
+    """Build, grow or check a reward table; once, since append would append twice.
 
     Args:
-        args: words of ``sgrec table``: build, append, compact, info or verify, then paths
+        args: words of ``sgrec table``: build, append, compact, info or verify; paths
         image: image (docker and cluster schedulers; local_cwd ignores it)
         h: a registered named resource; takes precedence over cpu, memMB
         cpu: CPUs
