@@ -1,4 +1,4 @@
-"""The components of the jobs, and each command of docs/launch.md, as torchx takes it."""
+"""The components of the jobs, and the commands of docs/launch.md, as torchx sees it."""
 
 import importlib.util
 import re
@@ -10,7 +10,7 @@ import pytest
 from torchx.cli.argparse_util import ArgOnceAction, torchxconfig_run
 from torchx.cli.main import main as torchx
 from torchx.components.component_test_base import ComponentTestCase
-from torchx.specs import AppDef
+from torchx.specs import AppDef, macros
 from torchx.specs.finder import get_components
 
 from sgrec_torchrec.arguments import parse_run
@@ -186,9 +186,12 @@ def test_serve_exposes_the_port_it_listens_on() -> None:
 
 
 def test_words_reach_the_program_as_they_were_given() -> None:
-    line = line_of(jobs.export("runs/a b", "--out", "$HOME/x'y"))
-    words = shlex.split(line.replace("$$", "$"))
-    assert words[-4:] == ["export", "runs/a b", "--out", "$HOME/x'y"]
+    given = ["export", "runs/a b", "--out", "${app_id}$HOME/x'y"]
+    (role,) = jobs.export(*given[1:]).roles
+    values = macros.Values(
+        img_root="", app_id="export-1", replica_id="0", rank0_env="R"
+    )
+    assert shlex.split(values.apply(role).args[-1])[-4:] == given
 
 
 @pytest.mark.parametrize(

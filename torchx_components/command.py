@@ -52,7 +52,7 @@ def node_size(
         ValueError: if ``device`` is neither cpu nor cuda.
     """
     if device not in ("cpu", "cuda"):
-        raise ValueError(f"dist.ddp: device = {device!r}: choose cpu or cuda")
+        raise ValueError(f"device = {device!r}: choose cpu or cuda")
     return {
         "cpu": cpu or max(2, num_processes),
         "gpu": gpu or (num_processes if device == "cuda" else 0),
