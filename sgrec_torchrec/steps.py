@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,11 @@ from rich.table import Table
 
 from sgrec_torchrec.distributed.atomic import sha256_file, write_json
 
+TRAIN = ("-m", "sgrec_torchrec.train")
+SGREC = ("-m", "sgrec_torchrec.cli")
+ALIGN_STEPS = 60
+"""Of post-training, where nothing says how many."""
+TABLE = "reward_table/manifest.json"
 LOGS, STAMPS = "logs", "steps"
 ROW = "row.json"
 LOCK = ".lock"
@@ -108,6 +113,11 @@ def run_steps(run_dir: Path, steps: Sequence[Step], home: str = "") -> list[Outc
             row = _Row(run_dir=run_dir, place=place, number=number, lock=lock)
             outcomes.append(row.do(step, title))
     return outcomes
+
+
+def set_words(assignments: Iterable[str]) -> list[str]:
+    """``--set`` before each."""
+    return [word for one in assignments for word in ("--set", one)]
 
 
 def show(outcomes: Sequence[Outcome], title: str) -> None:
@@ -205,10 +215,14 @@ class _Row:
         if earlier.inputs != fresh.inputs:
             return False
         try:
-            sums(self.run_dir, step.grown)
-            return sums(self.run_dir, step.outputs) == earlier.outputs
+            return self._written(step) == earlier.outputs
         except FileNotFoundError:
             return False
+
+    def _written(self, step: Step) -> dict[str, str]:
+        """Sums of what it wrote; all of it must be there."""
+        sums(self.run_dir, step.grown)
+        return sums(self.run_dir, step.outputs)
 
     def _run(
         self, step: Step, title: str, path: Path, fresh: Stamp, spent: float
@@ -233,8 +247,7 @@ class _Row:
                 "command again: it goes on from this step"
             )
         try:
-            sums(self.run_dir, step.grown)
-            outputs = sums(self.run_dir, step.outputs)
+            outputs = self._written(step)
         except FileNotFoundError as error:
             raise ChildProcessError(
                 f"step {self.number} ({step.name}) ended well, but {error}; its log is "

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgrec_torchrec.config import GeneratorConfig
 from sgrec_torchrec.generator.attention import (
     AttentionGroups,
     PaddedPast,
@@ -35,6 +36,16 @@ class Backbone(nn.Module):
             for index in range(num_layers)
         )
         self.output_norm = nn.RMSNorm(dim, eps=1e-6)
+
+    @staticmethod
+    def of(config: GeneratorConfig) -> "Backbone":
+        """The backbone that the settings ask for."""
+        return Backbone(
+            dim=config.dim,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            dropout=config.dropout,
+        )
 
     def forward(
         self,

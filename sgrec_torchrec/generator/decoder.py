@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgrec_torchrec.config import GeneratorConfig
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
 
 
@@ -29,6 +30,16 @@ class CodeDecoder(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(num_levels))
         self.heads = nn.ModuleList(
             nn.Linear(width, num_codes) for _ in range(num_levels)
+        )
+
+    @staticmethod
+    def of(config: GeneratorConfig, num_levels: int, num_codes: int) -> "CodeDecoder":
+        """The decoder that the settings ask for."""
+        return CodeDecoder(
+            dim=config.dim,
+            width=config.decoder_width,
+            num_levels=num_levels,
+            num_codes=num_codes,
         )
 
     def user_part(self, level: int, hidden_XD: Tensor) -> Tensor:

@@ -28,18 +28,8 @@ class Tower(nn.Module):
         super().__init__()
         self.trie = trie
         self.input_sum = InputSum(trie.num_levels)
-        self.backbone = Backbone(
-            dim=config.dim,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            dropout=config.dropout,
-        )
-        self.decoder = CodeDecoder(
-            dim=config.dim,
-            width=config.decoder_width,
-            num_levels=trie.num_levels,
-            num_codes=trie.num_codes,
-        )
+        self.backbone = Backbone.of(config)
+        self.decoder = CodeDecoder.of(config, trie.num_levels, trie.num_codes)
 
     def encode(
         self,

@@ -143,7 +143,7 @@ def run(
 
     settings: dict[str, str | bool] = {} if url is None else {"base_url": url}
     if bf16:
-        settings |= {"dtype": "bfloat16"} if backend == "vllm" else {"bf16": True}
+        settings["bf16"] = True
     folder = judge or run_dir / "judge"
     ready = _open(run_dir, folder, backend, settings, written)
     requests = read_requests(candidates or run_dir / "candidates", ready.reader, pairs)

@@ -16,7 +16,6 @@ candidates and aspects of a user at the cost of one forward:
 Letters: C candidates, Q questions, S levels, G draws.
 """
 
-import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor
 
 from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.distributed.schedule import warmup_cosine
 from sgrec_torchrec.judge.aspects import LEVELS
 from sgrec_torchrec.judge.backends.transformers_backend import level_logits
 from sgrec_torchrec.judge.cases import CaseReader
@@ -295,7 +295,7 @@ def train_cases(
     num_warmup = int(num_updates * WARMUP_SHARE)
 
     def rate(done: int) -> float:
-        falling = (1 + math.cos(math.pi * done / num_updates)) / 2
+        falling = warmup_cosine(done, 0, num_updates)
         return falling * min((done + 1) / (num_warmup + 1), 1.0)
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)

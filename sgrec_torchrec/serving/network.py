@@ -65,18 +65,8 @@ class DensePart(nn.Module):
 
     def __init__(self, config: GeneratorConfig, num_levels: int, num_codes: int):
         super().__init__()
-        self.backbone = Backbone(
-            dim=config.dim,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            dropout=config.dropout,
-        )
-        self.decoder = CodeDecoder(
-            dim=config.dim,
-            width=config.decoder_width,
-            num_levels=num_levels,
-            num_codes=num_codes,
-        )
+        self.backbone = Backbone.of(config)
+        self.decoder = CodeDecoder.of(config, num_levels, num_codes)
 
 
 class Network(nn.Module):

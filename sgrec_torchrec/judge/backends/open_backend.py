@@ -22,7 +22,7 @@ def open_backend(name: str, model: str, **settings: Any) -> Backend:
             ``__main__`` (``vllm_backend`` says why).
         model: folder or Hugging Face name; for openai the name that the server uses.
         settings: of ``VllmSettings``; for openai ``base_url`` and those of
-            ``ServerSettings``; for transformers ``shares`` and ``bf16``.
+            ``ServerSettings``; for transformers ``shares``. ``bf16`` for the first two.
 
     Raises:
         ValueError: for an unknown name or setting.
@@ -49,6 +49,8 @@ def _open_vllm(model: str, settings: dict[str, Any]) -> Backend:
         load_engine,
     )
 
+    if settings.pop("bf16", False):
+        settings["dtype"] = "bfloat16"
     _check("vllm", settings, [one.name for one in fields(VllmSettings)])
     return VllmBackend(load_engine(model, VllmSettings(**settings)), model)
 

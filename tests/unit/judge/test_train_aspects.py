@@ -284,7 +284,8 @@ def test_each_epoch_visits_every_case_once(cases, fast_training) -> None:
     assert [one["turn"] for one in log] == [1, 4, 7, 10]  # means of three turns
 
 
-def test_learning_rate_falls_to_zero_along_a_cosine(cases, fast_training) -> None:
+def steps_of(cases: list[LabelledCase], num_updates: int, settings: Any) -> list[float]:
+    """How far a weight of constant gradient goes at each update, at rate .1."""
     weight = torch.nn.Linear(1, 1, bias=False)
     places = []
 
@@ -292,22 +293,18 @@ def test_learning_rate_falls_to_zero_along_a_cosine(cases, fast_training) -> Non
         places.append(float(weight.weight.detach()))
         return weight(torch.ones(1)).sum(), {}
 
-    train_cases(weight, cases, loss_of, 4, 0.1, fast_training(batch_size=1), "test")
+    train_cases(weight, cases, loss_of, num_updates, 0.1, settings, "test")
+    return [a - b for a, b in itertools.pairwise(places)]
+
+
+def test_learning_rate_falls_to_zero_along_a_cosine(cases, fast_training) -> None:
+    steps = steps_of(cases, 4, fast_training(batch_size=1))
     # AdamW moves by the rate where the gradient never changes.
-    steps = [a - b for a, b in itertools.pairwise(places)]
     expected = [0.1 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(3)]
     assert steps == pytest.approx(expected, rel=1e-3)
 
 
 def test_learning_rate_rises_first_in_a_longer_training(cases, fast_training) -> None:
-    weight = torch.nn.Linear(1, 1, bias=False)
-    places = []
-
-    def loss_of(one: LabelledCase, turn: int) -> tuple[torch.Tensor, dict[str, float]]:
-        places.append(float(weight.weight.detach()))
-        return weight(torch.ones(1)).sum(), {}
-
-    train_cases(weight, cases, loss_of, 60, 0.1, fast_training(batch_size=1), "test")
-    steps = [a - b for a, b in itertools.pairwise(places)]
+    steps = steps_of(cases, 60, fast_training(batch_size=1))
     # 3 of 60 updates: a quarter, a half, three quarters of the rate, nearly all of it.
     assert steps[:4] == pytest.approx([0.025, 0.05, 0.075, 0.1], rel=0.02)
