@@ -74,8 +74,9 @@ class Limits:
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         most = self.settings.max_body_bytes
         announced = _header(scope, b"content-length") or b"0"
-        # What is not a number the protocol has refused already.
-        if int(announced) > most:
+        # What is not a number the protocol has refused already. Beyond the bound an
+        # announced body is dropped as any other: so that the client gets its answer.
+        if int(announced) > most + DISCARDED:
             raise self._too_large()
         body, num_bytes = bytearray(), 0
         try:
