@@ -1,4 +1,4 @@
-"""What a judge must beat on pairs: popularity, and likeness of text embeddings."""
+"""What a judge must beat on pairs: popularity, likeness of texts, joint choices."""
 
 from collections.abc import Callable
 
@@ -24,4 +24,11 @@ def baseline_scores(reader: CaseReader) -> dict[str, Callable[[Judged], Float32A
         past = reader.history(case)[0]
         return reader.grader.likeness(case.items, past).newest_C
 
-    return {"popularity": popularity, "text cosine": cosine}
+    def together(judged: Judged) -> Float32Array:
+        return np.array(reader.together(judged.case.case), dtype=np.float32)
+
+    return {
+        "popularity": popularity,
+        "text cosine": cosine,
+        "chosen together": together,
+    }

@@ -4,35 +4,24 @@ A case shows nothing of its user from the request on, and nothing of other users
 choices that came later than the request.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
-import numpy.typing as npt
-
-from sgrec_torchrec.item_graph.covisitation import fit_ends
 from sgrec_torchrec.judge.aspects import Aspect, asked_aspects
 from sgrec_torchrec.judge.likeness import LikenessGrader
+from sgrec_torchrec.judge.past_choices import PastChoices
 from sgrec_torchrec.judge.prompt import (
-    FAME,
     Asked,
+    Grades,
     PastItem,
     PromptSettings,
     ShownItem,
-    ShownLikeness,
     UserPrompt,
     user_prompt,
 )
 from sgrec_torchrec.logs.judged_users import prefix_hash
-from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences, SplitLog
-
-NEVER_ENDS = 1 << 62
-FAME_SHARES = (0.5, 0.8, 0.95, 0.99)
-"""An item known by more than these shares of the items is one step better known."""
-BOUNDS_A_DOUBLING = 8
-"""How often the counts that this takes are found anew while the log doubles."""
+from sgrec_torchrec.schema import SplitLog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +36,7 @@ class Case:
 
 
 class CaseReader:
-    """Turns cases of one log into prompts. Memory: 16 bytes a train event."""
+    """Turns cases of one log into prompts. Memory: 20 bytes a train event."""
 
     def __init__(self, split: SplitLog, settings: PromptSettings) -> None:
         self.split = split
@@ -59,7 +48,7 @@ class CaseReader:
                 split.catalogue.categories, split.catalogue.brands, strict=True
             )
         ]
-        self._known = _Known(split.sequences)
+        self._choices = PastChoices(split.sequences)
 
     @cached_property
     def grader(self) -> LikenessGrader:
@@ -89,7 +78,7 @@ class CaseReader:
         now = case.request_timestamp if self.has_clock else None
         return user_prompt(
             past,
-            self._candidates(case, items, now),
+            self._candidates(case, items),
             asked,
             self.settings,
             now,
@@ -123,28 +112,38 @@ class CaseReader:
 
     def popularity(self, item: int, now: int) -> int:
         """Train events of the item before ``now``; of all, where there is no clock."""
-        return self._known.before(item, now if self.has_clock else NEVER_ENDS)
+        return self._choices.before(item, now)
+
+    def together(self, case: Case) -> list[int]:
+        """Grade of each item by those who chose both it and the user's past choices."""
+        past, now = self.history(case)[0], case.request_timestamp
+        return self._choices.together(case.items, past, case.user, now)
 
     def num_alike(self, item: int, past: Sequence[int]) -> int:
         """How many past items share a category (or the brand) with the item."""
         own = set(self._kinds[item])
         return sum(not own.isdisjoint(self._kinds[other]) for other in past)
 
-    def _candidates(
-        self, case: Case, past: Sequence[int], now: int | None
-    ) -> list[ShownItem]:
-        plain = [self._shown(item, now) for item in case.items]
-        if not past or not case.items or not self.settings.shows_likeness:
+    def _candidates(self, case: Case, past: Sequence[int]) -> list[ShownItem]:
+        now = case.request_timestamp
+        plain = [
+            self._shown(item, now if self.has_clock else None) for item in case.items
+        ]
+        if not past or not case.items or not self.settings.shows_grades:
             return plain
         grader, titles = self.grader, self.split.catalogue.titles
         alike = grader.likeness(case.items, past)
+        together = self.together(case)
+        familiar = self._choices.familiarity(case.items, past, now)
         return [
             replace(
                 shown,
-                likeness=ShownLikeness(
+                grades=Grades(
                     newest=grader.grade("newest_C", alike.newest_C[place]),
                     latest=grader.grade("latest_C", alike.latest_C[place]),
                     nearest=grader.grade("nearest_C", alike.nearest_C[place]),
+                    together=together[place],
+                    familiar=familiar[place],
                     nearest_title=titles[alike.nearest_item_C[place]],
                 ),
             )
@@ -152,56 +151,10 @@ class CaseReader:
         ]
 
     def _shown(self, item: int, now: int | None) -> ShownItem:
-        fame = None if now is None else self._known.fame(item, now)
+        fame = None if now is None else self._choices.fame(item, now)
         title = self.split.catalogue.titles[item]
         return ShownItem(title=title, kinds=self._kinds[item], fame=fame)
 
 
 def _kinds(text: str) -> tuple[str, ...]:
     return tuple(part for part in map(str.strip, text.split(",")) if part)
-
-
-class _Known:
-    """How well known an item was at a time, by train events before it alone."""
-
-    def __init__(self, sequences: Sequences) -> None:
-        _, row_F = sequences.events_until(fit_ends(sequences, "train"))
-        items_F, times_F = sequences.items_R[row_F], sequences.timestamps_R[row_F]
-        order = np.lexsort((times_F, items_F))
-        count_N = np.bincount(items_F, minlength=sequences.num_items)
-        self._times = times_F[order]
-        self._all_times: Int64Array = np.sort(times_F)
-        self._indptr = np.concatenate([[0], np.cumsum(count_N)])
-        by_time = items_F[np.argsort(times_F, kind="stable")]
-        # Where bounds are taken depends on no later event, not even on their number.
-        step = np.arange(40 * BOUNDS_A_DOUBLING)
-        ends = np.unique(np.round(2.0 ** (step / BOUNDS_A_DOUBLING)).astype(np.int64))
-        self._ends = ends[ends <= len(by_time)]
-        self._bounds = _bounds(by_time, self._ends, sequences.num_items)
-
-    def before(self, item: int, now: int) -> int:
-        """Events of the item before ``now``."""
-        own = self._times[self._indptr[item] : self._indptr[item + 1]]
-        return int(np.searchsorted(own, now))
-
-    def fame(self, item: int, now: int) -> int:
-        """Index into ``FAME``, by bounds that were taken shortly before ``now``."""
-        passed = int(np.searchsorted(self._all_times, now))
-        taken = int(np.searchsorted(self._ends, passed, "right")) - 1
-        if taken < 0:
-            return 0
-        count = self.before(item, now)
-        step = int(np.searchsorted(self._bounds[taken], count, "right"))
-        return min(step, len(FAME) - 1)
-
-
-def _bounds(
-    by_time_F: Int32Array, ends: Int64Array, num_items: int
-) -> list[npt.NDArray[np.float64]]:
-    """Counts that ``FAME_SHARES`` of the items known by so many events do not reach."""
-    count_N = np.zeros(num_items, dtype=np.int64)
-    bounds = []
-    for first, end in itertools.pairwise((0, *ends.tolist())):
-        count_N += np.bincount(by_time_F[first:end], minlength=num_items)
-        bounds.append(np.quantile(count_N[count_N > 0], FAME_SHARES))
-    return bounds

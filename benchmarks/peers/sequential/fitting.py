@@ -29,6 +29,8 @@ FAR_BEHIND = 0.6
 FAR_BEHIND_FROM = 6
 """from this epoch on."""
 MAX_EPOCHS = 200
+MAX_SCORES = 1 << 27
+"""Scores held at once while ranking: the library keeps rows x items of them, dense."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,14 +230,18 @@ def recommend(
     model reads only the newest session_max_len of it.
     """
     rows = asked_rows.rows
-    found = model.recommend(
-        users=asked_rows.dataset.user_id_map.external_ids,
-        dataset=asked_rows.dataset,
-        k=exchange.k,
-        filter_viewed=exchange.filter_seen,
-        on_unsupported_targets="ignore",
-    )
-    by_row = dict(iter(found.groupby(Columns.User)[Columns.Item]))
+    users = asked_rows.dataset.user_id_map.external_ids
+    batch_size = max(1, MAX_SCORES // exchange.num_items)
+    by_row: dict[int, pd.Series] = {}
+    for begin in range(0, len(users), batch_size):
+        found = model.recommend(
+            users=users[begin : begin + batch_size],
+            dataset=asked_rows.dataset,
+            k=exchange.k,
+            filter_viewed=exchange.filter_seen,
+            on_unsupported_targets="ignore",
+        )
+        by_row |= dict(iter(found.groupby(Columns.User)[Columns.Item]))
     popular = exchange.fit["item"].value_counts(sort=False).sort_index()
     popular = popular.sort_values(ascending=False, kind="stable").index.to_numpy()
     lists: list[Int64Array] = []

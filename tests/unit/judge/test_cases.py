@@ -78,12 +78,12 @@ def changed_future(
 @given(
     user=st.integers(0, NUM_USERS - 1),
     seed=st.integers(0, 2**31),
-    shows_likeness=st.booleans(),
+    shows_grades=st.booleans(),
 )
 def test_no_future_changes_a_prompt(
-    split, make_split, next_case, user, seed, shows_likeness
+    split, make_split, next_case, user, seed, shows_grades
 ) -> None:
-    shown = PromptSettings(shows_likeness=shows_likeness)
+    shown = PromptSettings(shows_grades=shows_grades)
     reader = CaseReader(split, shown)
     case = next_case(reader, user, (0, 1, 17, 29))
     other = CaseReader(changed_future(split, case, seed, make_split), shown)
@@ -171,7 +171,7 @@ def test_without_a_clock_popularity_counts_the_whole_period(small) -> None:
     assert '"Red lamp"; Lamps, Oak\n"Red lamp"; Lamps, Oak\n' in text
 
 
-def test_likeness_is_shown_where_there_is_a_past(small) -> None:
+def test_grades_are_shown_where_there_is_a_past(small) -> None:
     reader = small()
     asked = rating(reader.aspects)
     (candidate,) = reader.prompt(case_of(0, 3, 40, 0), asked).candidates
@@ -180,7 +180,7 @@ def test_likeness_is_shown_where_there_is_a_past(small) -> None:
     assert "profile " in candidate
     (candidate,) = reader.prompt(case_of(0, 0, 10, 0), asked).candidates
     assert "profile " not in candidate
-    plain = CaseReader(reader.split, PromptSettings(shows_likeness=False))
+    plain = CaseReader(reader.split, PromptSettings(shows_grades=False))
     (candidate,) = plain.prompt(case_of(0, 3, 40, 0), asked).candidates
     assert "profile " not in candidate
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from sgrec_torchrec.judge.aspects import ASPECTS, asked_aspects
 from sgrec_torchrec.judge.prompt import (
+    Grades,
     PastItem,
     PromptSettings,
     ShownItem,
-    ShownLikeness,
     UserPrompt,
     clean,
     rating,
@@ -51,14 +51,20 @@ def shown(title: str = "Lamp", kinds: tuple[str, ...] = ("Light",)) -> ShownItem
     return ShownItem(title=title, kinds=kinds)
 
 
+def grades_of(nearest: str) -> Grades:
+    return Grades(
+        newest=3, latest=0, nearest=9, together=6, familiar=8, nearest_title=nearest
+    )
+
+
 def asked_of(title: str, kinds: tuple[str, ...] = ("Light", "Home")) -> UserPrompt:
     """``title`` is an item of the history, the candidate, and what is most like it."""
     past = [
         PastItem(item=shown(), timestamp=MONDAY_NOON - 50 * HOUR_S),
         PastItem(item=shown(title, kinds), timestamp=MONDAY_NOON - 2 * HOUR_S),
     ]
-    likeness = ShownLikeness(newest=3, latest=0, nearest=9, nearest_title=title)
-    candidates = [ShownItem(title=title, kinds=kinds, fame=2, likeness=likeness)]
+    grades = grades_of(title)
+    candidates = [ShownItem(title=title, kinds=kinds, fame=2, grades=grades)]
     return user_prompt(past, candidates, rating(ASPECTS), PromptSettings(), MONDAY_NOON)
 
 
@@ -73,7 +79,7 @@ def test_a_prompt_with_a_clock_reads_so() -> None:
             title="Lamp",
             kinds=("Light",),
             fame=4,
-            likeness=ShownLikeness(newest=3, latest=0, nearest=9, nearest_title="Rug"),
+            grades=grades_of("Rug"),
         ),
         ShownItem(title="Chair", kinds=(), fame=0),
     ]
@@ -82,7 +88,8 @@ def test_a_prompt_with_a_clock_reads_so() -> None:
         past, candidates, rating(novelty), PromptSettings(), MONDAY_NOON
     )
     assert prompt.shared == (
-        "Candidates come with grades of likeness from 0 to 9. "
+        "Candidates come with grades from 0 to 9: likeness, whether people choose it "
+        "together with past choices, and whether its fame is the usual. "
         "Rate by one digit from 1 (low) to 5 (high): "
         "novelty: it is new and unlike what was chosen before.\n"
         "Profile: 3 items so far since July 2020; mostly Light, Work, Oak, New\n"
@@ -96,7 +103,7 @@ def test_a_prompt_with_a_clock_reads_so() -> None:
     )
     assert "".join(prompt.candidates) == (
         'Candidate: "Lamp"; Light; very well known; profile 3, contextual 0, '
-        'novelty 0, nearest "Rug"\n'
+        'novelty 0, together 6, familiar 8, nearest "Rug"\n'
         'Candidate: "Chair"; hardly known\n'
     )
     assert prompt.questions == ("Rate novelty.",)
@@ -108,10 +115,10 @@ def test_a_prompt_with_a_clock_reads_so() -> None:
     ]
 
 
-def test_each_question_repeats_the_grade_of_its_aspect() -> None:
+def test_each_question_repeats_the_grades_of_its_aspect() -> None:
     (profile, future, novelty, context) = asked_of("Lamp").asks(0)
     assert profile == "Rate profile relevance. Grade 3."
-    assert future == "Rate future interest. Grade 3, known."
+    assert future == "Rate future interest. Together 6, familiar 8."
     assert novelty == "Rate novelty. Grade 0."
     assert context == "Rate contextual relevance. Grade 0."
 
@@ -135,14 +142,12 @@ def test_a_prompt_without_a_clock_shows_no_time_and_asks_no_context() -> None:
     assert "Profile: 1 items so far; mostly Light\n" in prompt.shared
 
 
-def test_likeness_is_explained_only_where_it_is_shown() -> None:
+def test_grades_are_explained_only_where_it_is_shown() -> None:
     for shows in (True, False):
-        settings = PromptSettings(shows_likeness=shows)
+        settings = PromptSettings(shows_grades=shows)
         prompt = user_prompt([], [shown()], rating(ASPECTS), settings, None)
         assert (
-            prompt.shared.startswith(
-                "Candidates come with grades of likeness from 0 to 9. "
-            )
+            prompt.shared.startswith("Candidates come with grades from 0 to 9: ")
             == shows
         )
 
@@ -266,7 +271,7 @@ def test_version_names_whatever_changes_the_words() -> None:
     others = {
         PromptSettings(max_history=19).version(ASPECTS),
         PromptSettings(max_title_chars=61).version(ASPECTS),
-        PromptSettings(shows_likeness=False).version(ASPECTS),
+        PromptSettings(shows_grades=False).version(ASPECTS),
         PromptSettings().version(ASPECTS[:3]),
         PromptSettings().version((meant, *ASPECTS[1:])),
     }
