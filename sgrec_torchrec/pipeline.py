@@ -29,6 +29,7 @@ from sgrec_torchrec.arguments import (
     run_parser,
 )
 from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.distributed.origin import has_fast_bf16
 from sgrec_torchrec.doctor import EXTRAS
 from sgrec_torchrec.logs.importers.locate import fingerprint
 from sgrec_torchrec.steps import (
@@ -56,7 +57,7 @@ PRETRAINED = ("best/step-*/manifest.json", "split/manifest.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeBounds:
-    """What the judge may cost: seconds an update, half a second a pair on two cores."""
+    """What the judge may cost: seconds an update, some pairs a second on two cores."""
 
     model: str | None = None
     sft_updates: int = 40
@@ -64,6 +65,8 @@ class JudgeBounds:
     max_pairs: int = 300
     written: int = 1
     """Best candidates of a user that get sentences of evidence."""
+    bf16: bool = False
+    """Its matrix products in bfloat16."""
 
     def __post_init__(self) -> None:
         least = {"sft_updates": 1, "grpo_updates": 1, "written": 0}
@@ -84,6 +87,7 @@ def main(argv: list[str] | None = None) -> None:
             grpo_updates=args.grpo_updates,
             max_pairs=args.max_pairs,
             written=args.written,
+            bf16=has_fast_bf16() if args.bf16 is None else args.bf16,
         )
         judges = not args.business_only and config.align.table is None
         if judges:
@@ -208,7 +212,9 @@ def _judge_steps(config: RunConfig, bounds: JudgeBounds) -> list[Step]:
     if bounds.model is not None:
         judge["--model"] = bounds.model
     labels = {"--max-cases": LABEL_CASES}
-    written = {"--written": bounds.written}
+    written: dict[str, object] = {"--written": bounds.written}
+    if bounds.bf16:
+        judge["--bf16"] = written["--bf16"] = ""
     return [
         Step(
             name="candidates",
@@ -254,7 +260,9 @@ def _judge_steps(config: RunConfig, bounds: JudgeBounds) -> list[Step]:
 
 
 def _options(values: Mapping[str, object]) -> list[str]:
-    return [word for name, value in values.items() for word in (name, str(value))]
+    """An empty value is a switch."""
+    words = [word for name, value in values.items() for word in (name, str(value))]
+    return [word for word in words if word]
 
 
 def _words(args: argparse.Namespace) -> list[str]:
@@ -287,6 +295,11 @@ def _parser() -> argparse.ArgumentParser:
             metavar="N",
             help=f"{words} (default {getattr(bounds, name)})",
         )
+    parser.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        help="the judge in bfloat16 (default: where the processor multiplies it)",
+    )
     parser.add_argument(
         "--resume", action="store_true", help="taken as train.py does: always so here"
     )

@@ -68,10 +68,22 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
+def has_fast_bf16() -> bool:
+    """Does this processor multiply bfloat16 itself (AVX512 BF16 or AMX)?"""
+    flags = set(_cpuinfo("flags").split())
+    return not flags.isdisjoint({"avx512_bf16", "amx_bf16"})
+
+
 def _cpu_name() -> str:
+    return _cpuinfo("model name") or platform.machine()
+
+
+def _cpuinfo(field: str) -> str:
+    """Of the first processor, as Linux has it; empty where it says nothing."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.machine()
+            name, _, value = line.partition(":")
+            if name.strip() == field:
+                return value.strip()
+    return ""

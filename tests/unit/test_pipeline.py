@@ -136,6 +136,14 @@ def test_bounds_reach_the_commands() -> None:
     assert text["pretrain"].endswith("--set align.num_steps=0 --resume")
 
 
+def test_bfloat16_reaches_training_and_judging() -> None:
+    def words(step: str, *, bf16: bool) -> tuple[str, ...]:
+        return steps_of(bounds=JudgeBounds(bf16=bf16))[step].command
+
+    for step in ("judge", "judged"):
+        assert words(step, bf16=True) == (*words(step, bf16=False), "--bf16")
+
+
 def test_without_a_judge_the_business_reward_is_all() -> None:
     steps = steps_of(bounds=None)
     assert list(steps) == ["pretrain", "align", "report"]
