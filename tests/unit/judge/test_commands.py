@@ -154,7 +154,7 @@ def test_a_judge_from_labels_to_the_page(
     assert "popularity" in text
     assert f"judge: {judge}" in text
     assert set(json.loads((judge / "report.json").read_text())["baselines"]) == {
-        *("popularity", "text cosine")
+        *("popularity", "text cosine", "chosen together")
     }
     write_candidates(tmp_path / "candidates", reader_of_run)
     words = ("--judge", judge, "--candidates", tmp_path / "candidates", "--out", judged)
