@@ -93,6 +93,8 @@ def run_parser(program: str, description: str) -> argparse.ArgumentParser:
     """A parser that takes what every command takes that trains: the run's settings."""
     parser = argparse.ArgumentParser(
         prog=program,
+        # A cut-short option would change its meaning with the next option added.
+        allow_abbrev=False,
         description=description,
         epilog="Fields of --set: " + "; ".join(describe_fields()),
     )

@@ -117,8 +117,3 @@ def expected_score(probability: Float32Array) -> Float32Array:
     places = np.linspace(0.0, 1.0, probability.shape[-1], dtype=np.float32)
     score: Float32Array = (probability @ places).astype(np.float32)
     return score
-
-
-def level_score(levels: tuple[int, ...]) -> Float32Array:
-    """Written levels (1 to S) as scores float32 in [0, 1]."""
-    return ((np.array(levels) - 1) / (len(LEVELS) - 1)).astype(np.float32)

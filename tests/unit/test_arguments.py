@@ -1,6 +1,6 @@
 import pytest
 
-from sgrec_torchrec.arguments import errors_in_one_line
+from sgrec_torchrec.arguments import errors_in_one_line, run_parser
 
 
 def test_user_error_is_one_line_and_exit_code_two(capsys, monkeypatch):
@@ -20,3 +20,12 @@ def test_traceback_is_shown_on_request(monkeypatch):
 def test_error_of_the_program_keeps_its_traceback():
     with pytest.raises(KeyError), errors_in_one_line("sgrec"):
         raise KeyError("a bug")
+
+
+def test_an_option_is_given_whole(capsys):
+    parser = run_parser("sgrec", "words")
+    assert parser.parse_args(["--name", "a"]).name == "a"
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(["--nam", "a"])
+    assert stopped.value.code == 2
+    assert "--nam" in capsys.readouterr().err

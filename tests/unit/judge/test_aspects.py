@@ -14,7 +14,6 @@ from sgrec_torchrec.judge.aspects import (
     answer_schema,
     asked_aspects,
     expected_score,
-    level_score,
     read_answer,
 )
 
@@ -130,9 +129,3 @@ def test_expected_score_by_hand() -> None:
     np.testing.assert_allclose(score_Q, [0, 1, 0.5, 0.3125], rtol=1e-6)
     nested = expected_score(probability_QS.reshape(2, 2, 5))
     np.testing.assert_array_equal(nested, score_Q.reshape(2, 2))
-
-
-def test_level_score_by_hand() -> None:
-    score = level_score((1, 2, 3, 4, 5))
-    assert score.dtype == np.float32
-    np.testing.assert_array_equal(score, [0, 0.25, 0.5, 0.75, 1])
