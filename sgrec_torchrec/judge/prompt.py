@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from sgrec_torchrec.judge.aspects import LEVELS, Aspect
 
-VERSION = 3
+VERSION = 4
 """Raise it when the words below change: judgements of other words are not mixed."""
 SYSTEM = (
     "You judge recommendations for one person. Read the history, then the candidate. "
@@ -30,7 +30,6 @@ GRADED = (
 GUIDE = "Rate by one digit from {low} (low) to {high} (high): {aspects}."
 RATE = "Rate {words}."
 GRADE = " Grade {grade}."
-BEHAVIOUR = " Together {together}, familiar {familiar}."
 WEIGH = "Rate how much {words} matters to this person."
 WRITE = "Answer with JSON: one sentence of evidence and a level for each aspect."
 FAME = ("hardly known", "little known", "known", "well known", "very well known")
@@ -63,7 +62,6 @@ class PromptSettings:
             GUIDE,
             RATE,
             GRADE,
-            BEHAVIOUR,
             WEIGH,
             WRITE,
             LEVELS,
@@ -98,15 +96,13 @@ class Grades:
     nearest_title: str
 
     @property
-    def hints(self) -> dict[str, str]:
-        """What decides each aspect, in words, by its name."""
+    def by_aspect(self) -> dict[str, int]:
+        """The grade that speaks of each aspect."""
         return {
-            "profile": GRADE.format(grade=self.newest),
-            "future_interest": BEHAVIOUR.format(
-                together=self.together, familiar=self.familiar
-            ),
-            "novelty": GRADE.format(grade=self.novelty),
-            "context": GRADE.format(grade=self.latest),
+            "profile": self.newest,
+            "future_interest": (self.together + self.familiar) // 2,
+            "novelty": self.novelty,
+            "context": self.latest,
         }
 
     @property
@@ -130,7 +126,7 @@ class Asked:
     guide: str
     questions: tuple[str, ...]
     graded: tuple[str, ...] = ()
-    """The aspect of each question that ends with the grades; () for none."""
+    """The aspect of each question that ends with the grade; () for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,8 +297,10 @@ def _grades(shown: Grades, settings: PromptSettings) -> str:
 
 
 def _hints(item: ShownItem, aspects: tuple[str, ...]) -> tuple[str, ...]:
-    # Where the answer is to be given, a small model need not look for what decides it.
-    hints = {} if item.grades is None else item.grades.hints
+    # Where the answer is to be given, a small model need not look for what decides it;
+    # one word for all aspects, so that what it learns of one serves the others.
+    grades = {} if item.grades is None else item.grades.by_aspect
+    hints = {name: GRADE.format(grade=grade) for name, grade in grades.items()}
     return tuple(hints.get(name, "") for name in aspects)
 
 

@@ -115,10 +115,10 @@ def test_a_prompt_with_a_clock_reads_so() -> None:
     ]
 
 
-def test_each_question_repeats_the_grades_of_its_aspect() -> None:
+def test_each_question_repeats_the_grade_of_its_aspect() -> None:
     (profile, future, novelty, context) = asked_of("Lamp").asks(0)
     assert profile == "Rate profile relevance. Grade 3."
-    assert future == "Rate future interest. Together 6, familiar 8."
+    assert future == "Rate future interest. Grade 7."
     assert novelty == "Rate novelty. Grade 0."
     assert context == "Rate contextual relevance. Grade 0."
 
