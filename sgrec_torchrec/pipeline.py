@@ -203,18 +203,11 @@ def _judge_steps(config: RunConfig, bounds: JudgeBounds) -> list[Step]:
         "--max-users": bounds.max_pairs // PAIRS_PER_USER,
         "--max-per-user": PAIRS_PER_USER,
     }
-    judge: dict[str, object] = {
-        "--sft-updates": bounds.sft_updates,
-        "--grpo-steps": bounds.grpo_updates,
-        "--max-held-out": HELD_OUT_CASES,
-        "--max-weight-cases": WEIGHT_CASES,
-    }
-    if bounds.model is not None:
-        judge["--model"] = bounds.model
+    judge = _judge_options(bounds)
     labels = {"--max-cases": LABEL_CASES}
     written: dict[str, object] = {"--written": bounds.written}
     if bounds.bf16:
-        judge["--bf16"] = written["--bf16"] = ""
+        written["--bf16"] = ""
     return [
         Step(
             name="candidates",
@@ -257,6 +250,21 @@ def _judge_steps(config: RunConfig, bounds: JudgeBounds) -> list[Step]:
             grown=(TABLE,),
         ),
     ]
+
+
+def _judge_options(bounds: JudgeBounds) -> dict[str, object]:
+    """Of its training."""
+    options: dict[str, object] = {
+        "--sft-updates": bounds.sft_updates,
+        "--grpo-steps": bounds.grpo_updates,
+        "--max-held-out": HELD_OUT_CASES,
+        "--max-weight-cases": WEIGHT_CASES,
+    }
+    if bounds.model is not None:
+        options["--model"] = bounds.model
+    if bounds.bf16:
+        options["--bf16"] = ""
+    return options
 
 
 def _options(values: Mapping[str, object]) -> list[str]:

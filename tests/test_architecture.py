@@ -40,7 +40,7 @@ MAY_IMPORT = {
     | {"reward_table", "train"},
     "steps": {"distributed"},
     "closed_loop": {"distributed", "steps"},
-    "pipeline": {"arguments", "config", "doctor", "logs", "steps"},
+    "pipeline": {"arguments", "config", "distributed", "doctor", "logs", "steps"},
     "sequential_peer": UP_TO_GENERATOR | {"evaluation"},
     "benchmark": UP_TO_GENERATOR
     | {"arguments", "evaluation", "prepare", "sequential_peer", "train"},
