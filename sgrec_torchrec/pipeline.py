@@ -29,7 +29,7 @@ from sgrec_torchrec.arguments import (
     run_parser,
 )
 from sgrec_torchrec.config import RunConfig
-from sgrec_torchrec.distributed.origin import has_fast_bf16
+from sgrec_torchrec.distributed.processor import has_fast_bf16
 from sgrec_torchrec.doctor import EXTRAS
 from sgrec_torchrec.logs.importers.locate import fingerprint
 from sgrec_torchrec.steps import (

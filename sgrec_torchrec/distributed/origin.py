@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from sgrec_torchrec.distributed.processor import cpu_name
+
 PACKAGES = (
     "sgrec_torchrec",
     "torch",
@@ -37,7 +39,7 @@ def describe_run() -> dict[str, object]:
     """``origin`` with this machine's hardware and the date (ISO 8601, UTC)."""
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     hardware = {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(pages / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -66,24 +68,3 @@ def commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
-
-
-def has_fast_bf16() -> bool:
-    """Does this processor multiply bfloat16 itself (AVX512 BF16 or AMX)?"""
-    flags = set(_cpuinfo("flags").split())
-    return not flags.isdisjoint({"avx512_bf16", "amx_bf16"})
-
-
-def _cpu_name() -> str:
-    return _cpuinfo("model name") or platform.machine()
-
-
-def _cpuinfo(field: str) -> str:
-    """Of the first processor, as Linux has it; empty where it says nothing."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == field:
-                return value.strip()
-    return ""
