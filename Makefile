@@ -4,12 +4,12 @@
 
 VENV := .venv
 PY := $(VENV)/bin/python
-EXTRAS := movielens,complete-journey,text,judge,serving,dev
+EXTRAS := movielens,complete-journey,text,judge,serving,kubernetes,docs,dev
 TORCH_PIP_ARGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check bench doctor clean distclean
+.PHONY: help setup train test check docs bench doctor clean distclean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /|/' | \
@@ -33,6 +33,9 @@ check: $(VENV)/.ready  ## formatting, lint, types, tests: what a change must pas
 	@$(PY) -m mypy --strict sgrec_torchrec
 	@$(MAKE) --no-print-directory test
 
+docs: $(VENV)/.ready  ## the site of docs/, into site/; a link that leads nowhere is an error
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs --quiet build --strict $(ARGS)
+
 bench: $(VENV)/.ready  ## measure speed against peers; JSON_DIR=folder keeps the figures
 	@for script in benchmarks/bench_*.py; do \
 		json="$(if $(JSON_DIR),--json $(JSON_DIR)/$$(basename $$script .py).json)"; \
@@ -42,7 +45,7 @@ doctor: $(VENV)/.ready  ## what is installed, and how to mend what is broken
 	@$(VENV)/bin/sgrec doctor
 
 clean:  ## remove caches and build leftovers; runs/ and .venv stay
-	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	@rm -rf .ci/fbgemm_gpu_cpu_shim/build .ci/fbgemm_gpu_cpu_shim/*.egg-info
 	@find sgrec_torchrec torchx_components benchmarks tests examples \
 		-name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

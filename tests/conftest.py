@@ -11,7 +11,7 @@ tokenizer.
 import csv
 import importlib.util
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,6 +120,12 @@ def one_thread() -> Iterator[None]:
         )
         yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def alone() -> Callable[[], AbstractContextManager[None]]:
+    """alone(): no rank in the environment, one thread, until it is left."""
+    return one_thread
 
 
 @pytest.fixture

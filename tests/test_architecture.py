@@ -8,7 +8,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "sgrec_torchrec"
-CODE_FOLDERS = (PACKAGE, "torchx_components", "benchmarks", "examples", "tests")
+CODE_FOLDERS = (
+    *(PACKAGE, "torchx_components", "benchmarks", "examples", "docs", "tests"),
+)
 
 UP_TO_LOGS = {"schema", "config", "distributed", "logs"}
 UP_TO_TOKENS = UP_TO_LOGS | {"item_graph", "evidence", "item_tokens"}
@@ -281,7 +283,7 @@ def test_code_is_ascii() -> None:
 def project_texts() -> Iterator[Path]:
     """Text files of the project itself, without what tools leave behind."""
     top = [path for path in ROOT.iterdir() if path.is_file()]
-    folders = [ROOT / name for name in (*CODE_FOLDERS, "docs", ".ci", ".github")]
+    folders = [ROOT / name for name in (*CODE_FOLDERS, ".ci", ".github")]
     below = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     for path in (*top, *below):
         built = {"build", "__pycache__"} & set(path.parts)

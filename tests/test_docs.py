@@ -1,6 +1,7 @@
 """docs/ and README against the code: commands, settings, Python names and links.
 
-Nothing is executed: words are parsed by the parsers of the commands themselves.
+Nothing is executed here: words are parsed by the parsers of the commands themselves.
+``test_docs_run`` runs them.
 """
 
 import ast
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from documented_lines import FENCE, PAGES, ROOT, name_of, python_blocks, shell_lines
 
 from sgrec_torchrec import pipeline
 from sgrec_torchrec.arguments import override, parse_run, parse_with
@@ -21,26 +23,9 @@ from sgrec_torchrec.cli import app
 from sgrec_torchrec.config import RUNS
 from sgrec_torchrec.serving.server.command import parse_settings
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+NAMES = [name_of(page) for page in PAGES]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 COMMAND = typer.main.get_command(app)
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return [body for kind, body in FENCE.findall(text) if kind == language]
-
-
-def shell_lines(page: Path) -> list[str]:
-    """Lines of ``sh`` blocks, and README's indented ones, continuations joined."""
-    text = page.read_text(encoding="utf-8")
-    found = blocks(text, "sh")
-    if page.name == "README.md":
-        found.append("\n".join(re.findall(r"^ {4}(.+)$", text, re.MULTILINE)))
-    joined = "\n".join(found).replace("\\\n", " ")
-    return [line.strip() for line in joined.splitlines() if line.strip()]
 
 
 def program_words(line: str) -> tuple[str, list[str]] | None:
@@ -204,7 +189,7 @@ def test_links_lead_to_files(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_python_imports_what_there_is(name: str) -> None:
-    for block in blocks((ROOT / name).read_text(encoding="utf-8"), "python"):
+    for block in python_blocks(ROOT / name):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and node.module:
                 module = import_module(node.module)
