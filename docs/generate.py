@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"
 EXAMPLE = "examples/plug_into_torchrec/align_my_model.py"
 ARGPARSE: dict[str, Callable[[list[str]], object]] = {
-    "train": parse_run,
-    "pipeline": pipeline.main,
+    "sgrec train": parse_run,
+    "sgrec pipeline": pipeline.main,
 }
 """Verbs that hand their words on."""
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)")
@@ -94,8 +94,8 @@ def command_parts(command: Any, path: str) -> Iterator[str]:
         yield escaped(verb.help or "")
         if hasattr(verb, "commands"):
             yield from command_parts(verb, whole)
-        elif name in ARGPARSE:
-            yield f"```text\n{argparse_help(ARGPARSE[name])}\n```"
+        elif whole in ARGPARSE:
+            yield f"```text\n{argparse_help(ARGPARSE[whole])}\n```"
             yield "Fields of `--set`: [settings](settings.md)."
         elif verb.params:
             yield parameter_table(verb.params)
