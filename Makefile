@@ -33,8 +33,9 @@ check: $(VENV)/.ready  ## formatting, lint, types, tests: what a change must pas
 	@$(PY) -m mypy --strict sgrec_torchrec
 	@$(MAKE) --no-print-directory test
 
+# Not --quiet: it would keep the warnings from --strict, too.
 docs: $(VENV)/.ready  ## the site of docs/, into site/; a link that leads nowhere is an error
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs --quiet build --strict $(ARGS)
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 
 bench: $(VENV)/.ready  ## measure speed against peers; JSON_DIR=folder keeps the figures
 	@for script in benchmarks/bench_*.py; do \

@@ -140,8 +140,7 @@ class UserPrompt:
     candidates: tuple[str, ...]
     questions: tuple[str, ...]
     hints: tuple[tuple[str, ...], ...] = ()
-    """What each question ends with for a candidate, [candidate][question]; () for
-    nothing."""
+    """What each question ends with, by candidate, then by question; () for nothing."""
 
     def asks(self, place: int) -> tuple[str, ...]:
         """The questions as they are put for the candidate at ``place``."""
