@@ -1,4 +1,4 @@
-"""Every command of README and docs/, run over a small log: see ``documented_world``.
+"""The commands of README and docs/, run over a small log: see ``documented_world``.
 
 A command of a page that is not in ``documented/commands.toml`` fails
 ``test_every_command_is_in_one_list``.
@@ -7,7 +7,6 @@ A command of a page that is not in ``documented/commands.toml`` fails
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tomllib
@@ -32,6 +31,7 @@ LAUNCH = ROOT / "docs" / "launch.md"
 LISTS = tomllib.loads((ROOT / "tests/documented/commands.toml").read_text())
 FIRST: dict[str, list[str]] = LISTS.pop("first")
 OTHER: dict[str, str] = LISTS.pop("other")
+NOT_RUN: dict[str, str] = LISTS.pop("not-run")
 
 
 def dry_runs() -> list[str]:
@@ -41,9 +41,9 @@ def dry_runs() -> list[str]:
 
 
 def listed() -> list[str]:
-    """Every command that is run here, as often as it is listed."""
+    """Every command of a list, as often as it is listed."""
     known = [command for part in LISTS.values() for command in part]
-    known += [*dry_runs(), *OTHER.values()]
+    known += [*dry_runs(), *OTHER.values(), *NOT_RUN]
     return [command_of(one) for one in known]
 
 
@@ -250,29 +250,3 @@ def test_snippet_of_python(name: str, place: int, copied: World) -> None:
 
 def test_setup_of_vllm_is_a_script() -> None:
     subprocess.run(["bash", "-n", str(ROOT / OTHER["vllm-setup"])], check=True)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not (ROOT / ".venv-vllm" / ".ready").is_file(),
-    reason="the environment .venv-vllm is absent; .ci/setup-vllm makes it",
-)
-def test_commands_of_vllm(copied: World) -> None:
-    judge, serve, ask = (OTHER[f"vllm-{name}"] for name in ("judge", "serve", "ask"))
-    shutil.rmtree(copied.folder / "runs" / "movielens" / "judged")
-    copied.shell(judge.replace(".venv-vllm", str(ROOT / ".venv-vllm")), limit_s=900)
-    assert (copied.folder / "runs/movielens/judged/manifest.json").is_file()
-    shutil.rmtree(copied.folder / "runs" / "movielens" / "judged")
-    words = serve.replace(".venv-vllm", str(ROOT / ".venv-vllm")).split()
-    with (copied.folder / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            words, cwd=copied.folder, stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        wait = "until curl -sf http://127.0.0.1:8001/health; do sleep 1; done"
-        copied.shell(wait, limit_s=600)
-        copied.run(ask)
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(60)
-    assert (copied.folder / "runs/movielens/judged/manifest.json").is_file()

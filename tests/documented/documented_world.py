@@ -46,7 +46,7 @@ FEWER = {
     "generator.dim": 32,
 }
 """Setting of a page -> its smallest form."""
-JUDGE_BOUNDS = "--sft-updates 1 --grpo-steps 1 --max-held-out 4 --max-weight-cases 16"
+JUDGE_BOUNDS = "--sft-updates 1 --grpo-steps 1 --max-held-out 4 --max-weight-cases 12"
 PIPELINE_BOUNDS = "--sft-updates 2 --grpo-updates 1 --max-pairs 120"
 OTHER_MODEL = "Qwen/Qwen3-4B"
 """Here a folder with the tiny model, which transformers takes before any download."""
