@@ -1,156 +1,227 @@
-"""The policy update: history shared by a group against repeated G times.
+r"""Post-training: the update, and a whole step, against TRL and against repetition.
 
-The peer is what trainers of language models do with a group: each of its G rollouts is
-a sequence of its own, prompt and all. Same network, weights, rollouts, rewards and
-loss, trie-masked logits on both sides, one thread each; loss and gradients must agree
-(1e-5; 1e-4 of each parameter's largest) before anything is timed. The last row is the
-share of a step that rewards and advantages take.
+Peers:
+1. TRL's GRPOTrainer over the same network and weights: its own loss for the update,
+   its ``training_step`` for a whole step (``generate`` + ``prefix_allowed_tokens_fn``,
+   log-probabilities of the reference, reward, loss, backward). How it is set up, and
+   what had to be turned off: ``peers/trl_peer.py``.
+2. Our own loss, where every prompt stands once for each of its rollouts: what sharing a
+   history is worth by itself.
 
-Usage: python benchmarks/bench_a2po.py [--prompts 8] [--rollouts 16] [--history 150]
+Same network, weights, prompts, rollouts, advantages and reference, trie-masked logits
+on all sides, one thread. Before anything is timed, loss and gradients must agree at
+ratio 1 (1e-5; 1e-4 of each parameter's largest): over rollouts of ours, and over those
+that TRL drew. Every repetition has other prompts, and the sides take turns. No side
+runs an optimizer, which would cost all the same. In a step ours draws distinct items,
+TRL with repeats.
+
+TRL lies in a folder of its own, beside the project's packages; without it its rows are
+left out:
+
+    pip install --no-deps --target .venv-trl trl==1.16.0 datasets==5.2.0 \
+        dill==0.4.1 multiprocess==0.70.19 xxhash==4.1.0
+    PYTHONPATH=.venv-trl python benchmarks/bench_a2po.py [--prompts 8] [--rollouts 16] \
+        [--history 150] [--json PATH]
 """
 
 import argparse
+import importlib.util
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from peers.workload import (
-    random_columns,
-    random_generator,
-    scattered_trie,
-    to_features,
+from peers.policy_workload import PolicyWorkload, advantages, each_alone
+from reporting import (
+    Row,
+    quartiles,
+    relative_spread,
+    report,
+    time_interleaved,
+    timed_row,
 )
-from reporting import Row, relative_spread, report, time_interleaved
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sgrec_torchrec.a2po.advantage import a2po_advantage
-from sgrec_torchrec.a2po.loss import PolicyTerms
-from sgrec_torchrec.a2po.reward import Group, next_item_reward
-from sgrec_torchrec.a2po.rollout import PolicyBatch, frozen_copy, roll_out
-from sgrec_torchrec.config import AlignConfig, GeneratorConfig
-from sgrec_torchrec.generator.model import Generator
-from sgrec_torchrec.logs.stream import EvalBatch
+from sgrec_torchrec.a2po.rollout import RolledOut
 
-CONFIG = GeneratorConfig(
-    dim=64, num_layers=2, num_heads=2, decoder_width=256, dropout=0.0
-)
+if TYPE_CHECKING:
+    from peers.trl_peer import TrlPeer
+
 NUM_ITEMS, NUM_CODES = 100_000, 256
+REPETITIONS = 21
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
 
 
-class Workload:
-    """Fresh prompts of one length, rolled out and rewarded by a fixed policy."""
+class Groups(NamedTuple):
+    """Prompts with rollouts and advantages that were made before the clock starts."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.trie = scattered_trie(NUM_ITEMS, NUM_CODES)
-        self.model = random_generator(self.trie, CONFIG, seed=0)
-        self.reference = frozen_copy(self.model)
-        self.settings = AlignConfig(num_rollouts=args.rollouts)
-        self.num_prompts, self.history = args.prompts, args.history
-        self.noise = torch.Generator().manual_seed(1)
+    token_BT: Tensor
+    features: KeyedJaggedTensor
+    rolled: RolledOut
+    advantage_BG: Tensor
 
-    def features(self) -> KeyedJaggedTensor:
-        """Histories of so many events, and their begin markers."""
-        lengths = torch.full((self.num_prompts,), self.history)
-        columns = random_columns(self.trie, lengths, CONFIG, self.noise)
-        return to_features(columns, lengths)
+    @staticmethod
+    def fresh(work: PolicyWorkload) -> "Groups":
+        """Of new prompts."""
+        token_BT = work.prompts()
+        features = work.features(token_BT)
+        rolled = work.roll_out(features)
+        return Groups(token_BT, features, rolled, rewarded(work, rolled))
 
-    def roll_out(self, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Items [B, G], old log-probabilities [B, G, L], advantages [B, G]."""
-        key_B = torch.randint(1 << 62, (self.num_prompts,), generator=self.noise)
-        none = torch.zeros(0, dtype=torch.int64)
-        batch = EvalBatch(
-            features=features,
-            row_B=torch.arange(self.num_prompts),
-            target_B=torch.zeros(self.num_prompts, dtype=torch.int64),
-            seen_items_P=none,
-            seen_offsets_B1=torch.zeros(self.num_prompts + 1, dtype=torch.int64),
-        )
-        rolled = roll_out(
-            self.model, self.reference, batch, key_B, self.settings, filter_seen=False
-        )
-        item_BG = rolled.rollout.item_BG
-        # Every group has its hit, so that every group teaches.
-        place_B = torch.randint(item_BG.shape[1], (len(item_BG),), generator=self.noise)
-        target_B = item_BG.gather(1, place_B[:, None]).squeeze(1)
-        advantage_BG = advantages(item_BG, target_B)
-        return item_BG, rolled.logprob_old_BGL, advantage_BG
+    def repeated(self, work: PolicyWorkload) -> "Groups":
+        """Every rollout as a group of its own, after its own copy of the prompt."""
+        token_ST = self.token_BT.repeat_interleave(self.advantage_BG.shape[1], 0)
+        advantage_S1 = self.advantage_BG.reshape(-1, 1)
+        rolled = each_alone(self.rolled)
+        return Groups(token_ST, work.features(token_ST), rolled, advantage_S1)
+
+    def update(self, work: PolicyWorkload) -> Tensor:
+        """Our loss; its gradients lie in the model."""
+        return work.update(self.features, self.rolled, self.advantage_BG)
 
 
-def advantages(item_BG: Tensor, target_B: Tensor) -> Tensor:
-    """Business reward, a made-up semantic one, and their fusion."""
-    group = Group(
-        prompt_B=torch.arange(len(item_BG)).numpy(), item_BG=item_BG, target_B=target_B
+def rewarded(work: PolicyWorkload, rolled: RolledOut) -> Tensor:
+    """Advantages [B, G] of the rollouts."""
+    item_BG = rolled.rollout.item_BG
+    return advantages(item_BG, work.targets(item_BG))
+
+
+def step(work: PolicyWorkload, token_BT: Tensor) -> Tensor:
+    """Ours: rollout, reward, advantage, loss, backward."""
+    features = work.features(token_BT)
+    rolled = work.roll_out(features)
+    return work.update(features, rolled, rewarded(work, rolled))
+
+
+def check_equal(
+    name: str,
+    work: PolicyWorkload,
+    ours: Callable[[], Tensor],
+    peer: Callable[[], Tensor],
+) -> None:
+    """Run two updates over the same rollouts.
+
+    Raises:
+        AssertionError: where the losses differ.
+        RuntimeError: where the gradients do.
+    """
+    our_loss, our_gradients = ours(), work.gradients()
+    peer_loss, peer_gradients = peer(), work.gradients()
+    torch.testing.assert_close(our_loss, peer_loss, rtol=LOSS_TOLERANCE, atol=1e-7)
+    error = max(
+        float((one - other).abs().max() / other.abs().max().clamp(min=1e-9))
+        for one, other in zip(our_gradients, peer_gradients, strict=True)
     )
-    semantic_BG = (item_BG % 97).float() / 97
-    judged_BG = torch.ones_like(item_BG, dtype=torch.bool)
-    return a2po_advantage(next_item_reward(group), semantic_BG, judged_BG).advantage_BG
-
-
-def update(
-    model: Generator, features: KeyedJaggedTensor, groups: tuple[Tensor, ...], *, G: int
-) -> Tensor:
-    """Loss of all groups; G prompts stand in ``features`` for each of them, or one."""
-    item_BG, logprob_old_BGL, advantage_BG = groups
-    num_rollouts = item_BG.shape[1]
-    end_P = features["item"].offsets()[1:].long() - 1
-    flat = (item_BG.numel(), -1)
-    batch = PolicyBatch(
-        features=features,
-        target_context_S=end_P
-        if num_rollouts == G
-        else end_P.repeat_interleave(num_rollouts),
-        target_item_S=item_BG.reshape(-1),
-        terms=PolicyTerms(
-            logprob_old_SL=logprob_old_BGL.reshape(flat),
-            logprob_reference_SL=logprob_old_BGL.reshape(flat),
-            advantage_S=advantage_BG.reshape(-1),
-            weight_S=torch.ones(item_BG.numel()),
-            scale=1 / item_BG.numel(),
-            clip=0.2,
-            kl_weight=0.05,
-        ),
-    )
-    model.zero_grad(set_to_none=True)
-    loss, _ = model(batch)
-    torch.autograd.backward(loss)
-    return loss.detach()
-
-
-def repeated(features: KeyedJaggedTensor, num_rollouts: int) -> KeyedJaggedTensor:
-    """Every prompt G times in a row."""
-    names = features.keys()
-    columns = [
-        features[name]
-        .values()
-        .view(features.stride(), -1)
-        .repeat_interleave(num_rollouts, 0)
-        for name in names
-    ]
-    length = columns[0].shape[1]
-    return KeyedJaggedTensor(
-        names,
-        torch.cat([column.reshape(-1) for column in columns]),
-        lengths=torch.full((len(columns[0]) * len(names),), length),
+    if error > GRADIENT_TOLERANCE:
+        raise RuntimeError(f"{name}: gradients differ by {error:.1e} of their largest")
+    print(
+        f"equal to {name}: losses {float(our_loss):.6f} and {float(peer_loss):.6f}, "
+        f"gradients within {error:.1e} of each parameter's largest"
     )
 
 
-def check_equal(work: Workload) -> None:
-    """Raise RuntimeError where the two sides disagree on loss or gradients."""
-    features = work.features()
-    groups = work.roll_out(features)
-    num_rollouts = groups[0].shape[1]
-    sides = []
-    for one, G in ((features, 1), (repeated(features, num_rollouts), num_rollouts)):
-        loss = update(work.model, one, groups, G=G)
-        gradients = [weight.grad.clone() for weight in work.model.tower.parameters()]
-        sides.append((loss, gradients))
-    (ours, ours_gradients), (peer, peer_gradients) = sides
-    torch.testing.assert_close(ours, peer, rtol=1e-5, atol=1e-7)
-    for one, other in zip(ours_gradients, peer_gradients, strict=True):
-        error = float((one - other).abs().max() / other.abs().max().clamp(min=1e-9))
-        if error > 1e-4:
-            raise RuntimeError(f"gradients differ by {error:.1e} of their largest")
+def repeated_row(work: PolicyWorkload, made: Sequence[Groups], shape: str) -> Row:
+    name = "the prompt repeated for every rollout, our loss"
+    longer = [groups.repeated(work) for groups in made]
+    check_equal(
+        name, work, lambda: made[0].update(work), lambda: longer[0].update(work)
+    )
+    ours, theirs = itertools.cycle(made), itertools.cycle(longer)
+    return timed_row(
+        f"policy update, {shape}",
+        lambda: next(ours).update(work),
+        lambda: next(theirs).update(work),
+        name,
+        repetitions=REPETITIONS,
+    )
+
+
+def trl_rows(work: PolicyWorkload, made: Sequence[Groups], shape: str) -> Iterator[Row]:
+    """The update and the whole step; none, with the reason, where TRL is absent."""
+    if importlib.util.find_spec("trl") is None:
+        print("no rows against TRL: it is not installed (how: this file's docstring)")
+        return
+    # Read where huggingface_hub is imported: nothing is sent, one thread tokenizes.
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    import trl
+    from peers.trl_peer import TrlPeer
+
+    peer, name = TrlPeer(work), f"TRL {trl.__version__} GRPOTrainer"
+    check_trl(peer, work, made[0], name)
+    ours = itertools.cycle(made)
+    theirs = itertools.cycle(
+        [peer.record(one.token_BT, one.rolled, one.advantage_BG) for one in made]
+    )
+    yield timed_row(
+        f"policy update, {shape}",
+        lambda: next(ours).update(work),
+        lambda: peer.update(next(theirs)),
+        f"{name}, its loss",
+        repetitions=REPETITIONS,
+    )
+    prompts = itertools.cycle([work.prompts() for _ in made])
+    rows = itertools.cycle([peer.rows(work.prompts()) for _ in made])
+    yield timed_row(
+        f"whole step, {shape}",
+        lambda: step(work, next(prompts)),
+        lambda: peer.step(next(rows)),
+        f"{name}, its training_step",
+        repetitions=REPETITIONS,
+    )
+
+
+def check_trl(peer: "TrlPeer", work: PolicyWorkload, ours: Groups, name: str) -> None:
+    """Over rollouts of ours, and over those that TRL draws for the same prompts."""
+    record = peer.record(ours.token_BT, ours.rolled, ours.advantage_BG)
+    check_equal(
+        f"{name} over our rollouts",
+        work,
+        lambda: ours.update(work),
+        lambda: peer.aligned_update(record),
+    )
+    drawn = peer.roll_out(peer.rows(ours.token_BT))
+    item_BG = peer.items(drawn["completion_ids"])
+    rolled = work.with_items(ours.features, ours.rolled, item_BG)
+    torch.testing.assert_close(
+        drawn["ref_per_token_logps"].view(rolled.logprob_reference_BGL.shape),
+        rolled.logprob_reference_BGL,
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    advantage_BG = drawn["advantages"].view(item_BG.shape)
+    theirs = ours._replace(rolled=rolled, advantage_BG=advantage_BG)
+    check_equal(
+        f"{name} over its own rollouts",
+        work,
+        lambda: theirs.update(work),
+        lambda: peer.aligned_update(drawn),
+    )
+
+
+def reward_row(work: PolicyWorkload, made: Sequence[Groups]) -> Row:
+    """Rewards and advantages beside the step that they are part of."""
+    prompts = itertools.cycle([work.prompts() for _ in made])
+    groups = itertools.cycle(made)
+    step_s, reward_s = time_interleaved(
+        lambda: step(work, next(prompts)),
+        lambda: rewarded(work, next(groups).rolled),
+        REPETITIONS,
+    )
+    low, high = quartiles(reward_s)
+    return Row(
+        name="rewards and advantages, share of a step",
+        unit="share",
+        ours=median(reward_s) / median(step_s),
+        peer=None,
+        peer_name="",
+        ratio=None,
+        spread=relative_spread(reward_s),
+        ours_quartiles=(low / median(step_s), high / median(step_s)),
+    )
 
 
 def main() -> None:
@@ -162,55 +233,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    work = Workload(args)
-    check_equal(work)
-    queue = []
-    for _ in range(8):
-        features = work.features()
-        groups = work.roll_out(features)
-        queue.append((features, repeated(features, args.rollouts), groups))
-    turn = {"ours": 0, "peer": 0}
-
-    def ours() -> object:
-        features, _, groups = queue[turn["ours"] % 8]
-        turn["ours"] += 1
-        return update(work.model, features, groups, G=1)
-
-    def peer() -> object:
-        _, features, groups = queue[turn["peer"] % 8]
-        turn["peer"] += 1
-        return update(work.model, features, groups, G=args.rollouts)
-
-    ours_s, peer_s = time_interleaved(ours, peer)
-
-    def step() -> object:
-        features = work.features()
-        return update(work.model, features, work.roll_out(features), G=1)
-
-    item_BG = queue[0][2][0]
-    step_s, reward_s = time_interleaved(
-        step, lambda: advantages(item_BG, item_BG[:, 0])
+    work = PolicyWorkload(
+        num_prompts=args.prompts,
+        num_rollouts=args.rollouts,
+        history=args.history,
+        num_items=NUM_ITEMS,
+        num_codes=NUM_CODES,
     )
+    # One more than is timed, for the warm-up.
+    made = [Groups.fresh(work) for _ in range(REPETITIONS + 1)]
     shape = f"{args.prompts} prompts of {args.history}, {args.rollouts} rollouts"
     rows = [
-        Row(
-            name=f"policy update, {shape}",
-            unit="ms",
-            ours=1e3 * median(ours_s),
-            peer=1e3 * median(peer_s),
-            peer_name="the prompt repeated for every rollout",
-            ratio=median(peer_s) / median(ours_s),
-            spread=relative_spread(ours_s),
-        ),
-        Row(
-            name="rewards and advantages, share of a step",
-            unit="share",
-            ours=median(reward_s) / median(step_s),
-            peer=None,
-            peer_name="",
-            ratio=None,
-            spread=relative_spread(reward_s),
-        ),
+        *trl_rows(work, made, shape),
+        repeated_row(work, made, shape),
+        reward_row(work, made),
     ]
     report(rows, args.json)
 

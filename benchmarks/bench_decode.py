@@ -42,7 +42,7 @@ from peers.workload import (
     scattered_trie,
     to_features,
 )
-from reporting import Row, relative_spread, report, time_interleaved
+from reporting import Row, relative_spread, report, time_interleaved, timed_row
 from torch import Tensor
 from trie_rows import (
     NUM_CODES,
@@ -50,7 +50,6 @@ from trie_rows import (
     NUM_USERS,
     WIDTH,
     growth_rows,
-    timed_row,
     trie_rows,
 )
 

@@ -31,6 +31,8 @@ class Row:
     """How many times better ours is; above 1 is in our favour."""
     spread: float
     """Interquartile range of the repetitions over their median (0 if not timed)."""
+    ours_quartiles: tuple[float, float] | None = None
+    peer_quartiles: tuple[float, float] | None = None
 
 
 def time_interleaved(
@@ -51,11 +53,44 @@ def time_interleaved(
     return ours_s, peer_s
 
 
+def timed_row(
+    name: str,
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    peer_name: str,
+    calls: tuple[int, int] = (1, 1),
+    repetitions: int = 7,
+) -> Row:
+    """Median seconds of one call; ``calls`` are the calls inside ours and peer."""
+    totals = time_interleaved(ours, peer, repetitions)
+    ours_s, peer_s = (
+        [total / count for total in side]
+        for side, count in zip(totals, calls, strict=True)
+    )
+    ratios = [one / other for one, other in zip(peer_s, ours_s, strict=True)]
+    return Row(
+        name=name,
+        unit="s",
+        ours=median(ours_s),
+        peer=median(peer_s),
+        peer_name=peer_name,
+        ratio=median(peer_s) / median(ours_s),
+        spread=relative_spread(ratios),
+        ours_quartiles=quartiles(ours_s),
+        peer_quartiles=quartiles(peer_s),
+    )
+
+
 def relative_spread(values: Sequence[float]) -> float:
     """Interquartile range over the median."""
+    low, high = quartiles(values)
+    return (high - low) / median(values)
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """The lower and the upper one, each a value that was measured."""
     ordered = sorted(values)
-    low, high = ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4]
-    return (high - low) / median(ordered)
+    return ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4]
 
 
 def report(rows: Sequence[Row], json_path: Path | None) -> None:
@@ -81,4 +116,6 @@ def _time(run: Callable[[], object]) -> float:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, tuple):
+        return " to ".join(map(_cell, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

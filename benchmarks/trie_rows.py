@@ -7,7 +7,7 @@ from statistics import median
 import torch
 from peers.prefix_processor import PrefixDictProcessor, text_keyed
 from peers.workload import NUM_LEVELS, scattered_trie
-from reporting import Row, relative_spread, time_interleaved
+from reporting import Row, relative_spread, time_interleaved, timed_row
 from torch import Tensor
 
 from sgrec_torchrec.generator.beam import beam_search
@@ -21,31 +21,6 @@ TRIE_CALLS, PROCESSOR_CALLS = 3000, 30
 """Steps timed as one, so that both sides run for some tenths of a second: other load
 on the machine then slows both alike."""
 Beams = Iterator[tuple[Tensor, Tensor, Tensor]]
-
-
-def timed_row(
-    name: str,
-    ours: Callable[[], object],
-    peer: Callable[[], object],
-    peer_name: str,
-    calls: tuple[int, int] = (1, 1),
-) -> Row:
-    """Median seconds of one call; ``calls`` are the calls inside ours and peer."""
-    totals = time_interleaved(ours, peer)
-    ours_s, peer_s = (
-        [total / count for total in side]
-        for side, count in zip(totals, calls, strict=True)
-    )
-    ratios = [one / other for one, other in zip(peer_s, ours_s, strict=True)]
-    return Row(
-        name=name,
-        unit="s",
-        ours=median(ours_s),
-        peer=median(peer_s),
-        peer_name=peer_name,
-        ratio=median(peer_s) / median(ours_s),
-        spread=relative_spread(ratios),
-    )
 
 
 def live_prefixes(

@@ -62,16 +62,23 @@ def random_columns(
     """int64 [F, T]: random histories of so many events, a begin marker before each."""
     num_positions = int(lengths_B.sum()) + len(lengths_B)
     item_T = torch.randint(trie.num_items, (num_positions,), generator=noise)
+    columns = event_columns(trie, item_T, config, noise)
+    starts = (lengths_B + 1).cumsum(0) - lengths_B - 1
+    columns[:, starts] = 0
+    return columns
+
+
+def event_columns(
+    trie: PrefixTrie, item_T: Tensor, config: GeneratorConfig, noise: torch.Generator
+) -> Tensor:
+    """int64 [F, T]: an event with each item; gap, event type and value are random."""
     codes_TL = trie.codes_NL[item_T].long()
     shift = torch.arange(NUM_LEVELS) * trie.num_codes + 1
     sizes = (config.num_gap_buckets, NUM_EVENT_TYPES + 1, config.num_value_buckets)
     buckets = [
-        torch.randint(1, size, (num_positions,), generator=noise) for size in sizes
+        torch.randint(1, size, (len(item_T),), generator=noise) for size in sizes
     ]
-    columns = torch.stack([item_T + 1, *(codes_TL + shift).unbind(1), *buckets])
-    starts = (lengths_B + 1).cumsum(0) - lengths_B - 1
-    columns[:, starts] = 0
-    return columns
+    return torch.stack([item_T + 1, *(codes_TL + shift).unbind(1), *buckets])
 
 
 def to_features(columns_FT: Tensor, lengths_B: Tensor) -> KeyedJaggedTensor:
