@@ -13,7 +13,8 @@ on all sides, one thread. Before anything is timed, loss and gradients must agre
 ratio 1 (within 1e-5, advantages being of size 1, and 1e-4 of each parameter's largest):
 over rollouts of ours, and over those that TRL drew. Every repetition has other prompts,
 and the sides take turns. No side runs an optimizer, which would cost all the same. In a
-step ours draws distinct items, TRL with repeats.
+step ours draws distinct items, TRL with repeats; ours learns from the groups that have
+a hit alone, TRL from all: hence a row where all have one, and one where few have.
 
 TRL lies in a folder of its own, beside the project's packages; without it its rows are
 left out:
@@ -91,10 +92,13 @@ def rewarded(work: PolicyWorkload, rolled: RolledOut) -> Tensor:
 
 
 def step(work: PolicyWorkload, token_BT: Tensor) -> Tensor:
-    """Ours: rollout, reward, advantage, loss, backward."""
-    features = work.features(token_BT)
-    rolled = work.roll_out(features)
-    return work.update(features, rolled, rewarded(work, rolled))
+    """Ours: rollout, reward, advantage, and an update by the groups that teach."""
+    rolled = work.roll_out(work.features(token_BT))
+    advantage_BG = rewarded(work, rolled)
+    row_R = (advantage_BG != 0).any(1).nonzero().squeeze(1)
+    return work.update(
+        work.features(token_BT[row_R]), rolled.take(row_R), advantage_BG[row_R]
+    )
 
 
 def check_equal(
@@ -166,13 +170,16 @@ def trl_rows(work: PolicyWorkload, made: Sequence[Groups], shape: str) -> Iterat
     )
     prompts = itertools.cycle([work.prompts() for _ in made])
     rows = itertools.cycle([peer.rows(work.prompts()) for _ in made])
-    yield timed_row(
-        f"whole step, {shape}",
-        lambda: step(work, next(prompts)),
-        lambda: peer.step(next(rows)),
-        f"{name}, its training_step",
-        repetitions=REPETITIONS,
-    )
+    for num_hits in (work.num_prompts, -(-work.num_prompts // 4)):
+        work.num_hits = num_hits
+        yield timed_row(
+            f"whole step, {shape}, a hit in {num_hits} groups",
+            lambda: step(work, next(prompts)),
+            lambda: peer.step(next(rows)),
+            f"{name}, its training_step",
+            repetitions=REPETITIONS,
+        )
+    work.num_hits = work.num_prompts
 
 
 def check_trl(peer: "TrlPeer", work: PolicyWorkload, ours: Groups, name: str) -> None:

@@ -54,6 +54,8 @@ class PolicyWorkload:
         num_codes: int,
     ) -> None:
         self.num_prompts, self.history = num_prompts, history
+        self.num_hits = num_prompts
+        """So many groups of a step hold their prompt's target; the others are dead."""
         self.settings = AlignConfig(num_rollouts=num_rollouts)
         self.trie = scattered_trie(num_items, num_codes)
         self.model = random_generator(self.trie, CONFIG, seed=0)
@@ -119,11 +121,13 @@ class PolicyWorkload:
         return regrouped(rolled, item_BG, old_BGL, reference_BGL)
 
     def targets(self, item_BG: Tensor) -> Tensor:
-        """int64 [B]: one of each group's items, so that every group teaches."""
+        """int64 [B]: one of the group's items, or, after ``num_hits`` groups, none."""
         place_B1 = torch.randint(
             item_BG.shape[1], (len(item_BG), 1), generator=self.noise
         )
-        return item_BG.gather(1, place_B1).squeeze(1)
+        target_B = item_BG.gather(1, place_B1).squeeze(1)
+        target_B[self.num_hits :] = self.trie.num_items
+        return target_B
 
     def update(
         self, features: KeyedJaggedTensor, rolled: RolledOut, advantage_BG: Tensor

@@ -162,7 +162,7 @@ class TrlPeer:
         return [{"prompt": text} for text in texts for _ in range(self.num_rollouts)]
 
     def reward(self, completion_ids: list[list[int]], **_: object) -> list[float]:
-        """The next-item reward of each completion; the target is one of its group."""
+        """The next-item reward of each completion."""
         item_BG = self.items(torch.tensor(completion_ids))
         group = group_of(item_BG, self.work.targets(item_BG))
         rewards: list[float] = next_item_reward(group).flatten().tolist()
