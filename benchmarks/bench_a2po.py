@@ -48,6 +48,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sgrec_torchrec.a2po.rollout import RolledOut
+from sgrec_torchrec.config import AlignConfig
 
 if TYPE_CHECKING:
     from peers.trl_peer import TrlPeer
@@ -210,10 +211,10 @@ def check_trl(peer: "TrlPeer", work: PolicyWorkload, ours: Groups, name: str) ->
     )
 
 
-def reward_row(work: PolicyWorkload, made: Sequence[Groups]) -> Row:
+def reward_row(work: PolicyWorkload) -> Row:
     """Rewards and advantages beside the step that they are part of."""
-    prompts = itertools.cycle([work.prompts() for _ in made])
-    groups = itertools.cycle(made)
+    groups = itertools.cycle([Groups.fresh(work) for _ in range(4)])
+    prompts = itertools.cycle([work.prompts() for _ in range(REPETITIONS + 1)])
     step_s, reward_s = time_interleaved(
         lambda: step(work, next(prompts)),
         lambda: rewarded(work, next(groups).rolled),
@@ -221,7 +222,7 @@ def reward_row(work: PolicyWorkload, made: Sequence[Groups]) -> Row:
     )
     low, high = quartiles(reward_s)
     return Row(
-        name="rewards and advantages, share of a step",
+        name=f"rewards and advantages, share of a step of {work.num_prompts} prompts",
         unit="share",
         ours=median(reward_s) / median(step_s),
         peer=None,
@@ -229,6 +230,16 @@ def reward_row(work: PolicyWorkload, made: Sequence[Groups]) -> Row:
         ratio=None,
         spread=relative_spread(reward_s),
         ours_quartiles=(low / median(step_s), high / median(step_s)),
+    )
+
+
+def workload(args: argparse.Namespace, num_prompts: int) -> PolicyWorkload:
+    return PolicyWorkload(
+        num_prompts=num_prompts,
+        num_rollouts=args.rollouts,
+        history=args.history,
+        num_items=NUM_ITEMS,
+        num_codes=NUM_CODES,
     )
 
 
@@ -241,20 +252,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    work = PolicyWorkload(
-        num_prompts=args.prompts,
-        num_rollouts=args.rollouts,
-        history=args.history,
-        num_items=NUM_ITEMS,
-        num_codes=NUM_CODES,
-    )
+    work = workload(args, args.prompts)
     # One more than is timed, for the warm-up.
     made = [Groups.fresh(work) for _ in range(REPETITIONS + 1)]
     shape = f"{args.prompts} prompts of {args.history}, {args.rollouts} rollouts"
     rows = [
         *trl_rows(work, made, shape),
         repeated_row(work, made, shape),
-        reward_row(work, made),
+        reward_row(work),
+        reward_row(workload(args, AlignConfig().global_batch_size)),
     ]
     report(rows, args.json)
 
