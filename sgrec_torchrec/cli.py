@@ -310,7 +310,11 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
     token_file: Annotated[
         Path | None,
-        typer.Option(help="File with the bearer token; else SGREC_TOKEN is read."),
+        typer.Option(help="File with the clients' token; else SGREC_TOKEN is read."),
+    ] = None,
+    admin_token_file: Annotated[
+        Path | None,
+        typer.Option(help="The same for /admin; else SGREC_ADMIN_TOKEN is read."),
     ] = None,
     threads: Annotated[int, typer.Option(help="Of a pass.", min=1)] = 2,
     assignments: Annotated[
@@ -327,6 +331,7 @@ def serve(
         {"host": host, "port": port},
         _pairs(assignments, "FIELD=VALUE, as latency_ms=100"),
         token_file=token_file,
+        admin_token_file=admin_token_file,
         num_threads=threads,
         log_level=log_level,
     )

@@ -142,11 +142,13 @@ def _add_answers(app: FastAPI, server: Server) -> None:
     async def reload_model() -> ReloadAnswer:
         """Load the server's own folder again, and switch to it.
 
-        Only where a token is set. The folder is that of the command line, or what
-        `current` in it links to.
+        Only where an admin token is set, and with that token alone. The folder is that
+        of the command line, or what `current` in it links to.
         """
-        if server.settings.bearer is None:
-            raise RequestError(404, "/admin is off: start the server with a token")
+        if server.settings.admin_bearer is None:
+            raise RequestError(
+                404, "/admin is off: start the server with an admin token"
+            )
         model = await server.swapper.reload()
         return ReloadAnswer(model=model.name, generation=model.generation)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sgrec_torchrec.serving.server.settings import BOUNDS, ServerSettings
 
-TOKEN_VARIABLE = "SGREC_TOKEN"
+TOKEN_VARIABLE, ADMIN_VARIABLE = "SGREC_TOKEN", "SGREC_ADMIN_TOKEN"
 MAX_TOKEN_BYTES = 4_096
 
 
@@ -18,18 +18,20 @@ def run_server(
     assignments: Mapping[str, str],
     *,
     token_file: Path | None,
+    admin_token_file: Path | None,
     num_threads: int,
     log_level: str,
 ) -> None:
     """Serve until a signal ends it.
 
-    The token never is a word of the command line, which other users could read.
+    No token is a word of the command line, which other users could read.
 
     Args:
         path: as ``process.serve``.
         address: ``host`` and ``port``.
         assignments: field -> value of ``ServerSettings``, as text.
-        token_file: holds the bearer token; None reads ``SGREC_TOKEN``.
+        token_file: holds the token of the clients; None reads ``SGREC_TOKEN``.
+        admin_token_file: holds that of /admin; None reads ``SGREC_ADMIN_TOKEN``.
         num_threads: of one pass of the network.
         log_level: as ``logging`` names it.
 
@@ -38,7 +40,12 @@ def run_server(
     """
     if log_level not in ("debug", "info", "warning", "error"):
         raise ValueError(f"--log-level {log_level!r}: give debug, info or warning")
-    settings = parse_settings(address, assignments, _token(token_file))
+    settings = parse_settings(
+        address,
+        assignments,
+        _token(token_file, TOKEN_VARIABLE),
+        _token(admin_token_file, ADMIN_VARIABLE),
+    )
     try:
         from sgrec_torchrec.serving.server.process import serve
     except ModuleNotFoundError as error:
@@ -52,7 +59,10 @@ def run_server(
 
 
 def parse_settings(
-    address: Mapping[str, Any], assignments: Mapping[str, str], bearer: str | None
+    address: Mapping[str, Any],
+    assignments: Mapping[str, str],
+    bearer: str | None,
+    admin_bearer: str | None = None,
 ) -> ServerSettings:
     """Texts as the numbers that the fields want.
 
@@ -69,12 +79,12 @@ def parse_settings(
             values[name] = int(text) if kinds[name] is int else float(text)
         except ValueError:
             raise ValueError(f"--set {name}={text}: give a number") from None
-    return ServerSettings(**values, bearer=bearer)
+    return ServerSettings(**values, bearer=bearer, admin_bearer=admin_bearer)
 
 
-def _token(path: Path | None) -> str | None:
+def _token(path: Path | None, variable: str) -> str | None:
     if path is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
+        return os.environ.get(variable) or None
     with path.open("rb") as file:
         content = file.read(MAX_TOKEN_BYTES + 1)
     if len(content) > MAX_TOKEN_BYTES or not content.strip():

@@ -14,6 +14,8 @@ from sgrec_torchrec.serving.server.settings import ServerSettings
 
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/examples"})
 """Served without the token: the page, and what tells that the server lives."""
+ADMIN = "/admin"
+"""Paths that begin so take the admin token alone."""
 DISCARDED = 16 << 20
 """Bytes beyond the bound that are read and dropped: a client that is still sending
 would lose the answer with its connection."""
@@ -26,6 +28,8 @@ class Limits:
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self.app, self.settings = app, settings
         self._bearer = settings.bearer.encode() if settings.bearer else None
+        admin = settings.admin_bearer
+        self._admin = admin.encode() if admin else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI asks."""
@@ -59,15 +63,19 @@ class Limits:
         return bounded
 
     def _check_token(self, scope: Scope) -> None:
-        if self._bearer is None or scope["path"] in OPEN_PATHS:
+        # Without an admin token /admin is off, and asked as any other path.
+        is_admin = self._admin is not None and scope["path"].startswith(ADMIN)
+        wanted = self._admin if is_admin else self._bearer
+        if wanted is None or scope["path"] in OPEN_PATHS:
             return
         given = _header(scope, b"authorization") or b""
         scheme, _, credentials = given.partition(b" ")
-        is_known = hmac.compare_digest(credentials.strip(), self._bearer)
+        is_known = hmac.compare_digest(credentials.strip(), wanted)
         if scheme.lower() != b"bearer" or not is_known:
             raise RequestError(
                 401,
-                "send the header `Authorization: Bearer TOKEN` with the server's token",
+                "send the header `Authorization: Bearer TOKEN` with the server's "
+                f"{'admin ' if is_admin else ''}token",
                 CLOSE | {"WWW-Authenticate": "Bearer"},
             )
 

@@ -58,23 +58,35 @@ class ServerSettings:
     drain_s: float = 30.0
     """How long requests in work may take to end after that."""
     bearer: str | None = dataclasses.field(default=None, repr=False)
-    """Token that clients send; None asks for none and turns /admin off."""
+    """Token that clients send; None asks for none."""
+    admin_bearer: str | None = dataclasses.field(default=None, repr=False)
+    """Token for /admin, and for nothing else; None turns /admin off. Never the clients'
+    own: who may ask must not be able to swap the model."""
 
     def __post_init__(self) -> None:
         for name, (low, high) in BOUNDS.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} = {value!r} is outside [{low:g}, {high:g}]")
-        if self.bearer is not None:
-            is_plain = self.bearer.isascii() and self.bearer.isprintable()
-            if len(self.bearer) < 16 or " " in self.bearer or not is_plain:
+        for name, secret in (("bearer", self.bearer), ("admin", self.admin_bearer)):
+            if secret is None:
+                continue
+            is_plain = secret.isascii() and secret.isprintable()
+            if len(secret) < 16 or " " in secret or not is_plain:
                 raise ValueError(
-                    "the bearer token is too short or has odd characters: give at "
+                    f"the {name} token is too short or has odd characters: give at "
                     "least 16 printable ASCII characters without spaces, as `openssl "
                     "rand -hex 32` prints"
                 )
+        if self.admin_bearer is not None and self.admin_bearer == self.bearer:
+            raise ValueError(
+                "the admin token is that of the clients, who could then swap the "
+                "model: give it a value of its own"
+            )
 
     def to_plain(self) -> dict[str, Any]:
-        """For the log: all but the token."""
+        """For the log: all but the tokens."""
         plain = dataclasses.asdict(self)
-        return plain | {"bearer": "set" if self.bearer else None}
+        for name in ("bearer", "admin_bearer"):
+            plain[name] = "set" if plain[name] else None
+        return plain

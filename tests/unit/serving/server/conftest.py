@@ -20,7 +20,7 @@ from sgrec_torchrec.serving import Recommender
 from sgrec_torchrec.serving.package import write_package
 from sgrec_torchrec.serving.server.served_model import ServedModel, load_model
 
-BEARER = "a-token-of-the-tests"
+BEARER, ADMIN = "a-token-of-the-tests", "another-token-of-the-tests"
 START = "from sgrec_torchrec.cli import main; main()"
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -47,6 +47,7 @@ class Live:
     process: subprocess.Popen[str]
     port: int
     bearer: str | None
+    admin: str | None
     log: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -79,6 +80,10 @@ class Live:
     def ask(self, **fields: Any) -> Answer:
         return self.send("POST", "/recommend", json.dumps(fields))
 
+    def reload(self, path: str = "/admin/reload", body: Any = None) -> Answer:
+        """As the operator asks."""
+        return self.send("POST", path, body, Authorization=f"Bearer {self.admin}")
+
     def stop(self) -> int:
         """SIGTERM twice: no lingering."""
         for _ in range(2):
@@ -93,16 +98,22 @@ class Live:
                 self.log.append(json.loads(line))
 
 
-def start(path: Path, *assignments: str, bearer: str | None = BEARER) -> Live:
+def start(
+    path: Path,
+    *assignments: str,
+    bearer: str | None = BEARER,
+    admin: str | None = None,
+) -> Live:
     words = [sys.executable, "-c", START, "serve", str(path), "--port", "0"]
     words += ["--threads", "1"]
     # No answer of a test may depend on how busy the machine is.
     for assignment in ("latency_ms=3600000", "linger_s=3600", *assignments):
         words += ["--set", assignment]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment.pop("SGREC_TOKEN", None)
-    if bearer:
-        environment["SGREC_TOKEN"] = bearer
+    for name, secret in (("SGREC_TOKEN", bearer), ("SGREC_ADMIN_TOKEN", admin)):
+        environment.pop(name, None)
+        if secret:
+            environment[name] = secret
     process = subprocess.Popen(
         words, stderr=subprocess.PIPE, text=True, env=environment, cwd=path.parent
     )
@@ -111,7 +122,7 @@ def start(path: Path, *assignments: str, bearer: str | None = BEARER) -> Live:
     for line in process.stderr:
         told.append(line)
         if '"event": "listening"' in line:
-            live = Live(process, json.loads(line)["port"], bearer)
+            live = Live(process, json.loads(line)["port"], bearer, admin)
             threading.Thread(target=live.read_log, daemon=True).start()
             return live
     process.wait(60)
@@ -120,7 +131,8 @@ def start(path: Path, *assignments: str, bearer: str | None = BEARER) -> Live:
 
 @pytest.fixture(scope="session")
 def start_server() -> Iterator[Callable[..., Live]]:
-    """start_server(path, "field=value", ..., bearer=...) -> a server, ended at last."""
+    """start_server(path, "field=value", ..., bearer=..., admin=...) -> a server, ended
+    at last."""
     started: list[Live] = []
 
     def start_one(path: Path, *assignments: str, **options: Any) -> Live:
@@ -137,6 +149,12 @@ def start_server() -> Iterator[Callable[..., Live]]:
 def live(start_server: Callable[..., Live], package: Path) -> Live:
     """One server for all tests that leave it as it is."""
     return start_server(package)
+
+
+@pytest.fixture(scope="session")
+def admin() -> str:
+    """The token of an operator."""
+    return ADMIN
 
 
 @pytest.fixture(scope="session")

@@ -168,11 +168,15 @@ def test_the_cache_keeps_to_its_bytes_and_drops_the_oldest(
         ({"port": 70_000}, "port = 70000 is outside"),
         ({"bearer": "short"}, "too short or has odd characters"),
         ({"bearer": "with space " * 3}, "too short or has odd characters"),
+        ({"admin_bearer": "short"}, "the admin token is too short"),
+        ({"admin_bearer": "a" * 16, "bearer": "a" * 16}, "that of the clients"),
     ],
 )
 def test_settings_are_bounded(fields, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ServerSettings(**fields)
-    assert "a-long-secret-token" not in repr(
-        ServerSettings(bearer="a-long-secret-token")
+    made = ServerSettings(
+        bearer="a-secret-of-clients", admin_bearer="a-secret-of-the-admin"
     )
+    for told in (repr(made), repr(made.to_plain())):
+        assert "a-secret" not in told

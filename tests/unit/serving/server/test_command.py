@@ -14,7 +14,8 @@ from sgrec_torchrec.serving.server.settings import ServerSettings
 
 
 def run(path: Path, **changes: Any) -> None:
-    words = {"token_file": None, "num_threads": 1, "log_level": "info"} | changes
+    files = {"token_file": None, "admin_token_file": None}
+    words = files | {"num_threads": 1, "log_level": "info"} | changes
     run_server(path, {"port": 0}, {}, **words)
 
 
@@ -24,31 +25,42 @@ def test_texts_become_numbers() -> None:
     for name, text in (("max_k", "5.5"), ("latency_ms", "soon")):
         with pytest.raises(ValueError, match=f"--set {name}={text}: give a number"):
             parse_settings({}, {name: text}, None)
-    for name in ("bearer", "host", "tea"):
+    for name in ("bearer", "admin_bearer", "host", "tea"):
         with pytest.raises(ValueError, match=f"--set {name}: no such field"):
             parse_settings({}, {name: "a" * 20}, None)
 
 
-def test_the_token_comes_from_a_file_or_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("variable", "option", "field"),
+    [
+        ("SGREC_TOKEN", "token_file", "bearer"),
+        ("SGREC_ADMIN_TOKEN", "admin_token_file", "admin_bearer"),
+    ],
+)
+def test_a_token_comes_from_a_file_or_the_environment(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    option: str,
+    field: str,
 ) -> None:
     found: list[ServerSettings] = []
     monkeypatch.setattr(
         process, "serve", lambda _, settings, __: found.append(settings)
     )
-    monkeypatch.setenv("SGREC_TOKEN", "from-the-environment")
+    monkeypatch.setenv(variable, "from-the-environment")
     path = tmp_path / "token"
     path.write_text("from-the-file-itself\n")
     run(tmp_path)
-    run(tmp_path, token_file=path)
-    monkeypatch.delenv("SGREC_TOKEN")
+    run(tmp_path, **{option: path})
+    monkeypatch.delenv(variable)
     run(tmp_path)
-    bearers = [settings.bearer for settings in found]
-    assert bearers == ["from-the-environment", "from-the-file-itself", None]
+    tokens = [getattr(settings, field) for settings in found]
+    assert tokens == ["from-the-environment", "from-the-file-itself", None]
     for content in ("\n", "a" * 5_000):
         path.write_text(content)
         with pytest.raises(ValueError, match="token holds no token: write one line"):
-            run(tmp_path, token_file=path)
+            run(tmp_path, **{option: path})
     with pytest.raises(ValueError, match="--log-level 'loud': give debug"):
         run(tmp_path, log_level="loud")
 

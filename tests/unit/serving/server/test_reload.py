@@ -1,5 +1,6 @@
 """Another model takes the place of the first, under load or not at all; and the end."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -13,7 +14,12 @@ from typing import Any
 import pytest
 
 from sgrec_torchrec.serving import Recommender
-from sgrec_torchrec.serving.server.served_model import find_source
+from sgrec_torchrec.serving.server.batching import Batcher
+from sgrec_torchrec.serving.server.errors import RequestError
+from sgrec_torchrec.serving.server.metrics import Metrics
+from sgrec_torchrec.serving.server.served_model import ServedModel, find_source
+from sgrec_torchrec.serving.server.settings import ServerSettings
+from sgrec_torchrec.serving.server.swap import Swapper
 
 HISTORIES = [["i1", "i2"], ["i3"], [], ["i9", "i4", "i7"]]
 
@@ -26,8 +32,8 @@ def root(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def swapped(start_server: Callable[..., Any], root: Path) -> Any:
-    return start_server(root)
+def swapped(start_server: Callable[..., Any], root: Path, admin: str) -> Any:
+    return start_server(root, admin=admin)
 
 
 def point(folder: Path, package: Path) -> None:
@@ -70,7 +76,7 @@ def test_a_reload_under_load_drops_and_mixes_nothing(
         try:
             for path in (other_package, package, other_package):
                 point(root, path)
-                answer = swapped.send("POST", "/admin/reload")
+                answer = swapped.reload()
                 assert answer.status == 200
                 assert answer.json["model"] == Recommender.load(path).settings.made_of
                 # Who asks after the reload is answered by the new model.
@@ -95,12 +101,12 @@ def test_a_damaged_package_changes_nothing(
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     point(root, damaged)
-    answer = swapped.send("POST", "/admin/reload")
+    answer = swapped.reload()
     assert answer.status == 409
     assert f"{before['model']} goes on serving" in answer.message
     assert "weights.safetensors is damaged" in answer.message
     point(root, tmp_path / "nothing")
-    answer = swapped.send("POST", "/admin/reload")
+    answer = swapped.reload()
     assert "current leads to no folder" in answer.message
     assert swapped.ask(history=["i1"], k=5).json == before
 
@@ -114,22 +120,55 @@ def test_sighup_reloads_too(swapped, root: Path, package: Path) -> None:
     assert swapped.ask(history=["i1"]).json["generation"] == before + 1
 
 
-def test_two_reloads_at_once_are_one(swapped) -> None:
-    with ThreadPoolExecutor(2) as clients:
-        calls = [
-            clients.submit(swapped.send, "POST", "/admin/reload") for _ in range(2)
-        ]
-        statuses = sorted(call.result().status for call in calls)
-    # The second comes while the first loads, or after it.
-    assert statuses in ([200, 409], [200, 200])
+def test_a_second_reload_is_told_of_the_first(
+    served: ServedModel, package: Path
+) -> None:
+    async def both() -> list[Any]:
+        metrics = Metrics()
+        batcher = Batcher(ServerSettings(), metrics, served.seconds_a_user)
+        swapper = Swapper(package, served, batcher, metrics)
+        batcher.start()
+        found = await asyncio.gather(
+            swapper.reload(), swapper.reload(), return_exceptions=True
+        )
+        again = await swapper.reload()
+        await batcher.stop()
+        return [*found, again]
+
+    first, second, again = asyncio.run(both())
+    assert (first.generation, again.generation) == (2, 3)
+    assert isinstance(second, RequestError)
+    assert (second.status, "is under way" in second.message) == (409, True)
 
 
 def test_no_client_names_a_path(swapped, other_package: Path) -> None:
     body = json.dumps({"path": str(other_package)})
-    answer = swapped.send("POST", f"/admin/reload?path={other_package}", body)
+    answer = swapped.reload(f"/admin/reload?path={other_package}", body)
     assert answer.status == 200
     assert answer.json["model"] != "other"
-    assert swapped.send("POST", "/admin/reload", Authorization=None).status == 401
+
+
+def test_no_client_swaps(swapped) -> None:
+    before = swapped.ask(history=["i1"]).json["generation"]
+    for path in ("/admin/reload", "/admin/reload/", "/admin", "/admin/other"):
+        for sent in (f"Bearer {swapped.bearer}", f"Basic {swapped.admin}", None):
+            answer = swapped.send("POST", path, Authorization=sent)
+            assert answer.status == 401
+            assert "with the server's admin token" in answer.message
+    for path in ("//admin/reload", "/items/../admin/reload", "/%61dmin/reload"):
+        assert swapped.send("POST", path).status in (401, 404)
+    assert swapped.ask(history=["i1"]).json["generation"] == before
+    # The operator's token is for /admin alone.
+    for path in ("/metrics", "/items?query=i"):
+        told = swapped.send("GET", path, Authorization=f"Bearer {swapped.admin}")
+        assert told.status == 401
+    assert swapped.admin not in json.dumps(swapped.log)
+
+
+def test_without_an_admin_token_there_is_no_admin(live) -> None:
+    off = live.send("POST", "/admin/reload")
+    assert (off.status, "with an admin token" in off.message) == (404, True)
+    assert live.send("POST", "/admin/reload", Authorization=None).status == 401
 
 
 def test_a_folder_without_current_is_itself(tmp_path: Path) -> None:
@@ -143,8 +182,6 @@ def test_a_server_that_stops_says_so_and_still_answers(
     start_server: Callable[..., Any], package: Path
 ) -> None:
     live = start_server(package, bearer=None)
-    off = live.send("POST", "/admin/reload")
-    assert (off.status, "start the server with a token" in off.message) == (404, True)
     assert live.send("GET", "/readyz").status == 200
     live.process.send_signal(signal.SIGTERM)
     while (ready := live.send("GET", "/readyz")).status == 200:
