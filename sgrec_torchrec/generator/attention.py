@@ -42,6 +42,37 @@ def jagged_causal_attention(
     return torch.cat(pieces)[groups.padded_place_T]
 
 
+def last_position_attention(
+    query_BHD: Tensor, key_THD: Tensor, value_THD: Tensor, groups: "AttentionGroups"
+) -> Tensor:
+    """``jagged_causal_attention`` at the last position of each sequence alone.
+
+    On the CPU.
+
+    Args:
+        query_BHD: float [B, H, D], of the last positions.
+        key_THD: float [T, H, D], of all positions.
+        value_THD: float [T, H, D].
+        groups: the layout of the batch.
+
+    Returns:
+        float [B, H, D].
+    """
+    mixed_BHD = torch.empty_like(query_BHD)
+    length_B = groups.offsets_B1.diff()
+    for members, index_BP in zip(groups.members, groups.padded_index, strict=True):
+        column_P = torch.arange(index_BP.shape[1])
+        is_real_B11P = (column_P < length_B[members, None])[:, None, None]
+        mixed = F.scaled_dot_product_attention(
+            query_BHD[members, :, None],
+            key_THD[index_BP].transpose(1, 2),
+            value_THD[index_BP].transpose(1, 2),
+            attn_mask=is_real_B11P,
+        )
+        mixed_BHD[members] = mixed.squeeze(2)
+    return mixed_BHD
+
+
 def _nested_attention(
     query_THD: Tensor, key_THD: Tensor, value_THD: Tensor, offsets_B1: Tensor
 ) -> Tensor:
@@ -65,6 +96,7 @@ class AttentionGroups:
         """Lay out a batch of B >= 1 sequences, each of at least one position."""
         self.offsets_B1 = offsets_B1
         self.padded_index: list[Tensor] = []
+        self.members: list[Tensor] = []
         if offsets_B1.is_cuda:
             return
         length_B = offsets_B1.diff()
@@ -73,6 +105,7 @@ class AttentionGroups:
         first_place, start = 0, 0
         for end in _group_ends(sorted_B.tolist()):
             members = order_B[start:end]
+            self.members.append(members)
             width = int(sorted_B[start])
             column = torch.arange(width)
             last = (length_B[members] - 1)[:, None]

@@ -15,6 +15,7 @@ from sgrec_torchrec.generator.attention import (
     AttentionGroups,
     PaddedPast,
     jagged_causal_attention,
+    last_position_attention,
 )
 from sgrec_torchrec.generator.noise import hash_dropout
 
@@ -48,11 +49,7 @@ class Backbone(nn.Module):
         )
 
     def forward(
-        self,
-        input_TD: Tensor,
-        offsets_B1: Tensor,
-        position_key_T: Tensor | None,
-        keep: list[Tensor] | None = None,
+        self, input_TD: Tensor, offsets_B1: Tensor, position_key_T: Tensor | None
     ) -> Tensor:
         """float [T, D]: what is known after each position.
 
@@ -60,28 +57,60 @@ class Backbone(nn.Module):
             input_TD: float [T, D], sequences end to end.
             offsets_B1: int64 [B + 1], where each sequence starts.
             position_key_T: int64 [T], keys of the dropout noise; None: no dropout.
-            keep: if given, gets each layer's keys and values, float [T, 2, H, D]:
-                what ``extend`` goes on from.
         """
         groups = AttentionGroups(offsets_B1)
-        place_T = torch.arange(len(input_TD), device=input_TD.device)
-        start_T = offsets_B1[:-1].repeat_interleave(
-            offsets_B1.diff(), output_size=len(input_TD)
-        )
-        rotation = rotary_angles(place_T - start_T, self.head_dim)
+        rotation = self._rotation(input_TD, offsets_B1)
         state_TD: Tensor = self.input_norm(input_TD)
         if position_key_T is not None:
             state_TD = hash_dropout(state_TD, position_key_T, 0, self.dropout)
-        for layer in self._layers():
+        for layer in self.stack():
             query, key, value = layer.query_key_value_of(state_TD, rotation)
-            if keep is not None:
-                keep.append(torch.stack((key, value), dim=1))
             attended = jagged_causal_attention(query, key, value, groups)
             state_TD = layer(state_TD, attended, position_key_T)
         state_TD = self.output_norm(state_TD)
         return state_TD
 
-    def _layers(self) -> list["Layer"]:
+    def read(self, input_TD: Tensor, offsets_B1: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What is known after each whole sequence, and what ``extend`` goes on from.
+
+        Equals ``forward``'s rows at the ends up to rounding: of the top layer only
+        those are computed, beside the keys and values. No dropout; on the CPU.
+
+        Args:
+            input_TD: float [T, D], sequences end to end.
+            offsets_B1: int64 [B + 1], where each sequence starts.
+
+        Returns:
+            float [B, D], and each layer's keys and values, float [T, 2, H, D].
+        """
+        groups = AttentionGroups(offsets_B1)
+        rotation = self._rotation(input_TD, offsets_B1)
+        state_TD: Tensor = self.input_norm(input_TD)
+        keep: list[Tensor] = []
+        *below, top = self.stack()
+        for layer in below:
+            query, key, value = layer.query_key_value_of(state_TD, rotation)
+            keep.append(torch.stack((key, value), dim=1))
+            attended = jagged_causal_attention(query, key, value, groups)
+            state_TD = layer(state_TD, attended, None)
+        key, value = top.key_value_of(state_TD, rotation)
+        keep.append(torch.stack((key, value), dim=1))
+        last_B = offsets_B1[1:] - 1
+        state_BD, (cos, sin) = state_TD[last_B], rotation
+        query = top.query_of(state_BD, (cos[last_B], sin[last_B]))
+        attended = last_position_attention(query, key, value, groups)
+        hidden_BD: Tensor = self.output_norm(top(state_BD, attended, None))
+        return hidden_BD, keep
+
+    def _rotation(self, input_TD: Tensor, offsets_B1: Tensor) -> tuple[Tensor, Tensor]:
+        place_T = torch.arange(len(input_TD), device=input_TD.device)
+        start_T = offsets_B1[:-1].repeat_interleave(
+            offsets_B1.diff(), output_size=len(input_TD)
+        )
+        return rotary_angles(place_T - start_T, self.head_dim)
+
+    def stack(self) -> list["Layer"]:
+        """The layers, lowest first."""
         return [layer for layer in self.layers if isinstance(layer, Layer)]
 
     def extend(
@@ -95,7 +124,7 @@ class Backbone(nn.Module):
         Args:
             input_TD: float [T, D], the new positions of all sequences end to end.
             offsets_B1: int64 [B + 1], where those of each sequence start.
-            past_B: per sequence, float [Y, P, 2, H, D], as ``keep`` of its past.
+            past_B: per sequence, float [Y, P, 2, H, D], as ``read`` gave of its past.
 
         Returns:
             float [T, D], and per sequence the past with the new positions added.
@@ -103,7 +132,7 @@ class Backbone(nn.Module):
         past = PaddedPast(past_B, offsets_B1)
         rotation = rotary_angles(past.place_T, self.head_dim)
         state_TD: Tensor = self.input_norm(input_TD)
-        for index, layer in enumerate(self._layers()):
+        for index, layer in enumerate(self.stack()):
             query, key, value = layer.query_key_value_of(state_TD, rotation)
             attended = past.attend(index, query, key, value)
             state_TD = layer(state_TD, attended, None)
@@ -131,14 +160,30 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Three times float [T, H, D]; queries and keys know their positions."""
         mixed = self.query_key_value(self.attention_norm(state_TD))
-        query, key, value = mixed.unflatten(-1, (3, self.num_heads, -1)).unbind(1)
+        query, key, value = mixed.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         return rotate(query, rotation), rotate(key, rotation), value
+
+    def query_of(self, state_TD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """The first of ``query_key_value_of`` alone."""
+        weight = self.query_key_value.weight[: state_TD.shape[-1]]
+        query = F.linear(self.attention_norm(state_TD), weight)
+        heads = query.view(*query.shape[:-1], self.num_heads, -1)
+        return rotate(heads, rotation)
+
+    def key_value_of(
+        self, state_TD: Tensor, rotation: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The other two alone."""
+        weight = self.query_key_value.weight[state_TD.shape[-1] :]
+        mixed = F.linear(self.attention_norm(state_TD), weight)
+        key, value = mixed.view(*mixed.shape[:-1], 2, self.num_heads, -1).unbind(-3)
+        return rotate(key, rotation), value
 
     def forward(
         self, state_TD: Tensor, attended_THD: Tensor, position_key_T: Tensor | None
     ) -> Tensor:
         """float [T, D] -> float [T, D], given what attention made of the state."""
-        branch = self.attention_out(attended_THD.flatten(1))
+        branch = self.attention_out(attended_THD.flatten(-2))
         state_TD = state_TD + self._drop(branch, position_key_T, self.salt)
         gate, up = self.feed_in(self.feed_norm(state_TD)).chunk(2, dim=-1)
         branch = self.feed_out(F.silu(gate) * up)

@@ -116,15 +116,14 @@ def _read_whole(
 ) -> tuple[Tensor, list[Tensor]]:
     """float [B, D] after each history, and each one's keys and values."""
     ids_KT, length_B = feature_ids(parts, histories)
-    keep: list[Tensor] = []
-    offsets_B1 = _offsets(length_B)
-    hidden_TD = parts.network.tower.backbone(
-        parts.network.inputs(ids_KT), offsets_B1, None, keep
+    hidden_BD, keep = parts.network.tower.backbone.read(
+        parts.network.inputs(ids_KT), _offsets(length_B)
     )
-    kept = torch.stack(keep)
-    parts_B = torch.split(kept, length_B.tolist(), dim=1)
-    past_B = [part.clone() for part in parts_B]
-    return hidden_TD[offsets_B1[1:] - 1], past_B
+    # Each user's own copy, so that one can be dropped.
+    layers_B = zip(
+        *(torch.split(kept, length_B.tolist()) for kept in keep), strict=True
+    )
+    return hidden_BD, [torch.stack(layers) for layers in layers_B]
 
 
 def _read_new(

@@ -11,6 +11,7 @@ from sgrec_torchrec.generator.attention import (
     MAX_PADDING_SHARE,
     AttentionGroups,
     jagged_causal_attention,
+    last_position_attention,
 )
 
 LENGTHS = st.lists(st.integers(1, 17), min_size=1, max_size=12)
@@ -51,6 +52,17 @@ def test_attention_and_gradients_equal_each_sequence_alone(lengths: list[int]) -
     ours_gradient = torch.autograd.grad((ours * weight).sum(), inputs)
     reference_gradient = torch.autograd.grad((reference * weight).sum(), inputs)
     torch.testing.assert_close(ours_gradient, reference_gradient, rtol=1e-9, atol=1e-11)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(LENGTHS)
+def test_attention_at_the_ends_is_that_of_the_whole(lengths: list[int]) -> None:
+    offsets = offsets_of(lengths)
+    query, key, value = heads(sum(lengths), seed=0)
+    last = offsets[1:] - 1
+    ours = last_position_attention(query[last], key, value, AttentionGroups(offsets))
+    reference = each_sequence_alone(query, key, value, offsets)
+    torch.testing.assert_close(ours, reference[last], rtol=1e-10, atol=1e-12)
 
 
 def test_one_sequence_never_reaches_another() -> None:

@@ -107,14 +107,26 @@ def test_order_of_events_matters() -> None:
     assert (backbone(swapped, offsets, None)[-1] - last).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_reading_gives_what_is_known_at_the_ends(num_layers: int) -> None:
+    backbone = make_backbone(num_layers=num_layers)
+    # Lengths that fall into several groups, one of them padded.
+    offsets = torch.tensor([0, 17, 18, 33, 36, 50])
+    input_TD, _ = inputs(50)
+    whole = backbone(input_TD, offsets, None)
+    ends, keep = backbone.read(input_TD, offsets)
+    torch.testing.assert_close(ends, whole[offsets[1:] - 1], rtol=1e-9, atol=1e-11)
+    assert [tuple(kept.shape) for kept in keep] == [(50, 2, 2, DIM // 2)] * num_layers
+
+
 @pytest.mark.parametrize("cut", [(1, 4, 3), (8, 1, 1)])
 def test_going_on_from_kept_keys_equals_starting_over(cut: tuple[int, ...]) -> None:
     backbone = make_backbone()
     lengths, input_TD = (9, 5, 4), inputs(18)[0]
     ends = torch.tensor(lengths).cumsum(0).tolist()
     starts = [end - length for end, length in zip(ends, lengths, strict=True)]
-    keep: list[Tensor] = []
-    whole = backbone(input_TD, torch.tensor([0, *ends]), None, keep)
+    whole = backbone(input_TD, torch.tensor([0, *ends]), None)
+    _, keep = backbone.read(input_TD, torch.tensor([0, *ends]))
     kept = torch.stack(keep)
     past = [
         kept[:, start : start + old] for start, old in zip(starts, cut, strict=True)

@@ -228,7 +228,7 @@ def test_a_kept_state_goes_on_as_if_started_afresh(
 def test_only_a_beginning_is_gone_on_from(recommender, monkeypatch) -> None:
     read: list[int] = []
     backbone = recommender.parts.network.tower.backbone
-    for name in ("forward", "extend"):
+    for name in ("read", "extend"):
         original = getattr(backbone, name)
 
         def counted(input_TD, *rest, original=original):
