@@ -9,6 +9,7 @@ clock starts, both servers' items and scores are compared.
 1. Users a second at p99 <= 250 ms: closed loop, the best of 1, 2, 4, ... clients.
 2. A user who comes back with one more event, against new ones; one client.
 3. Twice the saturating load, open loop: p99 of the admitted, goodput, memory.
+4. Packages of 100,000 and 1,000,000 items: time to load, memory of int8 tables.
 """
 
 import argparse
@@ -28,8 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from peers.serving_package import HISTORY, NUM_ITEMS, write_made_package
+from package_rows import package_rows
+from peers.serving_package import HISTORY, NUM_ITEMS, made_parts
 from reporting import Row, relative_spread, report
+
+from sgrec_torchrec.serving.package import write_package
 
 HERE = Path(__file__).resolve().parent
 TARGET_S = 0.25
@@ -275,8 +279,9 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "package"
-        write_made_package(package)
-        report(list(measure(args, package)), args.json)
+        write_package(made_parts(), package)
+        rows = list(measure(args, package))
+    report([*rows, *package_rows()], args.json)
 
 
 if __name__ == "__main__":
