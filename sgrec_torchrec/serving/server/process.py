@@ -120,7 +120,9 @@ class _Process:
 def _bind(host: str, port: int) -> socket.socket:
     """Before the model is loaded: a taken port should be known at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends at once only where the protocol is named; else the body of an answer
+    # waits some 40 ms until the client has acknowledged its head.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

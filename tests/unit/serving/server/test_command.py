@@ -1,7 +1,9 @@
 """The words of ``sgrec serve``, and what the logs say."""
 
+import asyncio
 import json
 import logging
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,26 @@ def test_a_port_that_is_taken_is_told_before_the_model_is_read(tmp_path: Path) -
     port = taken.getsockname()[1]
     with taken, pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
         process._bind("127.0.0.1", port)
+
+
+def test_answers_are_sent_at_once() -> None:
+    async def accepted() -> int:
+        found = asyncio.get_running_loop().create_future()
+
+        def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            found.set_result(writer.get_extra_info("socket"))
+
+        server = await asyncio.start_server(
+            answer, sock=process._bind("127.0.0.1", 0), start_serving=True
+        )
+        address = server.sockets[0].getsockname()
+        _, writer = await asyncio.open_connection(*address)
+        no_delay = (await found).getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        writer.close()
+        server.close()
+        return int(no_delay)
+
+    assert asyncio.run(accepted())
 
 
 def test_a_log_line_is_json_whatever_it_holds() -> None:
