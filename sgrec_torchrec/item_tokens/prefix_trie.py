@@ -10,6 +10,7 @@ min(N, K^(L-1)) * K * 3 / 16 bytes for the words (201 MB at N = 1e8, K = 1024, L
 Letters: N items, L levels, K codes, X any leading shape.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -169,7 +170,9 @@ def _first_children(
     return firsts.astype(np.int32).reshape(num_nodes, words)
 
 
+@functools.cache
 def _log_masks() -> Tensor:
+    """Of all tries of a process; nobody writes to it."""
     is_set = (torch.arange(-(1 << 15), 1 << 15)[:, None] >> torch.arange(16)) & 1
     return torch.where(is_set.bool(), 0.0, float("-inf"))
 

@@ -11,6 +11,7 @@ scorer.safetensors     their scorer
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sgrec_torchrec.distributed.array_folder import Array
 from sgrec_torchrec.distributed.atomic import atomic_folder, sha256_file, write_json
 from sgrec_torchrec.distributed.origin import origin
 from sgrec_torchrec.evidence.gather import num_features
@@ -42,6 +44,8 @@ COLUMNS = ("item_id", "title", "category")
 NEEDED = (WEIGHTS, TRIE, ITEMS)
 EVIDENCE = (SCORER, *(f"evidence-{name}.npy" for name in RELATION_ARRAYS))
 MEND = "export the run again"
+UNREADABLE = (SafetensorError, RuntimeError, pa.ArrowException, KeyError, OSError)
+"""What their readers raise over wrong bytes, beside ValueError."""
 Made = TypeVar("Made")
 
 
@@ -199,7 +203,7 @@ def _named(path: Path, read: Callable[[], Made]) -> Made:
     """``read()``; whatever a file with the right sum can hold, the error names it."""
     try:
         return read()
-    except (SafetensorError, RuntimeError, pa.ArrowException, KeyError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read ({error}): {MEND}") from error
     except ValueError as error:
         named = str(error) if path.name in str(error) else f"{path}: {error}"
@@ -255,10 +259,7 @@ def _read_items(folder: Path, settings: ServingSettings) -> ServedCatalogue:
 
 def _read_evidence(folder: Path, settings: ServingSettings) -> EvidencePrior:
     arrays = {
-        name: np.load(
-            folder / f"evidence-{name}.npy", mmap_mode="r", allow_pickle=False
-        )
-        for name in RELATION_ARRAYS
+        name: _read_array(folder / f"evidence-{name}.npy") for name in RELATION_ARRAYS
     }
     relations = Relations(**arrays)
     relations.validate()
@@ -271,6 +272,18 @@ def _read_evidence(folder: Path, settings: ServingSettings) -> EvidencePrior:
         config=settings.evidence,
         filter_seen=settings.filter_seen,
     )
+
+
+def _read_array(path: Path) -> Array:
+    try:
+        # Not np.load, which takes other kinds of files too.
+        loaded: Array = np.lib.format.open_memmap(path, mode="r")
+    # numpy reads the head of the file by the grammar of Python.
+    except (TokenError, SyntaxError, TypeError, OverflowError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error!r}): {MEND}") from error
+    if loaded.ndim != 1:
+        raise ValueError(f"{path} has {loaded.ndim} axes, not 1: {MEND}")
+    return loaded
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

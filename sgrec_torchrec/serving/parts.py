@@ -1,7 +1,7 @@
 """What a recommender is made of, wherever it was read from."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
 
 import torch
 
@@ -10,6 +10,8 @@ from sgrec_torchrec.evidence.prior import EvidencePrior
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
 from sgrec_torchrec.serving.catalogue import ServedCatalogue
 from sgrec_torchrec.serving.network import Network
+
+Made = TypeVar("Made", GeneratorConfig, EvidenceConfig, "ServingSettings")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,7 @@ class ServingSettings:
     """The checkpoint, for people."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         for name, high in (
             ("num_items", (1 << 31) - 2),
             ("num_levels", 8),
@@ -65,8 +68,8 @@ class ServingSettings:
         return cls(
             **plain
             | {
-                "generator": GeneratorConfig(**plain["generator"]),
-                "evidence": EvidenceConfig(**plain["evidence"]),
+                "generator": _check_types(GeneratorConfig(**plain["generator"])),
+                "evidence": _check_types(EvidenceConfig(**plain["evidence"])),
                 "event_types": tuple(plain["event_types"]),
             }
         )
@@ -84,6 +87,29 @@ class Parts:
     settings: ServingSettings
     name: object = field(default_factory=object)
     """Tells these parts from any others, also of the same checkpoint."""
+
+
+def _check_types(made: Made) -> Made:
+    """``made``, whose fields came from JSON: a float may be written without its point.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for field_of in fields(made):
+        value, kind = getattr(made, field_of.name), field_of.type
+        if kind == tuple[str, ...]:
+            is_right = isinstance(value, tuple) and all(
+                isinstance(one, str) for one in value
+            )
+        else:
+            # True is an integer to Python alone.
+            is_right = isinstance(value, kind) and (  # type: ignore[arg-type]
+                kind is bool or not isinstance(value, bool)
+            )
+            is_right |= type(value) is int and isinstance(0.0, kind)  # type: ignore[arg-type]
+        if not is_right:
+            raise ValueError(f"{field_of.name} = {value!r}: not of its type")
+    return made
 
 
 def empty_network(settings: ServingSettings, *, is_int8: bool = False) -> Network:

@@ -123,12 +123,49 @@ def test_a_damaged_manifest_is_named(copied: Path, text: str) -> None:
         ("max_history", "50"),
         ("prior_weight", 1.0),
         ("event_types", ["view", "buy", "more"]),
+        ("event_types", [1]),
+        ("num_items", True),
+        ("beam_width", 50.0),
+        ("has_clock", 1),
+        ("made_of", None),
+        ("generator", {"dim": 16.0}),
+        ("evidence", {"max_history": 50, "hidden": 8.0}),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(copied: Path, field, value) -> None:
     settings = json.loads((copied / MANIFEST).read_text())["settings"]
     forge(copied, settings=settings | {field: value})
     with pytest.raises(ValueError, match=r"\.(json|safetensors|parquet)"):
+        Recommender.load(copied)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00\x06\x00{'a': ("],
+    ids=["empty", "zip", "half a head"],
+)
+def test_what_is_no_array_is_refused(copied: Path, content: bytes) -> None:
+    (copied / "evidence-popularity_N.npy").write_bytes(content)
+    forge(copied)
+    with pytest.raises(ValueError, match=r"evidence-popularity_N\.npy cannot be read"):
+        Recommender.load(copied)
+
+
+def test_an_array_of_two_axes_is_refused(copied: Path) -> None:
+    path = copied / "evidence-popularity_N.npy"
+    np.save(path, np.load(path)[:, None])
+    forge(copied)
+    with pytest.raises(ValueError, match=r"popularity_N\.npy has 2 axes, not 1"):
+        Recommender.load(copied)
+
+
+def test_a_broken_page_is_refused(copied: Path) -> None:
+    path = copied / "items.parquet"
+    content = bytearray(path.read_bytes())
+    content[4:40] = bytes(36)
+    path.write_bytes(content)
+    forge(copied)
+    with pytest.raises(ValueError, match=r"items\.parquet cannot be read"):
         Recommender.load(copied)
 
 
