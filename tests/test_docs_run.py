@@ -229,6 +229,7 @@ def test_a_server_for_others_asks_for_the_token(
     start: Callable[..., str], copied: World
 ) -> None:
     copied.shell(OTHER["token"])
+    copied.shell(OTHER["admin-token"])
     ask = f"curl -s http://{start(OTHER['serve-others'])}/items?query=matrix"
     assert "The Matrix" not in copied.shell(ask)
     header = '-H "Authorization: Bearer $(cat token)"'

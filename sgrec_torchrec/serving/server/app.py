@@ -122,6 +122,8 @@ def _add_answers(app: FastAPI, server: Server) -> None:
         if kind.strip().lower() != "application/json":
             raise RequestError(415, "send the header `Content-Type: application/json`")
         body = await request.body()
+        # Under overload most are refused: that must cost less than reading them.
+        server.batcher.check_room()
         # One model for the whole request, whatever is reloaded meanwhile.
         model = server.swapper.current
 

@@ -75,7 +75,7 @@ class Batcher:
         Raises:
             RequestError: 429 with Retry-After, where it would take too long.
         """
-        self._admit()
+        self.check_room()
         loop = asyncio.get_running_loop()
         job = Job(asked, loop.create_future(), time.monotonic())
         self._open.add(job)
@@ -101,7 +101,12 @@ class Batcher:
         if jobs:
             await asyncio.wait([job.done for job in jobs])
 
-    def _admit(self) -> None:
+    def check_room(self) -> None:
+        """Whether one more would be answered in time.
+
+        Raises:
+            RequestError: 429 with Retry-After, where it would not.
+        """
         wait_s = (len(self._open) + 1) * self.seconds_a_user
         target_s = HEADROOM * self.settings.latency_ms / 1000
         # An idle server always takes one, else a slow one would take none.

@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
+
+from sgrec_torchrec.serving.server.app import Server, create_app
+from sgrec_torchrec.serving.server.errors import RequestError
+from sgrec_torchrec.serving.server.settings import ServerSettings
 
 NUM_CLIENTS = 40
 
@@ -63,6 +68,22 @@ def test_over_capacity_some_are_told_to_come_back_and_the_others_are_right(
     assert told
     assert all(one == right for one in told)
     assert tight.ask(history=["i1", "i2"], k=3).json == right
+
+
+def test_a_full_server_refuses_before_it_reads_what_is_asked(
+    served, package, monkeypatch
+) -> None:
+    server = Server.over(package, served, ServerSettings())
+
+    def is_full() -> None:
+        raise RequestError(429, "full", {"Retry-After": "1"})
+
+    with TestClient(create_app(server)) as client:
+        kind = {"Content-Type": "application/json"}
+        assert client.post("/recommend", content=b"{", headers=kind).status_code == 400
+        monkeypatch.setattr(server.batcher, "check_room", is_full)
+        answer = client.post("/recommend", content=b"{", headers=kind)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
 
 
 def test_a_slow_body_times_out(tight) -> None:
