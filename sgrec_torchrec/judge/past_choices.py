@@ -15,8 +15,9 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from sgrec_torchrec.item_graph.covisitation import fit_ends
+from sgrec_torchrec.judge.likeness import NEWEST
 from sgrec_torchrec.judge.prompt import FAME, MAX_GRADE
-from sgrec_torchrec.logs.hashing import CANDIDATE, hash64
+from sgrec_torchrec.logs.hashing import CANDIDATE, hash64, uniform
 from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences
 
 NEVER_ENDS = 1 << 62
@@ -24,8 +25,6 @@ FAME_SHARES = (0.5, 0.8, 0.95, 0.99)
 """An item known by more than these shares of the items is one step better known."""
 BOUNDS_A_DOUBLING = 8
 """How often the counts that this takes are found anew while the log doubles."""
-NEWEST = 20
-"""Choices that stand for the user."""
 MAX_USERS = 1 << 20
 """Users in whom choices are looked for together; of more, so many by a hash."""
 SMOOTHING = 0.5
@@ -86,8 +85,7 @@ class PastChoices:
         """
         known = np.log1p([self.before(item, now) for item in past[-NEWEST:]]).mean()
         away = np.log1p([self.before(item, now) for item in items]) - known
-        grade_C = MAX_GRADE - np.round(2 * np.abs(away)).astype(np.int64)
-        return [max(int(grade), 0) for grade in grade_C]
+        return _grades(MAX_GRADE - np.round(2 * np.abs(away)))
 
     def together(
         self, items: Sequence[int], past: Sequence[int], user: int, now: int
@@ -99,8 +97,7 @@ class PastChoices:
         choices do not count.
         """
         lift_C = self._lift(items, past[-NEWEST:], user, now).max(axis=1)
-        grade_C = np.floor(2 * np.log2(lift_C)).astype(np.int64)
-        return [min(max(int(grade), 0), MAX_GRADE) for grade in grade_C]
+        return _grades(np.floor(2 * np.log2(lift_C)))
 
     def _lift(
         self, items: Sequence[int], past: Sequence[int], user: int, now: int
@@ -133,13 +130,14 @@ class PastChoices:
         return now if self._has_clock else NEVER_ENDS
 
 
+def _grades(value_C: Float64Array) -> list[int]:
+    return [int(value) for value in np.clip(value_C, 0, MAX_GRADE)]
+
+
 def _sampled(num_users: int) -> npt.NDArray[np.bool_]:
-    """bool [U]: ``MAX_USERS`` of them at most, about."""
-    share = min(1.0, MAX_USERS / max(num_users, 1))
-    if share == 1.0:
-        return np.ones(num_users, dtype=np.bool_)
-    drawn = hash64(0, CANDIDATE, np.arange(num_users))
-    few: npt.NDArray[np.bool_] = drawn < np.uint64(share * 2.0**64)
+    """bool [U]: about ``MAX_USERS`` at most; all, where there are no more."""
+    drawn = uniform(hash64(0, CANDIDATE, np.arange(num_users)))
+    few: npt.NDArray[np.bool_] = drawn * num_users < MAX_USERS
     return few
 
 

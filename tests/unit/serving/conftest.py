@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, settings
 
 from sgrec_torchrec.logs.split_store import load_split
 from sgrec_torchrec.measure_export import row_events
@@ -15,6 +16,15 @@ from sgrec_torchrec.serving.package import write_package
 from sgrec_torchrec.serving.run_files import event_types
 
 WEIGHT = 0.6
+# Thousands of cases, the same ones in each run; the first that fails is told as it is.
+settings.register_profile(
+    "fuzz",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 
 
 @pytest.fixture(autouse=True)

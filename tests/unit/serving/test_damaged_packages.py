@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgrec_torchrec.serving import Recommender
 from sgrec_torchrec.serving.package import EVIDENCE, MANIFEST, NEEDED
 
+FUZZ = settings.get_profile("fuzz")
 CASES = 10_000
 FILES = (*NEEDED, *EVIDENCE)
 EDGE = 600
@@ -83,17 +84,6 @@ def shelf(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Shelf:
     return Shelf(package, tmp_path_factory.mktemp("damaged") / "package")
 
 
-def bounded(num_cases: int) -> Any:
-    return settings(
-        max_examples=num_cases,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-
-
 def edited(content: bytes, edits: list[tuple[str, int, int]]) -> bytes:
     """Bytes changed, inserted, cut off, or taken out."""
     changed = bytearray(content)
@@ -124,7 +114,7 @@ def test_damaged_files_are_refused_or_answer(shelf: Shelf) -> None:
     outcomes = set()
 
     @given(name=st.sampled_from(FILES), edits=EDITS, lies=st.booleans())
-    @bounded(CASES * 7 // 10)
+    @settings(FUZZ, max_examples=CASES * 7 // 10)
     def run(name: str, edits: list[tuple[str, int, int]], lies: bool) -> None:
         content = edited(shelf.content[name], edits)
         shelf.write(name, content)
@@ -146,7 +136,7 @@ def test_damaged_manifests_are_refused_or_answer(shelf: Shelf) -> None:
     outcomes = set()
 
     @given(data=st.data())
-    @bounded(CASES * 3 // 10)
+    @settings(FUZZ, max_examples=CASES * 3 // 10)
     def run(data: st.DataObject) -> None:
         manifest = json.loads(json.dumps(shelf.manifest))
         for _ in range(data.draw(st.integers(1, 2))):

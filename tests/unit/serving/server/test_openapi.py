@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.config import (
@@ -16,6 +16,7 @@ from schemathesis.config import (
     SchemathesisConfig,
 )
 
+FUZZ = settings.get_profile("fuzz")
 FEW = 10
 """Where there is nothing to vary, hypothesis ends earlier still."""
 CASES = {"/recommend": 7_000, "/items": 3_000, "/examples": FEW, "/readyz": FEW}
@@ -56,17 +57,6 @@ FIELDS = {
 REQUEST = st.fixed_dictionaries({}, optional=FIELDS)
 
 
-def bounded(num_cases: int) -> Any:
-    return settings(
-        max_examples=num_cases,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-
-
 def check_no_failure(live: Any, path: str, num_cases: int) -> None:
     """Cases of a path by its schema, and cases that break it."""
     document = live.send("GET", "/openapi.json").json
@@ -78,7 +68,7 @@ def check_no_failure(live: Any, path: str, num_cases: int) -> None:
     statuses: Counter[int] = Counter()
 
     @given(case=operation.as_strategy())
-    @bounded(num_cases)
+    @settings(FUZZ, max_examples=num_cases)
     def run(case: schemathesis.Case) -> None:
         headers = {"Authorization": f"Bearer {live.bearer}"}
         answer = case.call(base_url=live.url, headers=headers)
@@ -98,7 +88,7 @@ def check_requests(live: Any, num_cases: int) -> None:
     statuses = set()
 
     @given(fields=REQUEST | JSON)
-    @bounded(num_cases)
+    @settings(FUZZ, max_examples=num_cases)
     def run(fields: Any) -> None:
         answer = live.send("POST", "/recommend", json.dumps(fields))
         assert answer.status in (200, 400, 422), answer.body
