@@ -1,9 +1,7 @@
 """Post-training under each fusion, from the same weights, prompts, steps and seeds.
 
-Arms: the pretrained model; the business reward alone (GRPO); Reward-Sum and Adv-Sum;
-A2PO; and A2PO with a shuffled judge, whose rewards are given to other rollouts of their
-group: what a judge's spread alone would do. All arms have the same judged mask. Every
-arm is tested against the pretrained model and against GRPO, users as the unit.
+Every arm of ``arms`` is tested against the pretrained model and against GRPO, users as
+the unit.
 
 The guard of post-training looks at the valid rows of the users that it asks. Valid
 rows of the others (whom the judge learns from) are a third table: no arm's step was
@@ -33,7 +31,7 @@ from sgrec_torchrec.a2po.aligner import (
     made_of,
     table_sum,
 )
-from sgrec_torchrec.a2po.reward import ShuffledReward, open_table
+from sgrec_torchrec.a2po.reward import open_table
 from sgrec_torchrec.arguments import override
 from sgrec_torchrec.arm_metrics import arm_rows, write_arm
 from sgrec_torchrec.arm_report import (
@@ -44,6 +42,7 @@ from sgrec_torchrec.arm_report import (
     rows_path,
     write_report,
 )
+from sgrec_torchrec.arms import ARMS, GRPO, PRETRAINED, chosen_arms, heard
 from sgrec_torchrec.config import RUNS, AlignConfig, RunConfig
 from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import (
@@ -75,16 +74,6 @@ from sgrec_torchrec.reward_table import RewardTable
 from sgrec_torchrec.schema import EvalRows, Int32Array, Int64Array, ItemTokens, SplitLog
 from sgrec_torchrec.train import run
 
-PRETRAINED, GRPO, SHUFFLED = "pretrained", "grpo", "a2po-shuffled"
-ARMS = {
-    PRETRAINED: None,
-    GRPO: "grpo",
-    "reward-sum": "reward-sum",
-    "adv-sum": "adv-sum",
-    "a2po": "a2po",
-    SHUFFLED: "a2po",
-}
-"""Arm -> its fusion."""
 DEFAULT_STEPS = 60
 FORMAT = 1
 """Raise it when an arm's files change meaning: older arms are run again."""
@@ -122,7 +111,7 @@ def benchmark_a2po(
         FileNotFoundError: where there is no such table.
         ValueError: for an unknown log, arm or setting, or a table of another log.
     """
-    chosen = _chosen_arms(data, arms, table)
+    chosen = chosen_arms(data, arms, table)
     rows: list[JsonRow] = []
     done: list[tuple[str, RunConfig]] = []
     with process_group() as ranks:
@@ -151,22 +140,6 @@ def benchmark_a2po(
                 facts = _facts(data, table, settings)
                 rows = write_report(done, chosen, (PRETRAINED, GRPO), facts, json_path)
     return rows
-
-
-def _chosen_arms(
-    data: str, arms: Sequence[str] | None, table: Path | None
-) -> list[str]:
-    if data not in RUNS:
-        raise ValueError(f"unknown log {data!r}: choose one of {', '.join(RUNS)}")
-    if table is not None:
-        RewardTable.open(table)
-    allowed = list(ARMS) if table is not None else [PRETRAINED, GRPO]
-    for arm in arms or ():
-        if arm not in ARMS:
-            raise ValueError(f"unknown arm {arm!r}: choose of {', '.join(ARMS)}")
-        if arm not in allowed:
-            raise ValueError(f"arm {arm!r} needs a judge: give its reward table")
-    return [arm for arm in allowed if arms is None or arm in arms]
 
 
 def _facts(data: str, table: Path | None, settings: AlignConfig) -> JsonRow:
@@ -290,9 +263,8 @@ def _run_arm(
         trainee = dataclasses.replace(pretrained.trainee, config=config)
         ranks = pretrained.ranker.ranks
         aligner = build_aligner(trainee, pretrained.split, pretrained.tokens, ranks)
-        if arm == SHUFFLED:
-            shuffled = ShuffledReward(aligner.semantic, config.seed)
-            aligner = dataclasses.replace(aligner, semantic=shuffled)
+        semantic = heard(aligner.semantic, arm, config.seed)
+        aligner = dataclasses.replace(aligner, semantic=semantic)
         state = align(aligner, guard, resume=resume, start_ndcg=start)
     aligned_s = time.perf_counter() - began_s
     systems = _measure(pretrained.ranker, config, aligner)

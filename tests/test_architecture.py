@@ -37,8 +37,17 @@ MAY_IMPORT = {
     "candidates": UP_TO_GENERATOR | {"candidate_items", "prepare"},
     "arm_metrics": UP_TO_GENERATOR | {"evaluation", "reward_table"},
     "arm_report": UP_TO_GENERATOR | {"arm_metrics", "evaluation"},
+    "arms": {"config", "a2po", "reward_table"},
     "benchmark_a2po": UP_TO_GENERATOR
-    | {"a2po", "arguments", "arm_metrics", "arm_report", "evaluation", "prepare"}
+    | {
+        "a2po",
+        "arguments",
+        "arms",
+        "arm_metrics",
+        "arm_report",
+        "evaluation",
+        "prepare",
+    }
     | {"reward_table", "train"},
     "steps": {"distributed"},
     "closed_loop": {"distributed", "steps"},

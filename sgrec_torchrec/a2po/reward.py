@@ -3,6 +3,7 @@
 Letters: B prompts, G rollouts.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sgrec_torchrec.a2po.prompts import Prompts
-from sgrec_torchrec.logs.hashing import ROLLOUT, hash64
-from sgrec_torchrec.logs.judged_users import prefix_hash
+from sgrec_torchrec.logs.hashing import JUDGED_USER, ROLLOUT, hash64
+from sgrec_torchrec.logs.judged_users import id_hash, prefix_hash
 from sgrec_torchrec.reward_table import MissLog, RewardTable
 from sgrec_torchrec.schema import Int64Array, SplitLog
 
@@ -186,6 +187,28 @@ class ShuffledReward:
             # Turned by one place, so that no rollout keeps its own.
             mixed_BG[row, places[order]] = reward_BG[row, places[order.roll(1)]]
         return mixed_BG, judged_BG
+
+
+class FewerJudgedReward:
+    """A judge who has met only a share of the users it knows: what fewer calls cost.
+
+    The users are drawn by a hash of their ids, at least one.
+    """
+
+    def __init__(self, judged: JudgedReward, share: float, seed: int) -> None:
+        self.judged = judged
+        user_E = judged.prompts.rows.user_E
+        users = np.unique(user_E[judged.is_judged_E])
+        ids = [id_hash(judged.split.user_ids[user]) for user in users.tolist()]
+        drawn = hash64(seed, JUDGED_USER, np.array(ids, dtype=np.int64))
+        kept = users[np.argsort(drawn, kind="stable")[: math.ceil(share * len(users))]]
+        self.is_judged_E = judged.is_judged_E & np.isin(user_E, kept)
+
+    def __call__(self, group: Group) -> tuple[Tensor, Tensor]:
+        """float32 [B, G], 0 where not judged, and bool [B, G]."""
+        is_kept_B1 = torch.from_numpy(self.is_judged_E[group.prompt_B])[:, None]
+        reward_BG, judged_BG = self.judged(group)
+        return reward_BG * is_kept_B1, judged_BG & is_kept_B1
 
 
 def no_semantics(group: Group) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 
 from sgrec_torchrec.a2po.prompts import Prompts, post_training_prompts
 from sgrec_torchrec.a2po.reward import (
+    FewerJudgedReward,
     Group,
     JudgedReward,
     ShuffledReward,
@@ -346,3 +347,20 @@ def test_a_shuffled_judge_knows_and_misses_what_the_judge_does(
     assert shuffled.is_judged_E is judged.is_judged_E
     shuffled(group_of([1], [[5, 9]], [0]))
     assert shuffled.misses.num_missing == 1
+
+
+@pytest.mark.parametrize(("share", "left"), [(1.0, 2), (0.51, 2), (0.5, 1), (0.01, 1)])
+def test_a_judge_of_fewer_users_says_the_same_of_the_others(
+    asked, judged_folder: Path, share: float, left: int
+) -> None:
+    judged = semantic_reward(open_table(str(judged_folder)), *asked, max_age_events=0)
+    group = group_of([1, 6, 2], [[5, 6], [5, 9], [5, 6]], [0, 0, 0])
+    all_BG, has_all_BG = judged(group)
+    assert has_all_BG.any(1).tolist() == [True, True, False]
+    fewer = FewerJudgedReward(judged, share, seed=0)
+    reward_BG, judged_BG = fewer(group)
+    is_kept_B = judged_BG.any(1)
+    assert int(is_kept_B.sum()) == int(fewer.is_judged_E[[1, 6]].sum()) == left
+    assert torch.equal(judged_BG[is_kept_B], has_all_BG[is_kept_B])
+    assert torch.equal(reward_BG[is_kept_B], all_BG[is_kept_B])
+    assert not reward_BG[~is_kept_B].any()
