@@ -31,6 +31,7 @@ from sgrec_torchrec.evaluation.ranking import (
     sums_by_user,
     target_ranks,
 )
+from sgrec_torchrec.logs.prompts import target_values
 from sgrec_torchrec.reward_table import RewardTable
 from sgrec_torchrec.schema import EvalRows, Int32Array, Int64Array, SplitLog
 
@@ -99,27 +100,6 @@ def _values(rank_E: Int32Array, rows: EvalRows, split: SplitLog) -> Float64Array
         return is_hit_E / np.maximum(rank_E, 1)
     # A refund is worth no more than nothing.
     return np.asarray(target_values(rows, split).clip(min=0) * is_hit_E)
-
-
-def target_values(rows: EvalRows, split: SplitLog) -> Float64Array:
-    """The value of each row's target event, float64 [E], NaN where unknown.
-
-    Of an item that is twice in its basket the first event.
-    """
-    sequences = split.sequences
-    row = sequences.offsets_U1[rows.user_E] + rows.history_end_E
-    last = sequences.offsets_U1[rows.user_E + 1] - 1
-    value_E = np.full(len(rows), np.nan)
-    going = np.arange(len(rows))
-    while len(going):
-        going = going[row[going] <= last[going]]
-        at = row[going]
-        is_due = sequences.timestamps_R[at] == rows.target_timestamp_E[going]
-        is_target = is_due & (sequences.items_R[at] == rows.target_E[going])
-        value_E[going[is_target]] = sequences.values_R[at[is_target]]
-        going = going[is_due & ~is_target]
-        row[going] += 1
-    return value_E
 
 
 def _judged(

@@ -5,7 +5,7 @@ the unit.
 
 The guard of post-training looks at the valid rows of the users that it asks. Valid
 rows of the others (whom the judge learns from) are a third table: no arm's step was
-chosen by them.
+chosen by them, unless fresh prompts leave the guard no other rows.
 """
 
 import dataclasses
@@ -190,7 +190,10 @@ def _restore(base: RunConfig, settings: AlignConfig, ranks: Ranks) -> _Pretraine
         ranks=ranks,
     )
     restore_best(trainee)
-    guard = validation_ndcg(ranker, ~is_label_user(split.user_ids, config.log.seed))
+    is_label_U = is_label_user(split.user_ids, config.log.seed)
+    # Rows that an arm learns from cannot guard it.
+    guards_U = is_label_U if settings.prompts == "fresh" else ~is_label_U
+    guard = validation_ndcg(ranker, guards_U)
     return _Pretrained(
         trainee=trainee,
         ranker=ranker,

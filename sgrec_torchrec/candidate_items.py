@@ -61,6 +61,8 @@ class CandidateConfig:
     """Of the eligible users, in (0, 1]: so many are judged if as many are live."""
     keep_dead: bool = False
     """Judge a user also if no rollout is the next item: the first by the hash."""
+    fresh: bool = False
+    """Ask at the users' newest valid rows, as ``align.prompts`` = fresh does."""
     max_users: int | None = None
     """Judged users at most, whatever the share."""
     num_rollouts: int = 16

@@ -54,7 +54,7 @@ from sgrec_torchrec.item_graph.graph import ItemGraph
 from sgrec_torchrec.logs.canonical import file_facts
 from sgrec_torchrec.logs.hashing import CANDIDATE, JUDGED_USER, hash64
 from sgrec_torchrec.logs.judged_users import LABEL_SHARE, id_hash
-from sgrec_torchrec.logs.prompts import eligible_prompts
+from sgrec_torchrec.logs.prompts import eligible_prompts, fresh_targets
 from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS
 from sgrec_torchrec.logs.stream import EvalBatch, eval_batches
 from sgrec_torchrec.prepare import prepare_graph, prepare_log, prepare_tokens
@@ -191,11 +191,17 @@ def draw_judged(trained: Trained, settings: CandidateConfig) -> Judged:
         ValueError: where no user is eligible, or none of them may be taken.
     """
     split, config = trained.split, trained.config
-    prompts = eligible_prompts(split, config.log.seed, config.log.max_history)
+    of_log = (split, config.log.seed, config.log.max_history)
+    prompts = fresh_targets(*of_log, 1) if settings.fresh else eligible_prompts(*of_log)
     if not len(prompts):
         raise ValueError(
-            "no user is eligible: all are label users, or their train periods hold "
-            "fewer than 2 baskets; import a longer log"
+            "no user is eligible: all are label users, or "
+            + (
+                "none has a valid row; leave out --fresh"
+                if settings.fresh
+                else "their train periods hold fewer than 2 baskets; import a longer "
+                "log"
+            )
         )
     seed, key_E = _seed(settings, config), _user_keys(split, prompts)
     order = np.argsort(hash64(seed, JUDGED_USER, key_E), kind="stable")

@@ -238,6 +238,10 @@ def candidates(
     every_user: Annotated[
         bool, typer.Option(help="All eligible users, those without a hit too.")
     ] = False,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Ask at valid rows, for align.prompts=fresh."),
+    ] = False,
     max_users: Annotated[
         int | None, typer.Option(help="Judged users at most, drawn by a hash.")
     ] = None,
@@ -265,6 +269,7 @@ def candidates(
     settings = CandidateConfig(
         share=1.0 if every_user else DEFAULT_SHARE if share is None else share,
         keep_dead=every_user,
+        fresh=fresh,
         max_users=max_users,
         num_rollouts=num_rollouts,
         beam=beam,

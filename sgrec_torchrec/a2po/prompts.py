@@ -1,7 +1,7 @@
 """A prepared log -> the prompts of post-training, the same for any number of ranks.
 
-A prompt is a prefix of a user's train period and the item that followed it. Users whom
-the judge has learned from give none. Letters: U users, E prompts, B prompts of a step.
+A prompt is a prefix of a user's events and the item that followed it. Users whom the
+judge has learned from give none. Letters: U users, E prompts, B prompts of a step.
 """
 
 from collections.abc import Iterator
@@ -12,9 +12,24 @@ import numpy.typing as npt
 
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.logs.hashing import PROMPT, hash64
-from sgrec_torchrec.logs.prompts import eligible_targets, prompts_after
+from sgrec_torchrec.logs.prompts import (
+    eligible_targets,
+    fresh_targets,
+    prompts_after,
+    target_values,
+)
 from sgrec_torchrec.reward_table import RewardTable
 from sgrec_torchrec.schema import EvalRows, Float32Array, Int64Array, SplitLog
+
+_LACKING = {
+    "judged": "none of the users in align.table was judged before a basket of this "
+    "log's train period; judge candidates of this run, or set align.prompts=newest",
+    "newest": "a train period of two baskets or more, of a user that the judge has not "
+    "learned from",
+    "fresh": "a valid row of a user that the judge has not learned from; set "
+    "align.prompts=newest",
+}
+"""``align.prompts`` -> what is not there, and the mend."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,38 +56,38 @@ class Prompts:
 def post_training_prompts(
     split: SplitLog, config: RunConfig, table: RewardTable | None = None
 ) -> Prompts:
-    """Each post-training user's newest targets of the train period, oldest first.
+    """The prompts that ``align.prompts`` names, oldest first.
 
-    A target has at least one event in an earlier basket. With ``align.prompts`` =
-    judged each judged user's one target after the prefix that ``table`` names. Time and
-    memory grow with users times ``align.prompts_per_user``.
+    newest: each post-training user's newest targets of the train period that have an
+    earlier basket. fresh: those of the valid rows, which pretraining has not learned
+    from. judged: each judged user's one target after the prefix that ``table`` names.
+    Time and memory grow with users times ``align.prompts_per_user``.
 
     Raises:
-        ValueError: where no user has one, or judged ones are asked of no table.
+        ValueError: where no user has one, judged ones are asked of no table, or fresh
+            ones of a run that is fitted on its valid rows.
     """
-    sequences, settings, log = split.sequences, config.align, config.log
+    settings, log = config.align, config.log
     if settings.prompts == "judged":
         as_of_U = _judged_prefixes(split, table)
-        rows, row_E = prompts_after(split, log.seed, log.max_history, as_of_U)
+        rows = prompts_after(split, log.seed, log.max_history, as_of_U)
     else:
-        rows, row_E = eligible_targets(
-            split, log.seed, log.max_history, settings.prompts_per_user
-        )
+        if settings.prompts == "fresh" and log.fit_on != "train":
+            raise ValueError(
+                "align.prompts = fresh asks the valid rows, but log.fit_on = "
+                f"{log.fit_on} learns from them: set log.fit_on=train, or "
+                "align.prompts=newest"
+            )
+        find = fresh_targets if settings.prompts == "fresh" else eligible_targets
+        rows = find(split, log.seed, log.max_history, settings.prompts_per_user)
     if not len(rows):
         raise ValueError(
-            "no user has a prompt for post-training: "
-            + (
-                "none of the users in align.table was judged before a basket of this "
-                "log's train period; judge candidates of this run, or set "
-                "align.prompts=newest"
-                if settings.prompts == "judged"
-                else "a train period of two baskets or more, of a user that the judge "
-                "has not learned from"
-            )
+            f"no user has a prompt for post-training: {_LACKING[settings.prompts]}"
         )
     weight_E = np.ones(len(rows), dtype=np.float32)
-    if sequences.has_value:
-        weight_E = _value_weights(sequences.values_R[row_E], settings.max_value_weight)
+    if split.sequences.has_value:
+        value_E = target_values(rows, split)
+        weight_E = _value_weights(value_E, settings.max_value_weight)
     return Prompts(rows=rows, value_weight_E=weight_E)
 
 
@@ -87,7 +102,7 @@ def _judged_prefixes(split: SplitLog, table: RewardTable | None) -> Int64Array:
     return position_U
 
 
-def _value_weights(value_E: Float32Array, largest: float) -> Float32Array:
+def _value_weights(value_E: npt.NDArray[np.float64], largest: float) -> Float32Array:
     """value / mean(value), clipped to [1 / largest, largest]: S-GRec keeps money so.
 
     An event without a value counts 1, as the average does.

@@ -106,10 +106,12 @@ class AlignConfig:
     """sample (without replacement) or beam."""
     temperature: float = 1.0
     prompts: str = "newest"
-    """newest, or judged: of each user in ``table`` the prefix that was judged, and of
-    no other user anything."""
+    """newest: the train period's newest targets again. fresh: the valid rows, which
+    pretraining has not learned from; the guard and the evidence's weight then go by
+    the users who are not asked. judged: of each user in ``table`` the prefix that was
+    judged, and of no other user anything."""
     prompts_per_user: int = 8
-    """newest: so many targets of a user's train period are asked again."""
+    """newest and fresh: so many targets of a user, the newest ones."""
     updates_per_rollout: int = 1
     """Optimizer steps on the same rollouts; beyond one the ratio is clipped."""
     lr: float = 1e-4
@@ -148,7 +150,7 @@ class AlignConfig:
 
     def __post_init__(self) -> None:
         check_choice("align.fusion", self.fusion, FUSIONS)
-        check_choice("align.prompts", self.prompts, ("newest", "judged"))
+        check_choice("align.prompts", self.prompts, ("newest", "fresh", "judged"))
         check_choice("align.rollouts", self.rollouts, ("sample", "beam"))
         check_fields(
             "align",

@@ -41,6 +41,7 @@ from sgrec_torchrec.evaluation.ranking import (
 )
 from sgrec_torchrec.item_graph.text import item_texts, tf_idf
 from sgrec_torchrec.logs.hashing import hash64
+from sgrec_torchrec.logs.judged_users import is_label_user
 from sgrec_torchrec.schema import (
     EvalRows,
     Float32Array,
@@ -100,9 +101,9 @@ def validation_ndcg(
     together and get the same figure.
 
     Args:
-        among_U: bool [U], whose valid rows; None takes all users'.
+        among_U: bool [U], whose valid rows; None takes all that nothing learns from.
     """
-    rows = ranker.split.valid
+    rows = _untaught(ranker)
     if among_U is not None:
         rows = rows.take(np.flatnonzero(among_U[rows.user_E]))
     if not len(rows) or not _may_choose(ranker.split, ranker.config):
@@ -122,7 +123,7 @@ def choose_prior_weight(ranker: Ranker) -> float:
     if config.evaluation.prior_weight is not None:
         return config.evaluation.prior_weight
     check_rows(ranker.split, config)
-    rows = _valid_rows(ranker, ranker.split.valid)
+    rows = _valid_rows(ranker, _untaught(ranker))
     scores = _ndcg(ranker, rows, PRIOR_WEIGHTS, CHOICE_DEPTH)
     return PRIOR_WEIGHTS[int(np.argmax(scores))]
 
@@ -184,6 +185,18 @@ def sample_rows(rows: EvalRows, max_rows: int, seed: int) -> Int64Array:
 
 def _may_choose(split: SplitLog, config: RunConfig) -> bool:
     return config.log.fit_on == "train" and len(split.valid) > 0
+
+
+def _untaught(ranker: Ranker) -> EvalRows:
+    """The valid rows that no stage learns from.
+
+    Where post-training asks some, those of the users whom it does not ask.
+    """
+    rows, config = ranker.split.valid, ranker.config
+    if not (config.align.num_steps and config.align.prompts == "fresh"):
+        return rows
+    is_label_U = is_label_user(ranker.split.user_ids, config.log.seed)
+    return rows.take(np.flatnonzero(is_label_U[rows.user_E]))
 
 
 def _valid_rows(ranker: Ranker, rows: EvalRows) -> EvalRows:

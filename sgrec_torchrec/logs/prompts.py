@@ -1,31 +1,31 @@
-"""A prepared log -> prompts of the train period: prefixes, and what followed them.
+"""A prepared log -> prompts: prefixes of users' events, and what followed them.
 
 Letters: U users, E prompts.
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from sgrec_torchrec.logs.judged_users import is_label_user
 from sgrec_torchrec.schema import EvalRows, Int64Array, Sequences, SplitLog
 
+Float64Array = npt.NDArray[np.float64]
+
 
 def eligible_prompts(split: SplitLog, seed: int, max_history: int) -> EvalRows:
-    """Each user's newest prompt: ``eligible_targets`` without their rows."""
-    return eligible_targets(split, seed, max_history, 1)[0]
+    """Each user's newest of ``eligible_targets``."""
+    return eligible_targets(split, seed, max_history, 1)
 
 
 def eligible_targets(
     split: SplitLog, seed: int, max_history: int, per_user: int
-) -> tuple[EvalRows, Int64Array]:
+) -> EvalRows:
     """Each user's newest ``per_user`` train events that have an earlier basket.
 
     In the order of the log. Label users are left out: the judge learns from them. A
     history holds nothing of its target's timestamp, and at most ``max_history`` events;
     ``history_end_E`` is as_of, the number of events before that timestamp. Time and
     memory grow with users times ``per_user``. No ranks communicate.
-
-    Returns:
-        The prompts, and the log's row of each target, int64 [E].
     """
     sequences = split.sequences
     first_U = sequences.offsets_U1[:-1]
@@ -46,7 +46,7 @@ def eligible_targets(
 
 def prompts_after(
     split: SplitLog, seed: int, max_history: int, as_of_U: Int64Array
-) -> tuple[EvalRows, Int64Array]:
+) -> EvalRows:
     """The prompt of each user after a given prefix: ``eligible_targets`` of those.
 
     Its target is the last event of the basket that follows, as in
@@ -55,9 +55,6 @@ def prompts_after(
 
     Args:
         as_of_U: int64 [U], the number of events of the prefix; -1 for no prompt.
-
-    Returns:
-        The prompts, and the log's row of each target, int64 [E].
     """
     sequences = split.sequences
     is_asked_U = (as_of_U > 0) & (as_of_U < sequences.train_end_U)
@@ -70,14 +67,53 @@ def prompts_after(
     return _prompts(sequences, user, row, as_of, max_history)
 
 
+def fresh_targets(
+    split: SplitLog, seed: int, max_history: int, per_user: int
+) -> EvalRows:
+    """Each user's newest ``per_user`` valid rows: what no pretraining has learned from.
+
+    In the order of the split, label users and rows without a history left out, as in
+    ``eligible_targets``. No ranks communicate.
+    """
+    rows = split.valid
+    is_asked_E = ~is_label_user(split.user_ids, seed)[rows.user_E]
+    rows = rows.take(np.flatnonzero(is_asked_E & (rows.history_end_E > 0)))
+    order = np.lexsort((rows.history_end_E, rows.user_E))
+    user_E = rows.user_E[order]
+    ends_E = np.searchsorted(user_E, user_E, side="right")
+    newest = order[ends_E - np.arange(len(order)) <= per_user]
+    return rows.take(np.sort(newest)).with_history(max_history)
+
+
+def target_values(rows: EvalRows, split: SplitLog) -> Float64Array:
+    """The value of each row's target event, float64 [E], NaN where unknown.
+
+    Of an item that is twice in its basket the first event.
+    """
+    sequences = split.sequences
+    row = sequences.offsets_U1[rows.user_E] + rows.history_end_E
+    last = sequences.offsets_U1[rows.user_E + 1] - 1
+    value_E = np.full(len(rows), np.nan)
+    going = np.arange(len(rows))
+    while len(going):
+        going = going[row[going] <= last[going]]
+        at = row[going]
+        is_due = sequences.timestamps_R[at] == rows.target_timestamp_E[going]
+        is_target = is_due & (sequences.items_R[at] == rows.target_E[going])
+        value_E[going[is_target]] = sequences.values_R[at[is_target]]
+        going = going[is_due & ~is_target]
+        row[going] += 1
+    return value_E
+
+
 def _prompts(
     sequences: Sequences,
     user_E: Int64Array,
     row_E: Int64Array,
     as_of_E: Int64Array,
     max_history: int,
-) -> tuple[EvalRows, Int64Array]:
-    """Prompts in the order of their targets' rows, and those rows."""
+) -> EvalRows:
+    """Prompts in the order of their targets' rows."""
     order = np.argsort(row_E, kind="stable")
     row_E, end_E = row_E[order], as_of_E[order].astype(np.int32)
     prompts = EvalRows(
@@ -87,7 +123,7 @@ def _prompts(
         target_E=sequences.items_R[row_E],
         target_timestamp_E=sequences.timestamps_R[row_E],
     )
-    return prompts.with_history(max_history), row_E
+    return prompts.with_history(max_history)
 
 
 def _basket_ends(

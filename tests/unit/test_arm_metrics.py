@@ -14,10 +14,10 @@ from sgrec_torchrec.arm_metrics import (
     arm_rows,
     compare_arms,
     read_arm,
-    target_values,
     write_arm,
 )
 from sgrec_torchrec.evaluation.compare import compare, write_hits
+from sgrec_torchrec.logs.prompts import target_values
 from sgrec_torchrec.logs.split import load_split
 from sgrec_torchrec.reward_table import RewardTable, build_reward_table
 from sgrec_torchrec.schema import EvalRows, SplitLog

@@ -150,6 +150,17 @@ def test_every_figure_of_an_arm_is_there(benchmark, tmp_path: Path) -> None:
     assert pretrained["made_of"] == arm["made_of"]
 
 
+def test_rows_that_an_arm_learns_from_do_not_guard_it(
+    benchmark, tmp_path: Path
+) -> None:
+    rows = benchmark("align.prompts=fresh", arms=[PRETRAINED, GRPO])
+    whole = json.loads((tmp_path / "rows.json").read_text())
+    pretrained = {row["system"]: row for row in rows if row["arm"] == PRETRAINED}
+    # The guard sees just the rows of the users that are not asked.
+    guard = whole["runs"][0]["valid NDCG@10"]
+    assert pretrained[HELD_OUT]["NDCG@10"] == pytest.approx(guard, rel=1e-6)
+
+
 def test_the_last_step_is_shown_where_the_guard_ships_the_pretrained_model(
     benchmark, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from sgrec_torchrec import candidates
+from sgrec_torchrec.a2po.prompts import post_training_prompts
 from sgrec_torchrec.candidate_items import SOURCES, CandidateConfig
 from sgrec_torchrec.candidates import (
     Trained,
@@ -28,13 +29,12 @@ from sgrec_torchrec.candidates import (
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.atomic import sha256_file
 from sgrec_torchrec.generator.beam import sample_distinct
-from sgrec_torchrec.logs import prompts as prompts_of_log
 from sgrec_torchrec.logs.canonical import read_canonical
 from sgrec_torchrec.logs.hashing import CANDIDATE, JUDGED_USER, hash64
 from sgrec_torchrec.logs.judged_users import history_hash, id_hash, is_label_user
 from sgrec_torchrec.logs.prompts import eligible_prompts
 from sgrec_torchrec.logs.stream import eval_batches
-from sgrec_torchrec.schema import EvalRows, Sequences
+from sgrec_torchrec.schema import EvalRows
 
 SMALL = CandidateConfig(share=0.2, num_rollouts=6, beam=5, hard=3, easy=3)
 
@@ -170,6 +170,24 @@ def test_the_first_live_users_by_hash_are_judged_whatever_the_batch(
     assert judged.num_looked_at == ranked.index(expected[-1]) + 1
 
 
+def test_fresh_candidates_are_asked_at_the_prompts_of_post_training(
+    trained: Trained,
+) -> None:
+    settings = dataclasses.replace(SMALL, share=1.0, keep_dead=True, fresh=True)
+    judged = draw_judged(trained, settings)
+    align = dataclasses.replace(
+        trained.config.align, prompts="fresh", prompts_per_user=1
+    )
+    config = dataclasses.replace(trained.config, align=align)
+    asked = post_training_prompts(trained.split, config).rows
+    order = np.argsort(judged.prompts.user_E)
+    for name in ("user_E", "history_end_E", "target_E"):
+        found, expected = getattr(judged.prompts, name)[order], getattr(asked, name)
+        assert found.tolist() == expected.tolist()
+    ends_E = trained.split.sequences.train_end_U[judged.prompts.user_E]
+    assert (judged.prompts.history_end_E >= ends_E).all()
+
+
 def test_label_users_are_never_judged(trained: Trained, made: Path) -> None:
     rows = eligible_prompts(trained.split, 0, 200)
     eligible = {trained.split.user_ids[user] for user in rows.user_E}
@@ -179,45 +197,6 @@ def test_label_users_are_never_judged(trained: Trained, made: Path) -> None:
     assert not is_label_user(sorted(eligible), 0).any()
     judged = [user["user_id"] for user in read(made, "users")]
     assert not is_label_user(judged, 0).any()
-
-
-def sequences_of(*users: tuple[list[int], int]) -> Sequences:
-    """Users as (timestamps, train_end); items count 0, 1, ... over all events."""
-    times = [time for stamps, _ in users for time in stamps]
-    ends = np.array([end for _, end in users], dtype=np.int32)
-    return Sequences(
-        offsets_U1=np.cumsum([0, *(len(stamps) for stamps, _ in users)]),
-        items_R=np.arange(len(times), dtype=np.int32),
-        timestamps_R=np.array(times, dtype=np.int64),
-        events_R=np.full(len(times), -1, dtype=np.int16),
-        values_R=np.full(len(times), np.nan, dtype=np.float32),
-        train_end_U=ends,
-        valid_end_U=ends,
-        num_items=len(times),
-        num_event_types=0,
-        has_clock=True,
-        has_value=False,
-    )
-
-
-def test_a_prompt_ends_before_its_targets_basket(trained, monkeypatch) -> None:
-    nobody = lambda ids, seed: np.zeros(len(ids), dtype=bool)  # noqa: E731
-    monkeypatch.setattr(prompts_of_log, "is_label_user", nobody)
-    sequences = sequences_of(
-        ([5, 5, 5, 9], 3),  # one train basket only
-        ([1, 2, 2, 7, 7, 7, 8], 6),  # newest train basket: events 3, 4 and 5
-        ([], 0),
-        ([4, 6], 0),  # no train event; event 6 of the log is another user's
-        ([4, 6, 6], 2),  # the valid event of the same time is not looked at
-        ([3], 1),
-    )
-    split = dataclasses.replace(trained.split, sequences=sequences, user_ids=["u"] * 6)
-    rows = eligible_prompts(split, seed=0, max_history=2)
-    assert rows.user_E.tolist() == [1, 4]
-    assert rows.history_end_E.tolist() == [3, 1]
-    assert rows.history_start_E.tolist() == [1, 0]
-    assert rows.target_E.tolist() == [4 + 5, 13 + 1]
-    assert rows.target_timestamp_E.tolist() == [7, 6]
 
 
 def with_sequences(trained: Trained, **arrays: np.ndarray) -> Trained:

@@ -1,5 +1,6 @@
 """Who is asked again, after which prefix, with what weight, and in which order."""
 
+import dataclasses
 from itertools import chain
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sgrec_torchrec.a2po.prompts import post_training_prompts, prompt_batches
 from sgrec_torchrec.config import AlignConfig, LogConfig, RunConfig
 from sgrec_torchrec.logs.prompts import eligible_prompts
 from sgrec_torchrec.reward_table import RewardTable, build_reward_table
+from sgrec_torchrec.schema import EvalRows
 
 NAN = float("nan")
 
@@ -140,6 +142,46 @@ def test_judged_prompts_are_the_judged_prefixes_of_post_training_users(
     assert newest.user_E[0] == 0
     assert newest.target_E[0] == prompts.rows.target_E[0]
     assert newest.history_end_E[0] == prompts.as_of_E[0]
+
+
+def test_fresh_prompts_are_the_newest_valid_rows_of_those_asked(
+    make_log, user_ids
+) -> None:
+    one, other = user_ids(2)
+    (label,) = user_ids(1, are_labels=True)
+    events = days([4, 5, 6, 7, 8], [1.0, 1.0, 2.0, 6.0, 4.0])
+    users = dict.fromkeys((other, label, one), events)
+    split = make_log(users, train_ends=[2] * 3, has_value=True)
+    # User 0: events 2 and 4, user 1 (of the judge): 3, user 2: 2, 3, and the first.
+    user_E, place_E = np.array([2, 0, 1, 2, 0, 2]), np.array([3, 4, 3, 2, 2, 0])
+    valid = EvalRows(
+        user_E=user_E,
+        history_start_E=np.zeros(6, np.int32),
+        history_end_E=place_E.astype(np.int32),
+        target_E=(4 + place_E).astype(np.int32),
+        target_timestamp_E=86_400 * place_E,
+    )
+    split = dataclasses.replace(split, valid=valid)
+    config = settings(3, prompts="fresh", max_value_weight=10)
+    prompts = post_training_prompts(split, config)
+    assert prompts.rows.user_E.tolist() == [2, 0, 2, 0]
+    assert prompts.rows.target_E.tolist() == [7, 8, 6, 6]
+    assert prompts.as_of_E.tolist() == [3, 4, 2, 2]
+    assert prompts.rows.history_start_E.tolist() == [0, 1, 0, 0]
+    np.testing.assert_allclose(
+        prompts.value_weight_E, np.array([6, 4, 2, 2]) / 3.5, rtol=1e-6
+    )
+    few = settings(3, prompts="fresh", prompts_per_user=1)
+    assert post_training_prompts(split, few).rows.target_E.tolist() == [7, 8]
+
+
+def test_fresh_prompts_need_rows_that_nothing_has_learned_from(basket_log) -> None:
+    fresh = settings(prompts="fresh")
+    with pytest.raises(ValueError, match=r"has a prompt.* a valid row of a user"):
+        post_training_prompts(basket_log, fresh)
+    log = dataclasses.replace(fresh.log, fit_on="train+valid")
+    with pytest.raises(ValueError, match=r"fit_on = train\+valid learns from them"):
+        post_training_prompts(basket_log, dataclasses.replace(fresh, log=log))
 
 
 def test_judged_prompts_need_a_table_that_has_some(

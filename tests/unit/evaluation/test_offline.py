@@ -19,6 +19,7 @@ from sgrec_torchrec.evaluation.offline import (
     sample_rows,
     validation_ndcg,
 )
+from sgrec_torchrec.logs.judged_users import is_label_user
 from sgrec_torchrec.schema import EvalRows
 
 CONFIG = RUNS["movielens"]
@@ -116,6 +117,25 @@ def test_validation_asks_the_network_alone_on_a_bounded_sample() -> None:
     # Each target stands third: 1 / log2(1 + 3).
     assert validate() == pytest.approx(0.5)
     assert ranker.asked == [(4, (0.0,))]
+
+
+def test_rows_that_post_training_asks_choose_nothing() -> None:
+    names = [f"u{number}" for number in range(40)]
+    labels = int(is_label_user(names, CONFIG.log.seed).sum())
+    assert 0 < labels < 40
+    for assignments, expected in (
+        (["align.num_steps=5", "align.prompts=fresh"], labels),
+        (["align.num_steps=5"], 40),
+        (["align.prompts=fresh"], 40),
+    ):
+        config = override(CONFIG, assignments)
+        ranker = make_ranker(config, make_rows(list(range(40))), lambda _: 1)
+        ranker.split.user_ids = names
+        choose_prior_weight(ranker)
+        validate = validation_ndcg(ranker)
+        assert validate is not None
+        validate()
+        assert [rows for rows, _ in ranker.asked] == [expected] * 2
 
 
 def test_refit_has_nothing_to_validate_on() -> None:
