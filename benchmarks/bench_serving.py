@@ -1,6 +1,6 @@
 """``sgrec serve`` under load, against transformers.generate behind FastAPI.
 
-    python benchmarks/bench_serving.py [--json PATH] [--threads 2] [--seconds 20]
+    python benchmarks/bench_serving.py [--json PATH] [--compiled] [--seconds 20]
 
 Network of bench_decode (dim 256, 4 layers, random weights), 100,000 items, histories of
 150 events, 50 beams, k = 10. Clients, server and peer share the machine. Before the
@@ -244,6 +244,7 @@ def measure(args: argparse.Namespace, package: Path) -> Iterator[Row]:
     threads = str(args.threads)
     ours = ["-c", START, "serve", str(package), "--port", str(ours_port)]
     ours += ["--threads", threads, "--log-level", "warning"]
+    ours += ["--compiled"] if args.compiled else []
     peer = [str(HERE / "peers" / "generate_server.py"), str(package)]
     peer += [str(peer_port), threads]
     with running(ours, ours_port) as process:
@@ -271,6 +272,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--compiled", action="store_true", help="export and run compiled programs"
+    )
     parser.add_argument("--port", type=int, default=18_000, help="and the one after")
     parser.add_argument("--seconds", type=float, default=20.0, help="of a load")
     parser.add_argument("--overload-seconds", type=float, default=60.0)
@@ -279,7 +283,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "package"
-        write_package(made_parts(), package)
+        write_package(made_parts(), package, compiled=args.compiled)
         rows = list(measure(args, package))
     report([*rows, *package_rows()], args.json)
 

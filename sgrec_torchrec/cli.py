@@ -289,6 +289,12 @@ def export(
     int8: Annotated[
         bool, typer.Option("--int8", help="Tables as int8 with a scale a row.")
     ] = False,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Add compiled programs for hosts as this one; needs g++."
+        ),
+    ] = False,
     measure: Annotated[
         bool,
         typer.Option("--measure", help="Rank the test rows with run and package."),
@@ -298,7 +304,8 @@ def export(
     from sgrec_torchrec.measure_export import describe_package, measure_package
     from sgrec_torchrec.serving.package import export_package
 
-    typer.echo(describe_package(out, export_package(path, out, is_int8=int8)))
+    manifest = export_package(path, out, is_int8=int8, compiled=compiled)
+    typer.echo(describe_package(out, manifest))
     if measure:
         typer.echo(measure_package(path, out))
 
@@ -322,6 +329,12 @@ def serve(
         typer.Option(help="The same for /admin; else SGREC_ADMIN_TOKEN is read."),
     ] = None,
     threads: Annotated[int, typer.Option(help="Of a pass.", min=1)] = 2,
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compiled", help="Run the package's native code: for your own packages."
+        ),
+    ] = False,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="As latency_ms=100."),
@@ -333,7 +346,7 @@ def serve(
 
     run_server(
         path,
-        {"host": host, "port": port},
+        {"host": host, "port": port, "compiled": compiled},
         _pairs(assignments, "FIELD=VALUE, as latency_ms=100"),
         token_file=token_file,
         admin_token_file=admin_token_file,

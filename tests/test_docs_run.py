@@ -236,6 +236,20 @@ def test_a_server_for_others_asks_for_the_token(
     assert "The Matrix (1999)" in copied.shell(f"{ask} {header}")
 
 
+@pytest.mark.slow
+@needs_curl
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
+def test_a_server_runs_compiled_programs(
+    start: Callable[..., str], copied: World
+) -> None:
+    copied.run(OTHER["export-compiled"])
+    more = ("--set", "latency_ms=3600000")
+    asked = [name for name in LISTS["curl"] if '"k": 3' in name]
+    for name in ("serve", "serve-compiled"):
+        line = asked[0].replace("127.0.0.1:8000", start(OTHER[name], *more))
+        assert LISTS["curl"][asked[0]] in copied.shell(line)
+
+
 SNIPPETS = [
     (name_of(page), place)
     for page in PAGES

@@ -63,7 +63,7 @@ class Backbone(nn.Module):
         state_TD: Tensor = self.input_norm(input_TD)
         if position_key_T is not None:
             state_TD = hash_dropout(state_TD, position_key_T, 0, self.dropout)
-        for layer in self._layers():
+        for layer in self.stack():
             query, key, value = layer.query_key_value_of(state_TD, rotation)
             attended = jagged_causal_attention(query, key, value, groups)
             state_TD = layer(state_TD, attended, position_key_T)
@@ -87,7 +87,7 @@ class Backbone(nn.Module):
         rotation = self._rotation(input_TD, offsets_B1)
         state_TD: Tensor = self.input_norm(input_TD)
         keep: list[Tensor] = []
-        *below, top = self._layers()
+        *below, top = self.stack()
         for layer in below:
             query, key, value = layer.query_key_value_of(state_TD, rotation)
             keep.append(torch.stack((key, value), dim=1))
@@ -109,7 +109,8 @@ class Backbone(nn.Module):
         )
         return rotary_angles(place_T - start_T, self.head_dim)
 
-    def _layers(self) -> list["Layer"]:
+    def stack(self) -> list["Layer"]:
+        """The layers, from the bottom to the top."""
         return [layer for layer in self.layers if isinstance(layer, Layer)]
 
     def extend(
@@ -131,7 +132,7 @@ class Backbone(nn.Module):
         past = PaddedPast(past_B, offsets_B1)
         rotation = rotary_angles(past.place_T, self.head_dim)
         state_TD: Tensor = self.input_norm(input_TD)
-        for index, layer in enumerate(self._layers()):
+        for index, layer in enumerate(self.stack()):
             query, key, value = layer.query_key_value_of(state_TD, rotation)
             attended = past.attend(index, query, key, value)
             state_TD = layer(state_TD, attended, None)

@@ -10,7 +10,7 @@ Letters: B users, W beams, L levels, K codes, G rollouts, H history items, D wid
 import torch
 from torch import Tensor
 
-from sgrec_torchrec.generator.decoder import CodeDecoder, constrained_log_softmax
+from sgrec_torchrec.generator.decoder import CodeScorer, constrained_log_softmax
 from sgrec_torchrec.generator.leaf_filter import LeafFilter
 from sgrec_torchrec.generator.noise import hash_gumbel
 from sgrec_torchrec.generator.prefix_cap import CapWalk, PrefixCap
@@ -25,7 +25,7 @@ SEEN_MARGIN = 4
 
 @torch.no_grad()
 def beam_search(
-    decoder: CodeDecoder,
+    decoder: CodeScorer,
     trie: PrefixTrie,
     hidden_BD: Tensor,
     width: int,
@@ -86,7 +86,7 @@ def beam_search(
 
 @torch.no_grad()
 def sample_distinct(
-    decoder: CodeDecoder,
+    decoder: CodeScorer,
     trie: PrefixTrie,
     hidden_BD: Tensor,
     num_samples: int,
@@ -192,7 +192,7 @@ class _Beams:
 
 
 def _step_logprob(
-    decoder: CodeDecoder,
+    decoder: CodeScorer,
     trie: PrefixTrie,
     hidden_BD: Tensor,
     beams: _Beams,

@@ -8,6 +8,8 @@ Letters: X any leading shape, T positions, A those of them that targets ask, S t
 L levels, K codes, D width of the backbone, M width of the decoder.
 """
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,16 @@ from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
 FEW_ASKED = 2
 """With so many positions to a target or more, those that no target asks are left out:
 a group's rollouts ask the end of their history alone."""
+
+
+class CodeScorer(Protocol):
+    """What a beam asks of the decoder, whoever computes it."""
+
+    def user_part(self, level: int, hidden_XD: Tensor) -> Tensor:
+        """See ``CodeDecoder``."""
+
+    def logits(self, level: int, user_part_XM: Tensor, codes_Xl: Tensor) -> Tensor:
+        """See ``CodeDecoder``."""
 
 
 class CodeDecoder(nn.Module):

@@ -116,9 +116,10 @@ def _read_whole(
 ) -> tuple[Tensor, list[Tensor]]:
     """float [B, D] after each history, and each one's keys and values."""
     ids_KT, length_B = feature_ids(parts, histories)
-    hidden_BD, keep = parts.network.tower.backbone.read(
-        parts.network.inputs(ids_KT), _offsets(length_B)
-    )
+    input_TD, offsets_B1 = parts.network.inputs(ids_KT), _offsets(length_B)
+    if parts.program is not None:
+        return parts.program.read(input_TD, offsets_B1)
+    hidden_BD, keep = parts.network.tower.backbone.read(input_TD, offsets_B1)
     # Each user's own copy, so that one can be dropped.
     layers_B = zip(
         *(torch.split(kept, length_B.tolist()) for kept in keep), strict=True

@@ -6,9 +6,11 @@ trie.safetensors       the legal codes and the item of each leaf
 items.parquet          item_id, title, category; row n is item n
 evidence-<name>.npy    relations of the evidence, read memory-mapped; absent without it
 scorer.safetensors     their scorer
+encoder.pt2, level-<l>.pt2    compiled programs (``serving.program``), as an option
 """
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from tokenize import TokenError
@@ -34,7 +36,15 @@ from sgrec_torchrec.schema import ItemTokens
 from sgrec_torchrec.serving.catalogue import ServedCatalogue
 from sgrec_torchrec.serving.network import Network, quantise
 from sgrec_torchrec.serving.parts import Parts, ServingSettings, empty_network
+from sgrec_torchrec.serving.program import (
+    PROGRAM_FILES,
+    Program,
+    compile_programs,
+    lacking,
+    program_files,
+)
 
+logger = logging.getLogger(__name__)
 FORMAT = "sgrec package"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -44,6 +54,8 @@ COLUMNS = ("item_id", "title", "category")
 NEEDED = (WEIGHTS, TRIE, ITEMS)
 EVIDENCE = (SCORER, *(f"evidence-{name}.npy" for name in RELATION_ARRAYS))
 MEND = "export the run again"
+NO_PROGRAMS = "it holds none"
+WITHOUT = "%s: runs without compiled programs: %s"
 UNREADABLE = (SafetensorError, RuntimeError, pa.ArrowException, KeyError, OSError)
 """What their readers raise over wrong bytes, beside ValueError."""
 Made = TypeVar("Made")
@@ -62,7 +74,9 @@ def is_package(path: Path) -> bool:
     )
 
 
-def export_package(run: Path, out: Path, *, is_int8: bool = False) -> dict[str, Any]:
+def export_package(
+    run: Path, out: Path, *, is_int8: bool = False, compiled: bool = False
+) -> dict[str, Any]:
     """Write a run, or one of its checkpoints, as a package; whole or not at all.
 
     An older package in ``out`` is replaced in one rename.
@@ -71,6 +85,7 @@ def export_package(run: Path, out: Path, *, is_int8: bool = False) -> dict[str, 
         run: as ``run_files.find_run``.
         out: the folder to write.
         is_int8: tables as int8 with a scale a row.
+        compiled: add programs for hosts as this one, which takes a C++ compiler.
 
     Returns:
         The manifest.
@@ -84,10 +99,12 @@ def export_package(run: Path, out: Path, *, is_int8: bool = False) -> dict[str, 
         out.is_dir() and (not any(out.iterdir()) or is_package(out))
     ):
         raise ValueError(f"{out} holds other files: choose another folder for --out")
-    return write_package(read_run(run), out, is_int8=is_int8)
+    return write_package(read_run(run), out, is_int8=is_int8, compiled=compiled)
 
 
-def write_package(parts: Parts, out: Path, *, is_int8: bool = False) -> dict[str, Any]:
+def write_package(
+    parts: Parts, out: Path, *, is_int8: bool = False, compiled: bool = False
+) -> dict[str, Any]:
     """``export_package`` of parts that are loaded."""
     network = int8_network(parts) if is_int8 else parts.network
     with atomic_folder(out) as folder:
@@ -107,6 +124,7 @@ def write_package(parts: Parts, out: Path, *, is_int8: bool = False) -> dict[str
                 array = getattr(parts.evidence.relations, name)
                 np.save(folder / f"evidence-{name}.npy", array, allow_pickle=False)
             save_scorer(parts.evidence.scorer, folder / SCORER)
+        made_on = compile_programs(network.tower, folder) if compiled else None
         for path in folder.iterdir():
             # safetensors writes for its own user alone; a server may be another one.
             path.chmod(0o644)
@@ -117,6 +135,7 @@ def write_package(parts: Parts, out: Path, *, is_int8: bool = False) -> dict[str
             "table_bytes": network.table_bytes(),
             "settings": parts.settings.to_plain(),
             "origin": origin(),
+            "programs": made_on,
             "files": {
                 path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
                 for path in sorted(folder.iterdir())
@@ -138,17 +157,20 @@ def int8_network(parts: Parts) -> Network:
     return network.requires_grad_(False)
 
 
-def read_package(folder: Path, *, with_evidence: bool = True) -> Parts:
+def read_package(
+    folder: Path, *, with_evidence: bool = True, compiled: bool = False
+) -> Parts:
     """The parts of a recommender; every sum is verified before anything is parsed.
 
     Reads every byte once for the sums. Relations stay memory-mapped: processes of one
-    host share them.
+    host share them. Programs are neither opened nor missed unless ``compiled``,
+    as ``Recommender.load`` has it, asks for them.
 
     Raises:
         FileNotFoundError: naming the file that is missing.
         ValueError: naming the file that is damaged, of another version, or wrong.
     """
-    manifest = _read_manifest(folder)
+    manifest = _read_manifest(folder, with_programs=compiled)
     try:
         settings = ServingSettings.from_plain(manifest["settings"])
         is_int8 = bool(manifest["is_int8"])
@@ -157,18 +179,18 @@ def read_package(folder: Path, *, with_evidence: bool = True) -> Parts:
     evidence = None
     if with_evidence and SCORER in manifest["files"]:
         evidence = _named(folder / SCORER, lambda: _read_evidence(folder, settings))
+    network = _named(folder / WEIGHTS, lambda: _read_network(folder, settings, is_int8))
     return Parts(
-        network=_named(
-            folder / WEIGHTS, lambda: _read_network(folder, settings, is_int8)
-        ),
+        network=network,
         trie=_named(folder / TRIE, lambda: _read_trie(folder, settings)),
         catalogue=_named(folder / ITEMS, lambda: _read_items(folder, settings)),
         evidence=evidence,
         settings=settings,
+        program=_read_program(folder, manifest, network) if compiled else None,
     )
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path, *, with_programs: bool) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {MEND}")
@@ -186,9 +208,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{FORMAT!r}, version {FORMAT_VERSION}: {MEND}"
         )
     needed = {*NEEDED, *(EVIDENCE if SCORER in sums else ())}
+    known = {*NEEDED, *EVIDENCE, *PROGRAM_FILES}
     for name in sorted(needed | sums.keys()):
-        if Path(name).name != name or name not in {*NEEDED, *EVIDENCE}:
+        if name not in known:
             raise ValueError(f"{path} names {name!r}, no file of a package: {MEND}")
+        if name in PROGRAM_FILES and not with_programs:
+            continue
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing: {MEND}")
         if sha256_file(folder / name) != sums.get(name):
@@ -220,6 +245,29 @@ def _read_network(folder: Path, settings: ServingSettings, is_int8: bool) -> Net
             raise ValueError(f"{name} holds numbers that are not finite: {MEND}")
     network.load_state_dict(state, assign=True)
     return network.requires_grad_(False)
+
+
+def _read_program(
+    folder: Path, manifest: dict[str, Any], network: Network
+) -> Program | None:
+    """The programs, whose sums are verified; None where they are not for this host."""
+    why_not = NO_PROGRAMS
+    names = program_files(network.tower.decoder.num_levels)
+    if set(names) <= manifest["files"].keys():
+        try:
+            missing = lacking(manifest["programs"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder / MANIFEST} is damaged (programs: {error!r}): {MEND}"
+            ) from error
+        why_not = f"they need {missing}"
+        if missing is None:
+            try:
+                return Program(folder, network.tower)
+            except (RuntimeError, KeyError) as error:
+                why_not = f"they cannot be loaded ({error!r})"
+    logger.warning(WITHOUT, folder, why_not)
+    return None
 
 
 def _trie_tensors(trie: PrefixTrie) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from sgrec_torchrec.evidence.prior import EvidencePrior
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
 from sgrec_torchrec.serving.catalogue import ServedCatalogue
 from sgrec_torchrec.serving.network import Network
+from sgrec_torchrec.serving.program import Program
 
 Made = TypeVar("Made", GeneratorConfig, EvidenceConfig, "ServingSettings")
 
@@ -85,6 +86,8 @@ class Parts:
     evidence: EvidencePrior | None
     """None where it is left out, or has no share."""
     settings: ServingSettings
+    program: Program | None = None
+    """Takes the place of the network's dense part where it was asked for."""
     name: object = field(default_factory=object)
     """Tells these parts from any others, also of the same checkpoint."""
 

@@ -8,6 +8,7 @@ another one may take its place at any moment.
 Letters: B users, W beams, M evidence candidates.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from sgrec_torchrec.serving.filters import (
 from sgrec_torchrec.serving.history import History, check_history
 from sgrec_torchrec.serving.parts import Parts
 
+logger = logging.getLogger(__name__)
 MAX_USERS = 4096
 """Of one call."""
 MAX_WIDTH = 4096
@@ -65,7 +67,9 @@ class Recommender:
         self.catalogue = parts.catalogue
 
     @classmethod
-    def load(cls, path: str | Path, *, with_evidence: bool = True) -> "Recommender":
+    def load(
+        cls, path: str | Path, *, with_evidence: bool = True, compiled: bool = False
+    ) -> "Recommender":
         """Read a package, a run's folder or a checkpoint; all sums are verified.
 
         A run stands for the checkpoint that its evaluation ranked with. Neither needs a
@@ -74,16 +78,29 @@ class Recommender:
         Args:
             path: where it lies.
             with_evidence: False leaves the evidence prior unread.
+            compiled: run a package's compiled programs, which are native code of who
+                made it: for packages of your own. Where it has none, or this host is
+                not as the one that compiled, a line of the log says so, and the network
+                runs as it is.
 
         Raises:
             FileNotFoundError: naming what is missing.
             ValueError: naming the file that is damaged or of another version.
         """
-        from sgrec_torchrec.serving.package import is_package, read_package
+        from sgrec_torchrec.serving.package import (
+            NO_PROGRAMS,
+            WITHOUT,
+            is_package,
+            read_package,
+        )
 
         path = Path(path)
         if is_package(path):
-            return cls(read_package(path, with_evidence=with_evidence))
+            return cls(
+                read_package(path, with_evidence=with_evidence, compiled=compiled)
+            )
+        if compiled:
+            logger.warning(WITHOUT, path, NO_PROGRAMS)
         # Here, not above: checkpoints need torchrec, packages do not.
         from sgrec_torchrec.serving.run_files import read_run
 
@@ -212,7 +229,7 @@ class Recommender:
             )
         seen_B = [state.history.items_H for state in states]
         return beam_search(
-            parts.network.tower.decoder,
+            parts.program or parts.network.tower.decoder,
             parts.trie,
             torch.stack([state.hidden_D for state in states]),
             width,

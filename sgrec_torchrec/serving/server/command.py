@@ -28,7 +28,7 @@ def run_server(
 
     Args:
         path: as ``process.serve``.
-        address: ``host`` and ``port``.
+        address: ``host``, ``port`` and ``compiled``, or some of them.
         assignments: field -> value of ``ServerSettings``, as text.
         token_file: holds the token of the clients; None reads ``SGREC_TOKEN``.
         admin_token_file: holds that of /admin; None reads ``SGREC_ADMIN_TOKEN``.

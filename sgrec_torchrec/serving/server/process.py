@@ -38,7 +38,7 @@ def serve(root: Path, settings: ServerSettings, log_level: str = "info") -> None
     log_as_json(log_level)
     listener = _bind(settings.host, settings.port)
     try:
-        model = load_model(root, generation=1)
+        model = load_model(root, generation=1, compiled=settings.compiled)
         server = Server.over(root, model, settings)
         if settings.host not in LOOPBACK and settings.bearer is None:
             logger.warning(

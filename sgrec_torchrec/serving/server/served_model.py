@@ -49,19 +49,20 @@ def find_source(root: Path) -> Path:
     return root
 
 
-def load_model(root: Path, generation: int) -> ServedModel:
+def load_model(root: Path, generation: int, *, compiled: bool = False) -> ServedModel:
     """Read, verify every sum, and answer a few made-up users.
 
     Args:
         root: as ``find_source``.
         generation: the number that answers will name.
+        compiled: as ``Recommender.load``.
 
     Raises:
         FileNotFoundError, ValueError: naming the file that is missing or damaged, or
             what the answers lacked.
     """
     source = find_source(root)
-    recommender = Recommender.load(source)
+    recommender = Recommender.load(source, compiled=compiled)
     if recommender.settings.prior_weight is None:
         # Not evaluated: no weight is known, so the network serves alone.
         recommender = Recommender(replace(recommender.parts, evidence=None))

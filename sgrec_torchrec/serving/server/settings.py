@@ -57,6 +57,8 @@ class ServerSettings:
     load balancers have noticed."""
     drain_s: float = 30.0
     """How long requests in work may take to end after that."""
+    compiled: bool = False
+    """Run a package's compiled programs; see ``Recommender.load``."""
     bearer: str | None = dataclasses.field(default=None, repr=False)
     """Token that clients send; None asks for none."""
     admin_bearer: str | None = dataclasses.field(default=None, repr=False)

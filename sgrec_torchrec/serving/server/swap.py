@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from sgrec_torchrec.serving.server.batching import Batcher
@@ -46,9 +47,8 @@ class Swapper:
         loop = asyncio.get_running_loop()
         # A thread of its own: requests must not wait for it, nor it for them.
         with ThreadPoolExecutor(1, thread_name_prefix="reload") as thread:
-            loading = loop.run_in_executor(
-                thread, load_model, self.root, old.generation + 1
-            )
+            load = partial(load_model, compiled=self.batcher.settings.compiled)
+            loading = loop.run_in_executor(thread, load, self.root, old.generation + 1)
             await asyncio.wait([loading])
         error = loading.exception()
         if error is not None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+from typer.testing import CliRunner
 
+from sgrec_torchrec.cli import app
 from sgrec_torchrec.logs.split_store import load_split
 from sgrec_torchrec.measure_export import row_events
 from sgrec_torchrec.serving import History, Recommender
@@ -56,6 +58,20 @@ def package(recommender: Recommender, tmp_path_factory: pytest.TempPathFactory) 
     """A package of the run. Do not change what it holds."""
     folder = tmp_path_factory.mktemp("package") / "tiny"
     write_package(recommender.parts, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compiled_package(
+    served_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same with programs, as the command writes it: compiled once for all tests."""
+    if shutil.which("g++") is None:
+        pytest.skip("compiling needs g++")
+    folder = tmp_path_factory.mktemp("compiled") / "tiny"
+    words = ["export", str(served_run), "--out", str(folder), "--compile"]
+    made = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert made.exit_code == 0, made.output
     return folder
 
 

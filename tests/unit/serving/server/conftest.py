@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -85,11 +85,15 @@ class Live:
         return self.send("POST", path, body, Authorization=f"Bearer {self.admin}")
 
     def stop(self) -> int:
-        """SIGTERM twice: no lingering."""
-        for _ in range(2):
+        """SIGTERM until it ends: the second ends lingering, and two at once are one."""
+        for _ in range(120):
             if self.process.poll() is None:
                 self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(120)
+            try:
+                return self.process.wait(1)
+            except subprocess.TimeoutExpired:
+                continue
+        return self.process.wait(1)
 
     def read_log(self) -> None:
         assert self.process.stderr is not None
@@ -103,9 +107,10 @@ def start(
     *assignments: str,
     bearer: str | None = BEARER,
     admin: str | None = None,
+    options: Sequence[str] = (),
 ) -> Live:
     words = [sys.executable, "-c", START, "serve", str(path), "--port", "0"]
-    words += ["--threads", "1"]
+    words += ["--threads", "1", *options]
     # No answer of a test may depend on how busy the machine is.
     for assignment in ("latency_ms=3600000", "linger_s=3600", *assignments):
         words += ["--set", assignment]
