@@ -3,8 +3,9 @@
     python benchmarks/bench_serving.py [--json PATH] [--compiled] [--seconds 20]
 
 Network of bench_decode (dim 256, 4 layers, random weights), 100,000 items, histories of
-150 events, 50 beams, k = 10. Clients, server and peer share the machine. Before the
-clock starts, both servers' items and scores are compared.
+150 events, 50 beams, k = 10. Clients (``http_clients``, the same for both), server and
+peer share the machine. Before the clock starts, both servers' items and scores are
+compared.
 
 1. Users a second at p99 <= 250 ms: closed loop, the best of 1, 2, 4, ... clients.
 2. A user who comes back with one more event, against new ones; one client.
@@ -14,23 +15,21 @@ clock starts, both servers' items and scores are compared.
 
 import argparse
 import http.client
-import itertools
 import json
 import os
 import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from http_clients import closed_loop, new_history, open_loop
 from package_rows import package_rows
-from peers.serving_package import HISTORY, NUM_ITEMS, made_parts
+from peers.serving_package import made_parts
 from reporting import Row, relative_spread, report
 
 from sgrec_torchrec.serving.package import write_package
@@ -40,13 +39,7 @@ TARGET_S = 0.25
 START = "from sgrec_torchrec.cli import main; main()"
 SCORE_TOLERANCE = 1e-3
 NUM_CHECKED = 5
-MAX_CLIENTS = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    status: int
-    seconds: float
+NUM_CONNECTIONS = 128
 
 
 class Client:
@@ -55,8 +48,8 @@ class Client:
     def __init__(self, port: int) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
 
-    def ask(self, **fields: object) -> tuple[Done, dict[str, list[dict[str, object]]]]:
-        """One request; what came of it, and its body."""
+    def ask(self, **fields: object) -> tuple[float, dict[str, list[dict[str, object]]]]:
+        """One request: its seconds and its body."""
         start = time.perf_counter()
         headers = {"Content-Type": "application/json"}
         body = json.dumps(fields)
@@ -69,56 +62,7 @@ class Client:
             self.connection.request("POST", "/recommend", body, headers)
             got = self.connection.getresponse()
         told = json.loads(got.read())
-        return Done(got.status, time.perf_counter() - start), told
-
-
-def new_history(noise: random.Random) -> list[str]:
-    return [f"item{noise.randrange(NUM_ITEMS)}" for _ in range(HISTORY)]
-
-
-def percentile(done: list[Done], share: float) -> float:
-    """Of the answered; infinite where none was."""
-    times = sorted(one.seconds for one in done if one.status == 200)
-    return (
-        times[min(len(times) - 1, int(share * len(times)))] if times else float("inf")
-    )
-
-
-def in_threads(work: Callable[[int], None], count: int) -> None:
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-def closed_loop(port: int, num_clients: int, seconds: float) -> list[Done]:
-    """New users, one after the other from each client."""
-    done: list[Done] = []
-    end = time.perf_counter() + seconds
-
-    def work(number: int) -> None:
-        noise, client = random.Random(number), Client(port)
-        while time.perf_counter() < end:
-            done.append(client.ask(history=new_history(noise), k=10)[0])
-
-    in_threads(work, num_clients)
-    return done
-
-
-def open_loop(port: int, users_a_second: float, seconds: float) -> list[Done]:
-    """New users at a fixed rate, whether the server keeps up or not."""
-    done: list[Done] = []
-    tickets, start = itertools.count(), time.perf_counter()
-
-    def work(number: int) -> None:
-        noise, client = random.Random(number), Client(port)
-        while (due := next(tickets) / users_a_second) < seconds:
-            time.sleep(max(0.0, start + due - time.perf_counter()))
-            done.append(client.ask(history=new_history(noise), k=10)[0])
-
-    in_threads(work, MAX_CLIENTS)
-    return done
+        return time.perf_counter() - start, told
 
 
 def peak(port: int, seconds: float, most: int) -> tuple[float, int]:
@@ -128,10 +72,12 @@ def peak(port: int, seconds: float, most: int) -> tuple[float, int]:
     """
     best, clients, first = 0.0, 0, 0.0
     for num_clients in (2**power for power in range(most.bit_length())):
-        done = closed_loop(port, num_clients, seconds)
-        rate = sum(one.status == 200 for one in done) / seconds
-        p99_s = percentile(done, 0.99)
-        print(f"{num_clients} clients: {rate:.2f} users/s, p99 {1000 * p99_s:.0f} ms")
+        load = closed_loop(port, num_clients, seconds)
+        rate, p99_s = load.users_a_second, load.percentile(0.99)
+        print(
+            f"{num_clients} clients: {rate:.2f} users/s, p99 {1000 * p99_s:.0f} ms; "
+            f"the clients took {load.processor_s / seconds:.3f} processors"
+        )
         first = first or rate
         if p99_s > TARGET_S:
             break
@@ -165,8 +111,8 @@ def returning_row(port: int, num_users: int) -> Row:
     for user in range(num_users):
         history = new_history(noise)
         name = f"user{user}"
-        cold.append(client.ask(user=name, history=history[:-1], k=10)[0].seconds)
-        warm.append(client.ask(user=name, history=history, k=10)[0].seconds)
+        cold.append(client.ask(user=name, history=history[:-1], k=10)[0])
+        warm.append(client.ask(user=name, history=history, k=10)[0])
     return Row(
         name="a returning user with one more event, one client",
         unit="s",
@@ -182,19 +128,23 @@ def overload_rows(
     port: int, process: int, best: float, seconds: float
 ) -> Iterator[Row]:
     before = resident_mib(process)
-    done = open_loop(port, 2 * best, seconds)
-    answered = [one for one in done if one.status == 200]
-    statuses = sorted({one.status for one in done})
-    print(f"overload: {len(done)} sent, {len(answered)} answered, statuses {statuses}")
-    p99_s = percentile(done, 0.99)
+    busy = processor_s(process)
+    load = open_loop(port, 2 * best, seconds, NUM_CONNECTIONS)
+    busy = processor_s(process) - busy
+    statuses = sorted({one.status for one in load.done})
+    print(
+        f"overload: {len(load.done)} sent, statuses {statuses}; processors: clients "
+        f"{load.processor_s / seconds:.3f}, server {busy / seconds:.3f}"
+    )
+    p99_s, goodput = load.percentile(0.99), load.users_a_second
     figures = (
         ("p99 of the admitted", "s", p99_s, TARGET_S, TARGET_S / p99_s, "target"),
         (
             "goodput",
             "users/s",
-            len(answered) / seconds,
+            goodput,
             best,
-            len(answered) / seconds / best,
+            goodput / best,
             "peak",
         ),
         ("memory afterwards", "MiB", resident_mib(process), before, None, "before"),
@@ -214,6 +164,13 @@ def overload_rows(
 def resident_mib(process: int) -> float:
     text = Path(f"/proc/{process}/status").read_text(encoding="ascii")
     return int(text.split("VmRSS:")[1].split()[0]) / 1024
+
+
+def processor_s(process: int) -> float:
+    """Seconds that a process has had of the processors."""
+    text = Path(f"/proc/{process}/stat").read_text(encoding="ascii")
+    fields = text.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

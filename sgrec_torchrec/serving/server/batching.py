@@ -51,6 +51,7 @@ class Batcher:
         self._open: set[Job] = set()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._has_company = False
 
     def start(self) -> None:
         """Take requests from now on."""
@@ -126,11 +127,13 @@ class Batcher:
     async def _serve(self) -> None:
         while True:
             await self._arrived.wait()
-            if len(self._waiting) < self.settings.max_batch:
+            if self._has_company and len(self._waiting) < self.settings.max_batch:
                 await asyncio.sleep(self.settings.batch_wait_ms / 1000)
             jobs = self._take()
             if jobs:
                 await self._pass(jobs)
+                # A client that is alone would wait for nobody.
+                self._has_company = len(jobs) > 1 or bool(self._waiting)
 
     def _take(self) -> list[Job]:
         """The oldest requests of one model; who waited too long is turned away."""

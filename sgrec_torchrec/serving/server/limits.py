@@ -6,6 +6,7 @@ announced or not; the application then gets it from memory.
 
 import asyncio
 import hmac
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,6 +15,7 @@ from sgrec_torchrec.serving.server.settings import ServerSettings
 
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/examples"})
 """Served without the token: the page, and what tells that the server lives."""
+RECOMMEND = "/recommend"
 ADMIN = "/admin"
 """Paths that begin so take the admin token alone."""
 DISCARDED = 16 << 20
@@ -23,10 +25,17 @@ CLOSE = {"Connection": "close"}
 
 
 class Limits:
-    """Token, then size, then time."""
+    """Token, then size and time, then room.
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
-        self.app, self.settings = app, settings
+    Under overload most requests are refused, and what that costs is taken from those
+    that are not: so the application does not see them, and nothing parses them. Their
+    bodies are read as any others, so that the connection stays in use.
+    """
+
+    def __init__(
+        self, app: ASGIApp, settings: ServerSettings, check_room: Callable[[], None]
+    ) -> None:
+        self.app, self.settings, self._check_room = app, settings, check_room
         self._bearer = settings.bearer.encode() if settings.bearer else None
         admin = settings.admin_bearer
         self._admin = admin.encode() if admin else None
@@ -39,6 +48,8 @@ class Limits:
         try:
             self._check_token(scope)
             body = await self._read(scope, receive)
+            if scope["path"] == RECOMMEND and scope["method"] == "POST":
+                self._check_room()
         except RequestError as error:
             await error.response()(scope, receive, self._bounded(send))
             return

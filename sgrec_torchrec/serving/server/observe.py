@@ -97,7 +97,8 @@ class Observe:
         path = scope["path"] if scope["path"] in PATHS else "other"
         self.metrics.requests.labels(path, str(status)).inc()
         self.metrics.seconds.labels(path).observe(seconds)
-        if path not in QUIET or status >= 400:
+        is_told = logger.isEnabledFor(logging.INFO)
+        if is_told and (path not in QUIET or status >= 400):
             fields = _fields(request_id, scope)["fields"]
             fields |= {"status": status, "ms": round(1000 * seconds, 2)}
             logger.info("request", extra={"fields": fields})

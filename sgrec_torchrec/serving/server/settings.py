@@ -33,7 +33,8 @@ class ServerSettings:
     max_batch: int = 32
     """Users of one pass of the network."""
     batch_wait_ms: float = 2.0
-    """How long the first request of a batch waits for others."""
+    """How long the first request of a batch waits for others, where there were others
+    during the last pass."""
     latency_ms: float = 250.0
     """Target from admission to answer. Who would wait longer is turned away (429)."""
     max_queue: int = 256

@@ -62,6 +62,30 @@ def test_requests_that_wait_share_a_pass(served: ServedModel) -> None:
     assert "sgrec_batch_users_sum 10.0" in text
 
 
+def test_who_is_alone_waits_for_nobody(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, waits = asyncio.sleep, []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        await real(0)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    one, other = asked(served, "i1", k=3), asked(served, "i2", k=3)
+
+    async def work(batcher: Batcher) -> list[int]:
+        counts = []
+        for requests in ([one], [one], [one, other], [one], [one]):
+            await answers(batcher, requests)
+            counts.append(len(waits))
+        return counts
+
+    # After the pass of two, the next one waits for company.
+    assert in_loop(work, batch_wait_ms=7.0) == [0, 0, 0, 1, 1]
+    assert waits == [0.007]
+
+
 def test_the_queue_is_bounded(served: ServedModel) -> None:
     requests = [asked(served, "i1", k=3) for _ in range(20)]
     found = in_loop(lambda batcher: answers(batcher, requests), max_queue=4)

@@ -15,6 +15,7 @@ from sgrec_torchrec.serving.server.errors import RequestError
 from sgrec_torchrec.serving.server.settings import ServerSettings
 
 NUM_CLIENTS = 40
+BEARER = "a-token-of-the-tests"
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +74,28 @@ def test_over_capacity_some_are_told_to_come_back_and_the_others_are_right(
 def test_a_full_server_refuses_before_it_reads_what_is_asked(
     served, package, monkeypatch
 ) -> None:
-    server = Server.over(package, served, ServerSettings())
+    server = Server.over(package, served, ServerSettings(bearer=BEARER))
+    is_full = False
 
-    def is_full() -> None:
-        raise RequestError(429, "full", {"Retry-After": "1"})
+    def check_room() -> None:
+        if is_full:
+            raise RequestError(429, "full", {"Retry-After": "1"})
 
+    monkeypatch.setattr(server.batcher, "check_room", check_room)
+    kind = {"Content-Type": "application/json"}
+    known = kind | {"Authorization": f"Bearer {BEARER}"}
     with TestClient(create_app(server)) as client:
-        kind = {"Content-Type": "application/json"}
-        assert client.post("/recommend", content=b"{", headers=kind).status_code == 400
-        monkeypatch.setattr(server.batcher, "check_room", is_full)
-        answer = client.post("/recommend", content=b"{", headers=kind)
-    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+        assert client.post("/recommend", content=b"{", headers=known).status_code == 400
+        is_full = True
+        answer = client.post("/recommend", content=b"{", headers=known)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+        assert answer.json()["error"]["kind"] == "over_capacity"
+        assert len(answer.headers["X-Request-Id"]) == 32
+        # Nobody learns that without the token, and all else goes on.
+        assert client.post("/recommend", content=b"{", headers=kind).status_code == 401
+        assert client.get("/items?query=i1", headers=known).status_code == 200
+        counted = client.get("/metrics", headers=known).text
+    assert 'sgrec_requests_total{path="/recommend",status="429"} 1.0' in counted
 
 
 def test_a_slow_body_times_out(tight) -> None:
