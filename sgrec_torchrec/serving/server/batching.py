@@ -1,8 +1,8 @@
-"""Requests of many users -> passes of the network, one at a time, in one thread.
+"""Requests of many users -> passes of the network, some at a time, each in a thread.
 
-While a pass runs, requests wait; the next one takes what waits. Who would wait beyond
-the latency target, by the pace that is measured, is turned away at once.
-All but the pass itself runs in the event loop, so nothing here needs a lock.
+While all passes run, requests wait; the next one takes what waits. Who would wait
+beyond the latency target, by the pace that is measured, is turned away at once.
+All but the passes runs in the event loop; they share the cache, which has a lock.
 """
 
 import asyncio
@@ -46,7 +46,9 @@ class Batcher:
         self.settings, self.metrics = settings, metrics
         self.seconds_a_user = seconds_a_user
         self.cache = StateCache(settings.state_cache_mib << 20)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="recommender")
+        self._threads = ThreadPoolExecutor(settings.passes, "recommender")
+        self._free = asyncio.Semaphore(settings.passes)
+        self._num_running = 0
         self._waiting: deque[Job] = deque()
         self._open: set[Job] = set()
         self._arrived = asyncio.Event()
@@ -68,7 +70,7 @@ class Batcher:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._thread.shutdown()
+        self._threads.shutdown()
 
     async def ask(self, asked: Asked) -> Recommended:
         """The user's list, once a pass has made it.
@@ -93,10 +95,6 @@ class Batcher:
         """Return when no admitted request asks this model."""
         await self._settled([job for job in self._open if job.asked.model is model])
 
-    async def forget(self) -> None:
-        """Drop all states, between two passes."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self.cache.clear)
-
     @staticmethod
     async def _settled(jobs: list[Job]) -> None:
         if jobs:
@@ -108,16 +106,20 @@ class Batcher:
         Raises:
             RequestError: 429 with Retry-After, where it would not.
         """
-        wait_s = (len(self._open) + 1) * self.seconds_a_user
+        wait_s = (len(self._open) + 1) * self._pace()
         target_s = HEADROOM * self.settings.latency_ms / 1000
         # An idle server always takes one, else a slow one would take none.
         is_late = bool(self._open) and wait_s > target_s
         if is_late or len(self._waiting) >= self.settings.max_queue:
             raise self._refusal()
 
+    def _pace(self) -> float:
+        """Seconds a user, of all passes together."""
+        return self.seconds_a_user / self.settings.passes
+
     def _refusal(self) -> RequestError:
         self.metrics.refused.inc()
-        seconds = max(1, math.ceil(len(self._open) * self.seconds_a_user))
+        seconds = max(1, math.ceil(len(self._open) * self._pace()))
         return RequestError(
             429,
             f"the server is at its capacity: try again in {seconds} s",
@@ -125,21 +127,35 @@ class Batcher:
         )
 
     async def _serve(self) -> None:
-        while True:
-            await self._arrived.wait()
-            if self._has_company and len(self._waiting) < self.settings.max_batch:
-                await asyncio.sleep(self.settings.batch_wait_ms / 1000)
-            jobs = self._take()
-            if jobs:
-                await self._pass(jobs)
-                # A client that is alone would wait for nobody.
-                self._has_company = len(jobs) > 1 or bool(self._waiting)
+        # A pass that ends by an error of ours ends them all: the server is unhealthy.
+        async with asyncio.TaskGroup() as passes:
+            while True:
+                await self._free.acquire()
+                await self._arrived.wait()
+                if self._has_company and len(self._waiting) < self.settings.max_batch:
+                    await asyncio.sleep(self.settings.batch_wait_ms / 1000)
+                jobs = self._take()
+                if jobs:
+                    self._num_running += 1
+                    passes.create_task(self._run(jobs))
+                else:
+                    self._free.release()
+
+    async def _run(self, jobs: list[Job]) -> None:
+        await self._pass(jobs)
+        # A client that is alone would wait for nobody.
+        self._has_company = len(jobs) > 1 or bool(self._waiting)
+        self._num_running -= 1
+        self._free.release()
 
     def _take(self) -> list[Job]:
         """The oldest requests of one model; who waited too long is turned away."""
         jobs: list[Job] = []
+        # As much to each thread that is free.
+        num_free = self.settings.passes - self._num_running
+        most = min(self.settings.max_batch, math.ceil(len(self._waiting) / num_free))
         oldest_s = time.monotonic() - self.settings.latency_ms / 1000
-        while self._waiting and len(jobs) < self.settings.max_batch:
+        while self._waiting and len(jobs) < most:
             job = self._waiting[0]
             if jobs and job.asked.model is not jobs[0].asked.model:
                 break
@@ -159,7 +175,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         start = time.perf_counter()
         asked = [job.asked for job in jobs]
-        running = loop.run_in_executor(self._thread, self._answer, asked)
+        running = loop.run_in_executor(self._threads, self._answer, asked)
         await asyncio.wait([running])
         error = running.exception()
         if error is None:
@@ -184,7 +200,7 @@ class Batcher:
         metrics.cache_users.set(len(self.cache))
 
     def _answer(self, asked: list[Asked]) -> list[Recommended]:
-        """In the worker: all are of one model."""
+        """In a thread of its own: all are of one model."""
         found: dict[int, Recommended] = {}
         recommender = asked[0].model.recommender
         for with_evidence in (True, False):

@@ -6,6 +6,7 @@ from typing import Any
 
 BOUNDS: dict[str, tuple[float, float]] = {
     "port": (0, 65_535),
+    "passes": (1, 256),
     "max_batch": (1, 1024),
     "batch_wait_ms": (0, 1_000),
     "latency_ms": (1, 3_600_000),
@@ -30,6 +31,9 @@ class ServerSettings:
     """Address to listen on; the default is reached from this machine alone."""
     port: int = 8000
     """0 takes a free one, which the log names."""
+    passes: int = 1
+    """Passes of the network at a time. On few cores two passes of one thread answer
+    more than one of two, and other work of the host holds up only one of them."""
     max_batch: int = 32
     """Users of one pass of the network."""
     batch_wait_ms: float = 2.0

@@ -64,7 +64,7 @@ class Swapper:
         self.metrics.reloads.labels("done").inc()
         await self.batcher.drain(old)
         # No request can find these any more, and the new model needs the memory.
-        await self.batcher.forget()
+        self.batcher.cache.clear()
         fields = {"model": new.name, "generation": new.generation}
         logger.info("reloaded", extra={"fields": fields | {"source": str(new.source)}})
         return new

@@ -1,6 +1,8 @@
 """What the batcher admits, in which passes it answers, and what a failure touches."""
 
 import asyncio
+import dataclasses
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -44,6 +46,37 @@ async def answers(batcher: Batcher, requests: list) -> list:
     return await asyncio.gather(
         *(batcher.ask(one) for one in requests), return_exceptions=True
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Meeting:
+    """A recommender whose passes wait for each other."""
+
+    real: Any
+    barrier: threading.Barrier
+
+    def encode(self, *words: Any, **more: Any) -> Any:
+        self.barrier.wait(timeout=60)
+        return self.real.encode(*words, **more)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+def test_passes_run_at_the_same_time_and_share_what_waits(served: ServedModel) -> None:
+    meeting = Meeting(served.recommender, threading.Barrier(2))
+    model = dataclasses.replace(served, recommender=meeting)
+    requests = [asked(model, f"i{n}", k=3) for n in range(10)]
+
+    async def work(batcher: Batcher):
+        return await answers(batcher, requests), batcher.metrics.render().decode()
+
+    found, text = in_loop(work, passes=2)
+    expected = served.recommender.recommend([[f"i{n}"] for n in range(10)], 3)
+    assert [one.item_ids for one in found] == [one.item_ids for one in expected]
+    # Each thread gets half, and none waits for the other's pass to end.
+    assert "sgrec_batch_users_count 2.0" in text
+    assert "sgrec_batch_users_sum 10.0" in text
 
 
 def test_requests_that_wait_share_a_pass(served: ServedModel) -> None:
