@@ -200,7 +200,8 @@ def measure(args: argparse.Namespace, package: Path) -> Iterator[Row]:
     ours_port, peer_port = args.port, args.port + 1
     threads = str(args.threads)
     ours = ["-c", START, "serve", str(package), "--port", str(ours_port)]
-    ours += ["--threads", threads, "--log-level", "warning"]
+    ours += ["--threads", threads, "--set", f"passes={args.passes}"]
+    ours += ["--log-level", "warning"]
     ours += ["--compiled"] if args.compiled else []
     peer = [str(HERE / "peers" / "generate_server.py"), str(package)]
     peer += [str(peer_port), threads]
@@ -228,7 +229,8 @@ def measure(args: argparse.Namespace, package: Path) -> Iterator[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the rows there")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of each server")
+    parser.add_argument("--passes", type=int, default=2, help="which share ours")
     parser.add_argument(
         "--compiled", action="store_true", help="export and run compiled programs"
     )

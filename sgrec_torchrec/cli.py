@@ -328,7 +328,7 @@ def serve(
         Path | None,
         typer.Option(help="The same for /admin; else SGREC_ADMIN_TOKEN is read."),
     ] = None,
-    threads: Annotated[int, typer.Option(help="Of a pass.", min=1)] = 2,
+    threads: Annotated[int, typer.Option(help="Of all passes.", min=1)] = 2,
     compiled: Annotated[
         bool,
         typer.Option(

@@ -319,7 +319,7 @@ def serve(
         args: a package or a run, then further words of ``sgrec serve``
         host: address to listen on; a cluster's other machines need 0.0.0.0
         port: port to listen on, which the job exposes as ``http``
-        threads: threads of a pass of the network
+        threads: threads of all passes of the network
         settings: settings of the server (e.g. latency_ms=100,max_queue=64)
         image: image (docker and cluster schedulers; local_cwd ignores it)
         h: a registered named resource; takes precedence over cpu, memMB

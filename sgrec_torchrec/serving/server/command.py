@@ -32,7 +32,7 @@ def run_server(
         assignments: field -> value of ``ServerSettings``, as text.
         token_file: holds the token of the clients; None reads ``SGREC_TOKEN``.
         admin_token_file: holds that of /admin; None reads ``SGREC_ADMIN_TOKEN``.
-        num_threads: of one pass of the network.
+        num_threads: of all passes of the network that run at a time.
         log_level: as ``logging`` names it.
 
     Raises:
@@ -54,8 +54,9 @@ def run_server(
         ) from error
     import torch
 
-    torch.set_num_threads(num_threads)
-    serve(path, settings, log_level)
+    passes = min(settings.passes, num_threads)
+    torch.set_num_threads(num_threads // passes)
+    serve(path, dataclasses.replace(settings, passes=passes), log_level)
 
 
 def parse_settings(

@@ -21,6 +21,9 @@ ADMIN = "/admin"
 DISCARDED = 16 << 20
 """Bytes beyond the bound that are read and dropped: a client that is still sending
 would lose the answer with its connection."""
+REFUSAL_PAUSE_S = 0.1
+"""A full server says so a little later: clients that ask again at once, whatever
+Retry-After says, would else take the processors from those who are served."""
 CLOSE = {"Connection": "close"}
 
 
@@ -49,7 +52,7 @@ class Limits:
             self._check_token(scope)
             body = await self._read(scope, receive)
             if scope["path"] == RECOMMEND and scope["method"] == "POST":
-                self._check_room()
+                await self._check_room_for_one()
         except RequestError as error:
             await error.response()(scope, receive, self._bounded(send))
             return
@@ -72,6 +75,13 @@ class Limits:
                 await send(message)
 
         return bounded
+
+    async def _check_room_for_one(self) -> None:
+        try:
+            self._check_room()
+        except RequestError:
+            await asyncio.sleep(REFUSAL_PAUSE_S)
+            raise
 
     def _check_token(self, scope: Scope) -> None:
         # Without an admin token /admin is off, and asked as any other path.

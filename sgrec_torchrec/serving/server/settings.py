@@ -31,9 +31,10 @@ class ServerSettings:
     """Address to listen on; the default is reached from this machine alone."""
     port: int = 8000
     """0 takes a free one, which the log names."""
-    passes: int = 1
-    """Passes of the network at a time. On few cores two passes of one thread answer
-    more than one of two, and other work of the host holds up only one of them."""
+    passes: int = 2
+    """Passes of the network at a time, which share the threads; never more than these.
+    Two passes of one thread answer more users than one of two threads, and what else
+    the host does holds up only one of them."""
     max_batch: int = 32
     """Users of one pass of the network."""
     batch_wait_ms: float = 2.0

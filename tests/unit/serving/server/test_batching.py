@@ -26,7 +26,7 @@ def in_loop(
     """``work`` over a batcher of these settings, which is stopped afterwards."""
 
     async def run() -> Any:
-        settings = ServerSettings(**({"latency_ms": HOUR} | fields))
+        settings = ServerSettings(**({"latency_ms": HOUR, "passes": 1} | fields))
         batcher = Batcher(settings, Metrics(), seconds_a_user)
         batcher.start()
         try:
@@ -129,19 +129,21 @@ def test_the_queue_is_bounded(served: ServedModel) -> None:
     assert refused[0].headers["Retry-After"] == "1"
 
 
-def test_the_latency_target_bounds_the_wait(served: ServedModel) -> None:
+@pytest.mark.parametrize(("passes", "held"), [(1, 4), (2, 9)])
+def test_the_latency_target_bounds_the_wait(
+    served: ServedModel, passes: int, held: int
+) -> None:
     requests = [asked(served, "i1", k=3) for _ in range(20)]
 
     async def work(batcher: Batcher):
         found = await answers(batcher, requests)
         return found, await answers(batcher, requests[:1])
 
-    found, again = in_loop(work, seconds_a_user=600.0, latency_ms=HOUR)
+    found, again = in_loop(work, 500.0, latency_ms=HOUR, passes=passes)
     refused = [one for one in found if isinstance(one, RequestError)]
-    # 0.7 of 3600 s holds 4 users of 600 s.
-    assert len(refused) == 16
-    # Four times 600 s wait.
-    assert refused[0].headers["Retry-After"] == "2400"
+    # 0.65 of 3600 s holds 4 users of 500 s, and 9 of 250 s.
+    assert len(refused) == 20 - held
+    assert refused[0].headers["Retry-After"] == str(held * 500 // passes)
     assert again[0].item_ids
 
 

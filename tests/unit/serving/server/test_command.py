@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sgrec_torchrec.serving.server import process
 from sgrec_torchrec.serving.server.command import parse_settings, run_server
@@ -17,8 +18,8 @@ from sgrec_torchrec.serving.server.settings import ServerSettings
 
 def run(path: Path, **changes: Any) -> None:
     files = {"token_file": None, "admin_token_file": None}
-    words = files | {"num_threads": 1, "log_level": "info"} | changes
-    run_server(path, {"port": 0}, {}, **words)
+    words = files | {"num_threads": 1, "log_level": "info", "assignments": {}} | changes
+    run_server(path, {"port": 0}, **words)
 
 
 def test_texts_become_numbers() -> None:
@@ -30,6 +31,32 @@ def test_texts_become_numbers() -> None:
     for name in ("bearer", "admin_bearer", "host", "tea"):
         with pytest.raises(ValueError, match=f"--set {name}: no such field"):
             parse_settings({}, {name: "a" * 20}, None)
+
+
+@pytest.mark.parametrize(
+    ("threads", "asked", "of_a_pass", "passes"),
+    [(4, "2", 2, 2), (5, "2", 2, 2), (1, "2", 1, 1), (3, "8", 1, 3)],
+)
+def test_passes_share_the_threads(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+    asked: str,
+    of_a_pass: int,
+    passes: int,
+) -> None:
+    found: list[tuple[int, int]] = []
+
+    def serve(_: Path, settings: ServerSettings, __: str) -> None:
+        found.append((torch.get_num_threads(), settings.passes))
+
+    monkeypatch.setattr(process, "serve", serve)
+    before = torch.get_num_threads()
+    try:
+        run(tmp_path, assignments={"passes": asked}, num_threads=threads)
+    finally:
+        torch.set_num_threads(before)
+    assert found == [(of_a_pass, passes)]
 
 
 @pytest.mark.parametrize(

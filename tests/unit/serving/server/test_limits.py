@@ -1,5 +1,6 @@
 """A server with tight bounds: too many clients, slow ones, and those that vanish."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -8,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
+from sgrec_torchrec.serving.server import limits
 from sgrec_torchrec.serving.server.app import Server, create_app
 from sgrec_torchrec.serving.server.errors import RequestError
+from sgrec_torchrec.serving.server.limits import Limits
 from sgrec_torchrec.serving.server.settings import ServerSettings
 
 NUM_CLIENTS = 40
@@ -96,6 +100,43 @@ def test_a_full_server_refuses_before_it_reads_what_is_asked(
         assert client.get("/items?query=i1", headers=known).status_code == 200
         counted = client.get("/metrics", headers=known).text
     assert 'sgrec_requests_total{path="/recommend",status="429"} 1.0' in counted
+
+
+def test_a_refusal_is_told_later_and_holds_up_nobody(monkeypatch) -> None:
+    monkeypatch.setattr(limits, "REFUSAL_PAUSE_S", 3600.0)
+    settings = ServerSettings(bearer=BEARER)
+
+    def check_room() -> None:
+        raise RequestError(429, "full", {"Retry-After": "1"})
+
+    async def app(scope, receive, send) -> None:
+        await JSONResponse({})(scope, receive, send)
+
+    bounded = Limits(app, settings, check_room)
+
+    async def ask(path: str) -> int:
+        statuses: list[int] = []
+        headers = [(b"authorization", f"Bearer {BEARER}".encode())]
+        scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+
+        async def receive() -> dict:
+            return {"type": "http.request", "body": b"{}", "more_body": False}
+
+        async def send(message: dict) -> None:
+            statuses.extend([message["status"]] if "status" in message else [])
+
+        await bounded(scope, receive, send)
+        return statuses[0]
+
+    async def run() -> None:
+        refused = asyncio.create_task(ask("/recommend"))
+        assert [await ask("/items") for _ in range(3)] == [200] * 3
+        assert not refused.done()
+        refused.cancel()
+        monkeypatch.setattr(limits, "REFUSAL_PAUSE_S", 0.0)
+        assert await ask("/recommend") == 429
+
+    asyncio.run(run())
 
 
 def test_a_slow_body_times_out(tight) -> None:
