@@ -24,7 +24,7 @@ from sgrec_torchrec.serving.server.state_cache import StateCache
 logger = logging.getLogger(__name__)
 NEW_SHARE = 0.2
 """Of the newest pass in the measured pace."""
-HEADROOM = 0.65
+HEADROOM = 0.5
 """Share of the target that the expected wait may fill: passes differ in length."""
 
 

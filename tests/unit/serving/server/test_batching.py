@@ -139,11 +139,11 @@ def test_the_latency_target_bounds_the_wait(
         found = await answers(batcher, requests)
         return found, await answers(batcher, requests[:1])
 
-    found, again = in_loop(work, 500.0, latency_ms=HOUR, passes=passes)
+    found, again = in_loop(work, 400.0, latency_ms=HOUR, passes=passes)
     refused = [one for one in found if isinstance(one, RequestError)]
-    # 0.65 of 3600 s holds 4 users of 500 s, and 9 of 250 s.
+    # 0.5 of 3600 s holds 4 users of 400 s, and 9 of 200 s.
     assert len(refused) == 20 - held
-    assert refused[0].headers["Retry-After"] == str(held * 500 // passes)
+    assert refused[0].headers["Retry-After"] == str(held * 400 // passes)
     assert again[0].item_ids
 
 
