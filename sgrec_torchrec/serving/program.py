@@ -10,6 +10,7 @@ group, W beams, L levels, l codes chosen, Y layers, H heads, D width, K codes.
 """
 
 import platform
+import warnings
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -203,13 +204,15 @@ def _compile(
     path: Path,
 ) -> None:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # torch warns of its own insides.
+            warnings.simplefilter("ignore", FutureWarning)
             exported = torch.export.export(
                 module.eval(), inputs, dynamic_shapes=sizes, strict=False
             )
-        torch._inductor.aoti_compile_and_package(
-            exported, package_path=str(path), inductor_configs=dict(INDUCTOR)
-        )
+            torch._inductor.aoti_compile_and_package(
+                exported, package_path=str(path), inductor_configs=dict(INDUCTOR)
+            )
     except (RuntimeError, OSError) as error:
         raise ValueError(
             f"{path.name} cannot be compiled ({error}): install g++, or leave --compile"
