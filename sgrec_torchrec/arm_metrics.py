@@ -26,14 +26,19 @@ from sgrec_torchrec.evaluation.compare import (
 from sgrec_torchrec.evaluation.ranking import (
     BLOCK_RESAMPLES,
     INTERVAL_PERCENT,
-    Float64Array,
     metric_values,
     sums_by_user,
     target_ranks,
 )
 from sgrec_torchrec.logs.prompts import target_values
 from sgrec_torchrec.reward_table import RewardTable
-from sgrec_torchrec.schema import EvalRows, Int32Array, Int64Array, SplitLog
+from sgrec_torchrec.schema import (
+    EvalRows,
+    Float64Array,
+    Int32Array,
+    Int64Array,
+    SplitLog,
+)
 
 DEPTH = 10
 METRICS = ("HR@10", "NDCG@10", "value@10", "judged reward@10", "in table@10")

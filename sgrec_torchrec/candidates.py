@@ -53,7 +53,7 @@ from sgrec_torchrec.generator.trainee import build_trainee
 from sgrec_torchrec.item_graph.graph import ItemGraph
 from sgrec_torchrec.logs.canonical import file_facts
 from sgrec_torchrec.logs.hashing import CANDIDATE, JUDGED_USER, hash64
-from sgrec_torchrec.logs.judged_users import LABEL_SHARE, id_hash
+from sgrec_torchrec.logs.judged_users import LABEL_SHARE, id_hashes
 from sgrec_torchrec.logs.prompts import eligible_prompts, fresh_targets
 from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS
 from sgrec_torchrec.logs.stream import EvalBatch, eval_batches
@@ -382,5 +382,4 @@ def _seed(settings: CandidateConfig, config: RunConfig) -> int:
 
 def _user_keys(split: SplitLog, rows: EvalRows) -> Int64Array:
     """What names each row's user in a hash: not moved by other users or a new log."""
-    keys = [id_hash(split.user_ids[user]) for user in rows.user_E]
-    return np.array(keys, dtype=np.int64)
+    return id_hashes(split.user_ids[user] for user in rows.user_E)

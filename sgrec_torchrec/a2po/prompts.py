@@ -19,7 +19,13 @@ from sgrec_torchrec.logs.prompts import (
     target_values,
 )
 from sgrec_torchrec.reward_table import RewardTable
-from sgrec_torchrec.schema import EvalRows, Float32Array, Int64Array, SplitLog
+from sgrec_torchrec.schema import (
+    EvalRows,
+    Float32Array,
+    Float64Array,
+    Int64Array,
+    SplitLog,
+)
 
 _LACKING = {
     "judged": "none of the users in align.table was judged before a basket of this "
@@ -102,7 +108,7 @@ def _judged_prefixes(split: SplitLog, table: RewardTable | None) -> Int64Array:
     return position_U
 
 
-def _value_weights(value_E: npt.NDArray[np.float64], largest: float) -> Float32Array:
+def _value_weights(value_E: Float64Array, largest: float) -> Float32Array:
     """value / mean(value), clipped to [1 / largest, largest]: S-GRec keeps money so.
 
     An event without a value counts 1, as the average does.

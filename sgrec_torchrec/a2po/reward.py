@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sgrec_torchrec.a2po.prompts import Prompts
 from sgrec_torchrec.logs.hashing import JUDGED_USER, ROLLOUT, hash64
-from sgrec_torchrec.logs.judged_users import id_hash, prefix_hash
+from sgrec_torchrec.logs.judged_users import id_hashes, prefix_hash
 from sgrec_torchrec.reward_table import MissLog, RewardTable
 from sgrec_torchrec.schema import Int64Array, SplitLog
 
@@ -199,8 +199,8 @@ class FewerJudgedReward:
         self.judged = judged
         user_E = judged.prompts.rows.user_E
         users = np.unique(user_E[judged.is_judged_E])
-        ids = [id_hash(judged.split.user_ids[user]) for user in users.tolist()]
-        drawn = hash64(seed, JUDGED_USER, np.array(ids, dtype=np.int64))
+        keys = id_hashes(judged.split.user_ids[user] for user in users.tolist())
+        drawn = hash64(seed, JUDGED_USER, keys)
         kept = users[np.argsort(drawn, kind="stable")[: math.ceil(share * len(users))]]
         self.is_judged_E = judged.is_judged_E & np.isin(user_E, kept)
 

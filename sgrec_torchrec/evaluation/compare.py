@@ -23,13 +23,18 @@ from sgrec_torchrec.distributed.atomic import atomic_file
 from sgrec_torchrec.evaluation.ranking import (
     BLOCK_RESAMPLES,
     KS,
-    Float64Array,
     bootstrap_interval,
     metric_names,
     metric_values,
     sums_by_user,
 )
-from sgrec_torchrec.schema import EvalRows, Int32Array, Int64Array, SplitLog
+from sgrec_torchrec.schema import (
+    EvalRows,
+    Float64Array,
+    Int32Array,
+    Int64Array,
+    SplitLog,
+)
 
 COLUMNS: list[tuple[str, pa.DataType]] = [
     ("user_id", pa.string()),

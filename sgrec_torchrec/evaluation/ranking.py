@@ -14,9 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sgrec_torchrec.schema import Int32Array, Int64Array
-
-Float64Array = npt.NDArray[np.float64]
+from sgrec_torchrec.schema import Float64Array, Int32Array, Int64Array
 
 KS = (1, 3, 5, 10, 20, 50)
 NUM_RESAMPLES = 1000

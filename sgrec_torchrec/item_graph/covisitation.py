@@ -23,8 +23,8 @@ import scipy.sparse as sp
 
 from sgrec_torchrec.config import GraphConfig, check_choice
 from sgrec_torchrec.distributed.progress import progress
-from sgrec_torchrec.item_graph.row_order import Float64Array, keep_heaviest, rows_of
-from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences
+from sgrec_torchrec.item_graph.row_order import keep_heaviest, rows_of
+from sgrec_torchrec.schema import Float64Array, Int32Array, Int64Array, Sequences
 
 MAX_PAIRS = 20_000_000
 CHUNK_EVENTS = 4_000_000

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from sgrec_torchrec.schema import Int32Array, Int64Array
+from sgrec_torchrec.schema import Float64Array, Int32Array, Int64Array
 
-Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 PRODUCT_ROWS = 2048
 

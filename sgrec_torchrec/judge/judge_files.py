@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from sgrec_torchrec.distributed.atomic import atomic_file, sha256_file, write_json
 from sgrec_torchrec.judge.cases import CaseReader
 from sgrec_torchrec.judge.prompt import PromptSettings
-from sgrec_torchrec.logs.judged_users import id_hash
+from sgrec_torchrec.logs.judged_users import id_hashes
 
 FORMAT_VERSION = 2
 MANIFEST = "judge.json"
@@ -57,7 +57,7 @@ class JudgeFiles:
         Raises:
             ValueError: naming the first user that it has learned from.
         """
-        hashes = np.array([id_hash(user_id) for user_id in user_ids], dtype=np.int64)
+        hashes = id_hashes(user_ids)
         learned = load_file(self.folder / LEARNED)["id_hash"]
         known = np.flatnonzero(np.isin(hashes, learned))
         if len(known):
@@ -81,7 +81,7 @@ def write_judge(
         learned: ids of the users that it has learned from; kept as sorted 64-bit
             hashes, 8 bytes each.
     """
-    hashes = np.array(sorted({id_hash(user_id) for user_id in learned}), np.int64)
+    hashes = np.unique(id_hashes(learned))
     with atomic_file(folder / LEARNED) as temporary:
         save_file({"id_hash": hashes}, temporary)
     sums = {

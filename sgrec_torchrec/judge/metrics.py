@@ -17,7 +17,6 @@ from sgrec_torchrec.schema import Float32Array
 
 NUM_BINS = 10
 NUM_RESAMPLES = 1_000
-Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from sgrec_torchrec.item_graph.covisitation import fit_ends
 from sgrec_torchrec.judge.likeness import NEWEST
 from sgrec_torchrec.judge.prompt import FAME, MAX_GRADE
 from sgrec_torchrec.logs.hashing import CANDIDATE, hash64, uniform
-from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences
+from sgrec_torchrec.schema import Float64Array, Int32Array, Int64Array, Sequences
 
 NEVER_ENDS = 1 << 62
 FAME_SHARES = (0.5, 0.8, 0.95, 0.99)
@@ -29,7 +29,6 @@ MAX_USERS = 1 << 20
 """Users in whom choices are looked for together; of more, so many by a hash."""
 SMOOTHING = 0.5
 """Users added to the observed and to the expected number of a pair."""
-Float64Array = npt.NDArray[np.float64]
 
 
 class PastChoices:

@@ -33,15 +33,20 @@ from sgrec_torchrec.judge.labels import (
 from sgrec_torchrec.judge.likeness import LATEST
 from sgrec_torchrec.judge.prompt import clean
 from sgrec_torchrec.logs.hashing import CANDIDATE, FOLD, hash64, uniform
-from sgrec_torchrec.logs.judged_users import id_hash, is_label_user
-from sgrec_torchrec.schema import EvalRows, Float32Array, Int32Array, Int64Array
+from sgrec_torchrec.logs.judged_users import id_hash, id_hashes, is_label_user
+from sgrec_torchrec.schema import (
+    EvalRows,
+    Float32Array,
+    Float64Array,
+    Int32Array,
+    Int64Array,
+)
 
 MAX_PAST = 200
 """Newest past choices that hard negatives follow from."""
 NEAR = 20
 """Choices to come that likeness looks at."""
 MAX_TITLE_CHARS = 60
-Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +133,7 @@ class _Drawer:
         """Label users in the order of the log, no more than ``max_cases`` need."""
         seed, settings = self.settings.seed, self.settings
         users = np.flatnonzero(is_label_user(self.user_ids, seed))
-        keys = np.array([id_hash(self.user_ids[user]) for user in users], np.int64)
+        keys = id_hashes(self.user_ids[user] for user in users)
         order = np.argsort(hash64(seed, CANDIDATE, keys), kind="stable")
         num_users = -(-settings.max_cases // settings.cases_per_user)
         few: Int64Array = np.sort(users[order[:num_users]])

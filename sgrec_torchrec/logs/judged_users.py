@@ -5,13 +5,13 @@ else it would have read the answers that it is to judge.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from sgrec_torchrec.logs.hashing import LABEL_USER, hash64, uniform
-from sgrec_torchrec.schema import SplitLog
+from sgrec_torchrec.schema import Int64Array, SplitLog
 
 LABEL_SHARE = 0.2
 """Of the users, for the judge's labels; post-training has the others."""
@@ -24,8 +24,7 @@ def is_label_user(
 
     By the user's id alone: new users do not move the others. ``share`` in [0, 1].
     """
-    keys = [id_hash(user_id) for user_id in user_ids]
-    drawn = hash64(seed, LABEL_USER, np.array(keys, dtype=np.int64))
+    drawn = hash64(seed, LABEL_USER, id_hashes(user_ids))
     chosen: npt.NDArray[np.bool_] = uniform(drawn) < share
     return chosen
 
@@ -34,6 +33,11 @@ def id_hash(text: str) -> int:
     """A signed 64-bit hash of a stable id: BLAKE2b of its UTF-8 bytes."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def id_hashes(ids: Iterable[str]) -> Int64Array:
+    """``id_hash`` of each, int64."""
+    return np.fromiter(map(id_hash, ids), dtype=np.int64)
 
 
 def history_hash(item_ids: Sequence[str]) -> int:

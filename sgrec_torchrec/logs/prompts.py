@@ -4,12 +4,15 @@ Letters: U users, E prompts.
 """
 
 import numpy as np
-import numpy.typing as npt
 
 from sgrec_torchrec.logs.judged_users import is_label_user
-from sgrec_torchrec.schema import EvalRows, Int64Array, Sequences, SplitLog
-
-Float64Array = npt.NDArray[np.float64]
+from sgrec_torchrec.schema import (
+    EvalRows,
+    Float64Array,
+    Int64Array,
+    Sequences,
+    SplitLog,
+)
 
 
 def eligible_prompts(split: SplitLog, seed: int, max_history: int) -> EvalRows:
