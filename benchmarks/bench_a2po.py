@@ -4,7 +4,9 @@ Peers:
 1. TRL's GRPOTrainer over the same network and weights: its own loss for the update,
    its ``training_step`` for a whole step (``generate`` + ``prefix_allowed_tokens_fn``,
    log-probabilities of the reference, reward, loss, backward). How it is set up, and
-   what had to be turned off: ``peers/trl_peer.py``.
+   what had to be turned off: ``peers/trl_peer.py``. Once as the models of transformers
+   are, every layer at every position, and once with the top layer at the ends of the
+   histories alone, as ours has it.
 2. Our own loss, where every prompt stands once for each of its rollouts: what sharing a
    history is worth by itself.
 
@@ -156,8 +158,19 @@ def trl_rows(work: PolicyWorkload, made: Sequence[Groups], shape: str) -> Iterat
     import trl
     from peers.trl_peer import TrlPeer
 
-    peer, name = TrlPeer(work), f"TRL {trl.__version__} GRPOTrainer"
-    check_trl(peer, work, made[0], name)
+    for ends_alone in (False, True):
+        peer = TrlPeer(work, ends_alone=ends_alone)
+        name = f"TRL {trl.__version__} GRPOTrainer"
+        if ends_alone:
+            name += ", lent our top layer at the ends alone"
+        check_trl(peer, work, made[0], name)
+        yield from peer_rows(work, peer, made, shape, name)
+
+
+def peer_rows(
+    work: PolicyWorkload, peer: "TrlPeer", made: Sequence[Groups], shape: str, name: str
+) -> Iterator[Row]:
+    """The update, and the whole step where all groups have a hit and where few do."""
     ours = itertools.cycle(made)
     theirs = itertools.cycle(
         [peer.record(one.token_BT, one.rolled, one.advantage_BG) for one in made]

@@ -221,8 +221,10 @@ class LearningBatch(Protocol):
     position_key_T: Tensor | None
     """int64: seeds the dropout; None: there is none."""
     trains_tables: bool
+    asks_ends: bool
+    """Whole histories are asked, not positions of them; then there is no dropout."""
     target_context_S: Tensor
-    """int64: the position that each target asks."""
+    """int64: the position, or the history, that each target asks."""
     target_item_S: Tensor
     """int64 item index in [0, N)."""
 

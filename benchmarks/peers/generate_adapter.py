@@ -53,13 +53,16 @@ class GenerateAdapter(PreTrainedModel, GenerationMixin):
     before the first forward, as it does for every decoder-only model; that forward
     encodes all the rows, and later ones take the cached vectors. With ``hidden`` [B, D]
     given, nothing is encoded: the best that a user could do by hand.
+
+    Every layer runs at every position, as in the models of transformers; with
+    ``ends_alone`` the top one at the ends of the histories alone, as ours does.
     """
 
     config_class = AdapterConfig
     main_input_name = "input_ids"
     _supports_cache_class = False
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, *, ends_alone: bool = False) -> None:
         tower = generator.tower
         super().__init__(
             AdapterConfig(
@@ -68,7 +71,7 @@ class GenerateAdapter(PreTrainedModel, GenerationMixin):
                 is_decoder=True,
             )
         )
-        self.generator = generator
+        self.generator, self.ends_alone = generator, ends_alone
 
     def _supports_default_dynamic_cache(self) -> bool:
         return False
@@ -115,8 +118,13 @@ class GenerateAdapter(PreTrainedModel, GenerationMixin):
     def _encode(self, columns_RFT: Tensor) -> Tensor:
         num_rows, _, num_positions = columns_RFT.shape
         lengths = torch.full((num_rows,), num_positions - 1)
-        columns_FT = columns_RFT.transpose(0, 1).flatten(1)
-        return self.generator.encode_last(to_features(columns_FT, lengths))
+        features = to_features(columns_RFT.transpose(0, 1).flatten(1), lengths)
+        if self.ends_alone:
+            return self.generator.encode_last(features)
+        looked_up, tower = self.generator.tables(features), self.generator.tower
+        offsets_R1 = looked_up["item"].offsets().long()
+        hidden_TD = tower.backbone(tower.input_sum(looked_up), offsets_R1, None)
+        return hidden_TD[offsets_R1[1:] - 1]
 
 
 def flat_token_model(

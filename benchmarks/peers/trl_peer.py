@@ -49,8 +49,10 @@ class PolicyAdapter(GenerateAdapter):
     are of one length, so nothing is padded and ``attention_mask`` says nothing.
     """
 
-    def __init__(self, generator: Generator, columns_FV: Tensor) -> None:
-        super().__init__(generator)
+    def __init__(
+        self, generator: Generator, columns_FV: Tensor, *, ends_alone: bool
+    ) -> None:
+        super().__init__(generator, ends_alone=ends_alone)
         self.columns_FV = columns_FV
         trie = generator.tower.trie
         self.next_tokens = prefix_dict(map(tuple, trie.codes_NL.tolist()))
@@ -112,9 +114,12 @@ class PolicyAdapter(GenerateAdapter):
 
 
 class TrlPeer:
-    """GRPOTrainer over the very weights of ``work.model``; no optimizer step."""
+    """GRPOTrainer over the very weights of ``work.model``; no optimizer step.
 
-    def __init__(self, work: PolicyWorkload) -> None:
+    ``ends_alone`` lends it our shortcut: see ``GenerateAdapter``.
+    """
+
+    def __init__(self, work: PolicyWorkload, *, ends_alone: bool = False) -> None:
         self.work, trie = work, work.trie
         settings = work.settings
         self.num_rollouts = settings.num_rollouts
@@ -139,7 +144,7 @@ class TrlPeer:
             save_strategy="no",
         )
         self.trainer = GRPOTrainer(
-            model=PolicyAdapter(work.model, work.columns_FV),
+            model=PolicyAdapter(work.model, work.columns_FV, ends_alone=ends_alone),
             reward_funcs=self.reward,
             args=config,
             train_dataset=Dataset.from_dict({"prompt": [""]}),
@@ -149,7 +154,7 @@ class TrlPeer:
         del self.trainer.model.forward
         self.trainer.beta = settings.kl_weight
         self.trainer.ref_model = PolicyAdapter(
-            reference_generator(work), work.columns_FV
+            reference_generator(work), work.columns_FV, ends_alone=ends_alone
         )
         # The train loop sets it, which is not run.
         self.trainer.current_gradient_accumulation_steps = 1

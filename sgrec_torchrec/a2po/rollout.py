@@ -124,7 +124,7 @@ class PolicyOutput(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class PolicyBatch:
-    """A ``LearningBatch`` of groups: every rollout is a target of its prompt's end."""
+    """A ``LearningBatch`` of groups: every rollout is a target of its prompt."""
 
     features: KeyedJaggedTensor
     target_context_S: Tensor
@@ -133,6 +133,7 @@ class PolicyBatch:
     position_key_T: Tensor | None = None
     """No dropout: the ratio compares the same network."""
     trains_tables: bool = False
+    asks_ends: bool = True
 
     def output(self, logprob_SL: Tensor, num_positions: int) -> PolicyOutput:
         """The clipped policy loss."""
@@ -162,13 +163,13 @@ def policy_batch(
     """
     item_BG = rolled.rollout.item_BG
     num_prompts, num_rollouts = item_BG.shape
-    end_B = features["item"].offsets()[1:].long() - 1
+    prompt_B = torch.arange(num_prompts, device=item_BG.device)
     is_real_BG = item_BG >= 0
     weight_BG = weight_B[:, None] * is_real_BG
     flat = (num_prompts * num_rollouts, -1)
     return PolicyBatch(
         features=features,
-        target_context_S=end_B.repeat_interleave(num_rollouts),
+        target_context_S=prompt_B.repeat_interleave(num_rollouts),
         target_item_S=item_BG.clamp(min=0).reshape(-1),
         terms=PolicyTerms(
             logprob_old_SL=rolled.logprob_old_BGL.reshape(flat),

@@ -30,7 +30,13 @@ def jagged_causal_attention(
         float [T, H, D].
     """
     if query_THD.is_cuda:
-        return _nested_attention(query_THD, key_THD, value_THD, groups.offsets_B1)
+        offsets_B1 = groups.offsets_B1
+        return _nested_attention(
+            (query_THD, offsets_B1),
+            (key_THD, offsets_B1),
+            (value_THD, offsets_B1),
+            is_causal=True,
+        )
     pieces = []
     for index_BP in groups.padded_index:
         query, key, value = (
@@ -47,8 +53,6 @@ def last_position_attention(
 ) -> Tensor:
     """``jagged_causal_attention`` at the last position of each sequence alone.
 
-    On the CPU.
-
     Args:
         query_BHD: float [B, H, D], of the last positions.
         key_THD: float [T, H, D], of all positions.
@@ -58,6 +62,14 @@ def last_position_attention(
     Returns:
         float [B, H, D].
     """
+    if query_BHD.is_cuda:
+        one_B1 = torch.arange(len(query_BHD) + 1, device=query_BHD.device)
+        return _nested_attention(
+            (query_BHD, one_B1),
+            (key_THD, groups.offsets_B1),
+            (value_THD, groups.offsets_B1),
+            is_causal=False,
+        )
     mixed_BHD = torch.empty_like(query_BHD)
     length_B = groups.offsets_B1.diff()
     for members, index_BP in zip(groups.members, groups.padded_index, strict=True):
@@ -73,15 +85,17 @@ def last_position_attention(
     return mixed_BHD
 
 
-def _nested_attention(
-    query_THD: Tensor, key_THD: Tensor, value_THD: Tensor, offsets_B1: Tensor
-) -> Tensor:
-    """The same by the fused variable-length kernels of a GPU."""
+def _nested_attention(*parts: tuple[Tensor, Tensor], is_causal: bool) -> Tensor:
+    """The same by the fused variable-length kernels of a GPU.
+
+    Args:
+        parts: query, key and value, float [T, H, D], each with its offsets [B + 1].
+    """
     query, key, value = (
         torch.nested.nested_tensor_from_jagged(tensor, offsets_B1).transpose(1, 2)
-        for tensor in (query_THD, key_THD, value_THD)
+        for tensor, offsets_B1 in parts
     )
-    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
     return mixed.transpose(1, 2).contiguous().values()
 
 

@@ -70,31 +70,42 @@ class Backbone(nn.Module):
         state_TD = self.output_norm(state_TD)
         return state_TD
 
-    def read(self, input_TD: Tensor, offsets_B1: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What is known after each whole sequence, and what ``extend`` goes on from.
+    def ends(self, input_TD: Tensor, offsets_B1: Tensor) -> Tensor:
+        """float [B, D]: what is known after each whole sequence. No dropout.
 
         Equals ``forward``'s rows at the ends up to rounding: of the top layer only
-        those are computed, beside the keys and values. No dropout; on the CPU.
+        those are computed, beside the keys and values.
 
         Args:
             input_TD: float [T, D], sequences end to end.
             offsets_B1: int64 [B + 1], where each sequence starts.
+        """
+        return self._ends(input_TD, offsets_B1)[0]
+
+    def read(self, input_TD: Tensor, offsets_B1: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """As ``ends``, and what ``extend`` goes on from.
 
         Returns:
             float [B, D], and each layer's keys and values, float [T, 2, H, D].
         """
+        hidden_BD, keep = self._ends(input_TD, offsets_B1)
+        return hidden_BD, [torch.stack(pair, dim=1) for pair in keep]
+
+    def _ends(
+        self, input_TD: Tensor, offsets_B1: Tensor
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         groups = AttentionGroups(offsets_B1)
         rotation = self._rotation(input_TD, offsets_B1)
         state_TD: Tensor = self.input_norm(input_TD)
-        keep: list[Tensor] = []
+        keep: list[tuple[Tensor, Tensor]] = []
         *below, top = self.stack()
         for layer in below:
             query, key, value = layer.query_key_value_of(state_TD, rotation)
-            keep.append(torch.stack((key, value), dim=1))
+            keep.append((key, value))
             attended = jagged_causal_attention(query, key, value, groups)
             state_TD = layer(state_TD, attended, None)
         key, value = top.key_value_of(state_TD, rotation)
-        keep.append(torch.stack((key, value), dim=1))
+        keep.append((key, value))
         last_B = offsets_B1[1:] - 1
         state_BD, (cos, sin) = state_TD[last_B], rotation
         query = top.query_of(state_BD, (cos[last_B], sin[last_B]))

@@ -4,8 +4,8 @@ Level l sees the user's hidden vector and the codes chosen so far; it is a small
 residual network, so a beam step costs little. All probabilities are over the codes
 that the trie allows.
 
-Letters: X any leading shape, T positions, A those of them that targets ask, S targets,
-L levels, K codes, D width of the backbone, M width of the decoder.
+Letters: X any leading shape, T contexts, S targets, L levels, K codes, D width of the
+backbone, M width of the decoder.
 """
 
 from typing import Protocol
@@ -16,10 +16,6 @@ from torch import Tensor, nn
 
 from sgrec_torchrec.config import GeneratorConfig
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
-
-FEW_ASKED = 2
-"""With so many positions to a target or more, those that no target asks are left out:
-a group's rollouts ask the end of their history alone."""
 
 
 class CodeScorer(Protocol):
@@ -112,20 +108,16 @@ def item_logprob(
     """float [S, L]: log-probability of each code of each target item.
 
     Under the trie-constrained distribution at temperature 1; the sum over L is the
-    item's. What depends on the position alone is computed once per position, however
-    many targets ask it; where few are asked, of those alone. Keeps the graph for
-    backward. Ranks do not communicate.
+    item's. What depends on the context alone is computed once per context, however many
+    targets ask it. Keeps the graph for backward. Ranks do not communicate.
 
     Args:
         decoder: the code decoder.
         trie: the catalogue.
-        hidden_TD: float [T, D] from the backbone.
-        context_S: int64, the position that each target asks.
+        hidden_TD: float [T, D] from the backbone, of positions or of whole histories.
+        context_S: int64, which of them each target asks.
         item_S: int64, target items.
     """
-    if FEW_ASKED * len(context_S) <= len(hidden_TD):
-        asked_A, context_S = torch.unique(context_S, return_inverse=True)
-        hidden_TD = hidden_TD[asked_A]
     codes_SL = trie.codes_NL[item_S].long()
     nodes_SL = trie.prefix_nodes(codes_SL)
     root = torch.zeros(1, dtype=torch.int64, device=item_S.device)

@@ -1,6 +1,6 @@
 """The generator: tables, backbone and code decoder, with its pretraining loss.
 
-Letters: T positions, B sequences, S targets, L levels, D width.
+Letters: T positions, B sequences, X contexts (T or B), S targets, L levels, D width.
 """
 
 from collections.abc import Mapping
@@ -31,28 +31,9 @@ class Tower(nn.Module):
         self.backbone = Backbone.of(config)
         self.decoder = CodeDecoder.of(config, trie.num_levels, trie.num_codes)
 
-    def encode(
-        self,
-        looked_up: Mapping[str, JaggedTensor],
-        position_key_T: Tensor | None,
-        *,
-        trains_tables: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """What is known after each position, float [T, D], and int64 [B + 1] offsets.
-
-        ``position_key_T`` (int64) seeds the dropout; None switches it off. Frozen
-        tables get no gradient, and so no update and no all-to-all backward.
-        """
-        offsets_B1 = looked_up["item"].offsets().long()
-        input_TD = self.input_sum(looked_up)
-        if not trains_tables:
-            input_TD = input_TD.detach()
-        return self.backbone(input_TD, offsets_B1, position_key_T), offsets_B1
-
     def encode_last(self, looked_up: Mapping[str, JaggedTensor]) -> Tensor:
         """float [B, D]: what is known after each whole history, without dropout."""
-        hidden_TD, offsets_B1 = self.encode(looked_up, None)
-        return hidden_TD[offsets_B1[1:] - 1]
+        return self.backbone.ends(*self._inputs(looked_up))
 
     def forward(
         self, looked_up: Mapping[str, JaggedTensor], batch: LearningBatch
@@ -60,18 +41,29 @@ class Tower(nn.Module):
         """What the batch makes of log p(code_sl | codes_s<l, context_s) at its targets.
 
         With p over the codes that the trie allows; in nats. Pretraining's batches make
-        a cross-entropy of it, post-training's a policy loss.
+        a cross-entropy of it, post-training's a policy loss. Frozen tables get no
+        gradient, and so no update and no all-to-all backward.
         """
-        key_T = batch.position_key_T if self.training else None
-        hidden_TD, _ = self.encode(looked_up, key_T, trains_tables=batch.trains_tables)
+        input_TD, offsets_B1 = self._inputs(looked_up)
+        if not batch.trains_tables:
+            input_TD = input_TD.detach()
+        if batch.asks_ends:
+            context_XD = self.backbone.ends(input_TD, offsets_B1)
+        else:
+            key_T = batch.position_key_T if self.training else None
+            context_XD = self.backbone(input_TD, offsets_B1, key_T)
         logprob_SL = item_logprob(
             self.decoder,
             self.trie,
-            hidden_TD,
+            context_XD,
             batch.target_context_S,
             batch.target_item_S,
         )
-        return batch.output(logprob_SL, len(hidden_TD))
+        return batch.output(logprob_SL, len(input_TD))
+
+    def _inputs(self, looked_up: Mapping[str, JaggedTensor]) -> tuple[Tensor, Tensor]:
+        """float [T, D], and int64 [B + 1]: where each sequence starts."""
+        return self.input_sum(looked_up), looked_up["item"].offsets().long()
 
 
 class Generator(nn.Module):

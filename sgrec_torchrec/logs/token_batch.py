@@ -44,6 +44,7 @@ class TokenBatch(Pipelineable):  # type: ignore[misc]
     """float32 scalar: world size / total target weight of the *global* batch, so that
     the mean over ranks of ``loss_scale * sum`` is the global mean."""
     trains_tables: bool = True
+    asks_ends: bool = False
 
     def output(self, logprob_SL: Tensor, num_positions: int) -> StepOutput:
         """Weighted next-item cross-entropy over the levels.

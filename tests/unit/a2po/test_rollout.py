@@ -262,8 +262,7 @@ def hand_rolled() -> RolledOut:
     )
 
 
-def test_policy_batch_asks_the_end_of_each_history(prompts) -> None:
-    # Begin marker and 3 events, begin marker and 1 event: the ends are 3 and 5.
+def test_policy_batch_asks_each_history_for_its_rollouts(prompts) -> None:
     batch = policy_batch(
         prompts([2, 0]).features,
         hand_rolled(),
@@ -272,7 +271,8 @@ def test_policy_batch_asks_the_end_of_each_history(prompts) -> None:
         settings=AlignConfig(clip=0.1, kl_weight=0.3),
         scale=0.7,
     )
-    assert batch.target_context_S.tolist() == [3, 3, 3, 5, 5, 5]
+    assert batch.target_context_S.tolist() == [0, 0, 0, 1, 1, 1]
+    assert batch.asks_ends
     assert batch.target_item_S.tolist() == [3, 0, 2, 5, 1, 0]
     terms = batch.terms
     assert terms.weight_S.tolist() == [0.5, 0.5, 0.5, 2.0, 2.0, 0.0]

@@ -56,13 +56,20 @@ def test_attention_and_gradients_equal_each_sequence_alone(lengths: list[int]) -
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(LENGTHS)
-def test_attention_at_the_ends_is_that_of_the_whole(lengths: list[int]) -> None:
+def test_attention_and_gradients_at_the_ends_are_those_of_the_whole(
+    lengths: list[int],
+) -> None:
     offsets = offsets_of(lengths)
-    query, key, value = heads(sum(lengths), seed=0)
+    inputs = [one.requires_grad_() for one in heads(sum(lengths), seed=0)]
+    query, key, value = inputs
     last = offsets[1:] - 1
+    weight = heads(len(lengths), seed=1)[0]
     ours = last_position_attention(query[last], key, value, AttentionGroups(offsets))
-    reference = each_sequence_alone(query, key, value, offsets)
-    torch.testing.assert_close(ours, reference[last], rtol=1e-10, atol=1e-12)
+    reference = each_sequence_alone(query, key, value, offsets)[last]
+    torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-12)
+    ours_gradient = torch.autograd.grad((ours * weight).sum(), inputs)
+    reference_gradient = torch.autograd.grad((reference * weight).sum(), inputs)
+    torch.testing.assert_close(ours_gradient, reference_gradient, rtol=1e-9, atol=1e-11)
 
 
 def test_one_sequence_never_reaches_another() -> None:
@@ -102,8 +109,13 @@ def test_the_fused_kernels_of_a_gpu_agree() -> None:
     offsets = offsets_of(lengths).cuda()
     generator = torch.Generator().manual_seed(0)
     plain = [torch.randn(35, 2, 16, generator=generator) for _ in range(3)]
-    ours = jagged_causal_attention(
-        *(one.cuda() for one in plain), AttentionGroups(offsets)
-    )
+    groups = AttentionGroups(offsets)
+    ours = jagged_causal_attention(*(one.cuda() for one in plain), groups)
     reference = each_sequence_alone(*(one.double() for one in plain), offsets.cpu())
     torch.testing.assert_close(ours.cpu().double(), reference, rtol=2e-3, atol=2e-3)
+    query, key, value = (one.cuda() for one in plain)
+    last = offsets[1:] - 1
+    ends = last_position_attention(query[last], key, value, groups)
+    torch.testing.assert_close(
+        ends.cpu().double(), reference[last.cpu()], rtol=2e-3, atol=2e-3
+    )

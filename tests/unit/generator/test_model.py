@@ -1,7 +1,7 @@
 """The whole generator: its loss by hand, its noise, histories without events."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -244,6 +244,7 @@ class FrozenTables:
     target_item_S: Tensor
     output: Callable[[Tensor, int], StepOutput]
     trains_tables: bool = False
+    asks_ends: bool = False
 
 
 def frozen_batch(trie: PrefixTrie) -> FrozenTables:
@@ -270,6 +271,25 @@ def test_frozen_tables_get_no_gradient_and_all_else_gets_the_same() -> None:
             assert ours is None, name
         else:
             torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_asking_the_ends_learns_the_same_as_asking_their_positions() -> None:
+    model = make_generator()
+    trie = model.tower.trie
+    # Begin marker and 3 events, begin marker alone, begin marker and 5 events.
+    ends, asked = [3, 4, 10], [(2, 4), (0, 9), (0, 7), (1, 29)]
+    by_position = make_batch(
+        trie, HISTORIES, [(ends[row], item, 1.0) for row, item in asked], 1.0
+    )
+    by_history = replace(
+        by_position,
+        target_context_S=torch.tensor([row for row, _ in asked]),
+        asks_ends=True,
+    )
+    loss, gradient = gradients(model, [by_position])
+    ends_loss, ends_gradient = gradients(model, [by_history])
+    torch.testing.assert_close(ends_loss, loss, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ends_gradient, gradient, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("is_frozen", [True, False])
