@@ -108,17 +108,14 @@ class PolicyWorkload:
         """What ``roll_out`` would have said, had it drawn these items."""
         looked_up = self.model.tables(features)
         context_S = torch.arange(len(item_BG)).repeat_interleave(item_BG.shape[1])
-        old_BGL, reference_BGL = (
-            item_logprob(
-                tower.decoder,
-                self.trie,
-                tower.encode_last(looked_up),
-                context_S,
-                item_BG.flatten(),
-            ).view(*item_BG.shape, -1)
-            for tower in (self.model.tower, self.reference)
+        reference_SL = item_logprob(
+            self.reference.decoder,
+            self.trie,
+            self.reference.encode_last(looked_up),
+            context_S,
+            item_BG.flatten(),
         )
-        return regrouped(rolled, item_BG, old_BGL, reference_BGL)
+        return regrouped(rolled, item_BG, reference_SL.view(*item_BG.shape, -1))
 
     def targets(self, item_BG: Tensor) -> Tensor:
         """int64 [B]: one of the group's items, or, after ``num_hits`` groups, none."""
@@ -168,14 +165,11 @@ def advantages(item_BG: Tensor, target_B: Tensor) -> Tensor:
     return a2po_advantage(business_BG, semantic_BG, judged_BG).advantage_BG
 
 
-def regrouped(
-    rolled: RolledOut, item_BG: Tensor, old_BGL: Tensor, reference_BGL: Tensor
-) -> RolledOut:
+def regrouped(rolled: RolledOut, item_BG: Tensor, reference_BGL: Tensor) -> RolledOut:
     """What an update reads of ``rolled``, replaced."""
     return replace(
         rolled,
         rollout=replace(rolled.rollout, item_BG=item_BG),
-        logprob_old_BGL=old_BGL,
         logprob_reference_BGL=reference_BGL,
     )
 
@@ -183,13 +177,8 @@ def regrouped(
 def each_alone(rolled: RolledOut) -> RolledOut:
     """Every rollout as a group of one."""
     item_BG = rolled.rollout.item_BG
-    shape = (item_BG.numel(), 1, -1)
-    return regrouped(
-        rolled,
-        item_BG.reshape(-1, 1),
-        rolled.logprob_old_BGL.reshape(shape),
-        rolled.logprob_reference_BGL.reshape(shape),
-    )
+    reference_SGL = rolled.logprob_reference_BGL.reshape(item_BG.numel(), 1, -1)
+    return regrouped(rolled, item_BG.reshape(-1, 1), reference_SGL)
 
 
 def reference_generator(work: PolicyWorkload) -> Generator:

@@ -75,7 +75,7 @@ def main() -> None:
             found_S.view_as(item_BG),
         )
         terms = PolicyTerms(
-            logprob_old_SL=taken_S1.detach(),
+            logprob_old_SL=None,
             logprob_reference_SL=taken_S1.detach(),
             advantage_S=stats.advantage_BG.reshape(-1),
             weight_S=torch.ones(taken_S1.numel()),

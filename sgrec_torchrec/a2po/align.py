@@ -179,10 +179,9 @@ def _step(
         sample.add(step, stats, judged_BG)
     # Sums of rewards may teach where the business reward alone is dead.
     teaches_B = (stats.advantage_BG != 0).any(1) & is_good_B & has_own
-    outputs = [
-        _update(aligner, mine_B, rolled, stats, teaches_B, step)
-        for _ in range(settings.updates_per_rollout)
-    ]
+    output = first = _update(aligner, mine_B, rolled, stats, teaches_B, step)
+    for _ in range(1, settings.updates_per_rollout):
+        output = _update(aligner, mine_B, rolled, stats, teaches_B, step, first)
     return step_figures(
         rolled,
         stats,
@@ -190,7 +189,7 @@ def _step(
         _is_in_table(aligner, group, judged_BG),
         is_good_B,
         r_biz_BG,
-        outputs[-1],
+        output,
         has_own=has_own,
     )
 
@@ -258,11 +257,16 @@ def _update(
     stats: AdvantageStats,
     teaches_B: Tensor,
     step: int,
+    first: PolicyOutput | None = None,
 ) -> PolicyOutput | None:
     """One forward, one backward, one optimizer step, over the groups that teach.
 
     A rank without one takes its first group at weight 0, so that no rank waits. None,
     on all ranks alike, where no rank has one.
+
+    Args:
+        first: of the first update on these rollouts, which saw the policy that rolled
+            them out; None at that update.
     """
     device, settings = aligner.ranks.device, aligner.config.align
     num_teaching = torch.tensor([int(teaches_B.sum())], device=device)
@@ -281,6 +285,7 @@ def _update(
         weight_B.to(device),
         settings,
         scale=aligner.ranks.world_size / (int(num_teaching) * settings.num_rollouts),
+        logprob_old_SL=None if first is None else first.logprob_SL,
     )
     factor = warmup_cosine(step, settings.warmup_steps, settings.num_steps)
     set_learning_rates(aligner.optimizer, settings.lr * factor, 0.0)

@@ -20,8 +20,8 @@ MAX_LOG_RATIO = 20.0
 class PolicyTerms:
     """What the loss takes beside the policy's log-probabilities; no gradient."""
 
-    logprob_old_SL: Tensor
-    """Of the policy that rolled out."""
+    logprob_old_SL: Tensor | None
+    """Of the policy that rolled out; None: it is the one that learns, at ratio 1."""
     logprob_reference_SL: Tensor
     advantage_S: Tensor
     weight_S: Tensor
@@ -60,7 +60,9 @@ def policy_loss(logprob_SL: Tensor, terms: PolicyTerms) -> tuple[Tensor, PolicyF
         logprob_SL: float32, differentiable: log pi of each code under the trie.
         terms: everything else, detached.
     """
-    log_ratio_S = (logprob_SL - terms.logprob_old_SL).sum(1)
+    old_SL = terms.logprob_old_SL
+    old_SL = logprob_SL.detach() if old_SL is None else old_SL
+    log_ratio_S = (logprob_SL - old_SL).sum(1)
     gap_SL = terms.logprob_reference_SL - logprob_SL
     is_clamped_S = (log_ratio_S.detach().abs() > MAX_LOG_RATIO) | (
         gap_SL.detach() > MAX_LOG_RATIO

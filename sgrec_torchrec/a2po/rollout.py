@@ -24,14 +24,13 @@ from sgrec_torchrec.schema import Rollout
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolledOut:
-    """Groups, and what the policies thought of them when they were drawn.
+    """Groups, and what the reference thinks of them.
 
-    ``logprob_old_BGL``, ``logprob_reference_BGL`` float32: by code, under the trie, at
-    temperature 1; 0 where a slot has no item. ``entropy_B``: of the first code, nats.
+    ``logprob_reference_BGL`` float32: by code, under the trie, at temperature 1; 0
+    where a slot has no item. ``entropy_B``: the policy's, of the first code, nats.
     """
 
     rollout: Rollout
-    logprob_old_BGL: Tensor
     logprob_reference_BGL: Tensor
     entropy_B: Tensor
 
@@ -46,7 +45,6 @@ class RolledOut:
                 logprob_sampling_BG=rollout.logprob_sampling_BG[rows],
                 key_BG=rollout.key_BG[rows],
             ),
-            logprob_old_BGL=self.logprob_old_BGL[rows],
             logprob_reference_BGL=self.logprob_reference_BGL[rows],
             entropy_B=self.entropy_B[rows],
         )
@@ -105,7 +103,6 @@ def roll_out(
     root_logprob_BK = _root_logprob(tower, hidden_BD)
     return RolledOut(
         rollout=rollout,
-        logprob_old_BGL=_group_logprob(tower, hidden_BD, rollout.item_BG),
         logprob_reference_BGL=_group_logprob(
             reference, reference.encode_last(looked_up), rollout.item_BG
         ),
@@ -117,7 +114,10 @@ class PolicyOutput(NamedTuple):
     """Detached figures of an update, per rank; the loss first."""
 
     loss: Tensor
+    logprob_SL: Tensor
+    """Of all slots, before the update."""
     kl_S: Tensor
+    """Of those that weigh."""
     clip_share: Tensor
     clamp_share: Tensor
 
@@ -141,6 +141,7 @@ class PolicyBatch:
         loss, figures = policy_loss(logprob_SL, self.terms)
         return PolicyOutput(
             loss=loss,
+            logprob_SL=logprob_SL.detach(),
             kl_S=figures.kl_S,
             clip_share=loss.new_tensor(figures.clip_share),
             clamp_share=loss.new_tensor(figures.clamp_share),
@@ -154,26 +155,27 @@ def policy_batch(
     weight_B: Tensor,
     settings: AlignConfig,
     scale: float,
+    logprob_old_SL: Tensor | None = None,
 ) -> PolicyBatch:
     """The groups as targets. Slots without an item, and groups of weight 0, weigh 0.
 
     Args:
         features: of the same prompts, on the device.
         scale: world size / rollouts of all ranks that weigh.
+        logprob_old_SL: of the policy that rolled out; None while it has not learned.
     """
     item_BG = rolled.rollout.item_BG
     num_prompts, num_rollouts = item_BG.shape
     prompt_B = torch.arange(num_prompts, device=item_BG.device)
     is_real_BG = item_BG >= 0
     weight_BG = weight_B[:, None] * is_real_BG
-    flat = (num_prompts * num_rollouts, -1)
     return PolicyBatch(
         features=features,
         target_context_S=prompt_B.repeat_interleave(num_rollouts),
         target_item_S=item_BG.clamp(min=0).reshape(-1),
         terms=PolicyTerms(
-            logprob_old_SL=rolled.logprob_old_BGL.reshape(flat),
-            logprob_reference_SL=rolled.logprob_reference_BGL.reshape(flat),
+            logprob_old_SL=logprob_old_SL,
+            logprob_reference_SL=rolled.logprob_reference_BGL.flatten(0, 1),
             advantage_S=advantage_BG.reshape(-1),
             weight_S=weight_BG.reshape(-1),
             scale=scale,

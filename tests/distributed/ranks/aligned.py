@@ -94,7 +94,8 @@ def replayed(aligner: Aligner, teaches_B: np.ndarray) -> Arrays:
         prompt_B = (np.arange(NUM_PROMPTS) * 5 + step)[mine]
         rolled, stats = replay(aligner, prompt_B, step)
         teaches = torch.from_numpy(teaches_B[mine])
-        output = loop._update(aligner, prompt_B, rolled, stats, teaches, step)
+        first = loop._update(aligner, prompt_B, rolled, stats, teaches, step)
+        output = loop._update(aligner, prompt_B, rolled, stats, teaches, step, first)
         seen |= prefixed(f"{step}/weight", dense(aligner, gradients=False))
         seen |= prefixed(f"{step}/gradient", dense(aligner, gradients=True))
         assert len(output.kl_S) == int(teaches.sum()) * NUM_ROLLOUTS
@@ -119,10 +120,10 @@ def replay(
         generator = np.random.default_rng((step, prompt))
         num_items = aligner.split.sequences.num_items
         items.append(generator.choice(num_items, NUM_ROLLOUTS, replace=False))
-        noise.append(generator.normal(size=(4, NUM_ROLLOUTS, 2)))
+        noise.append(generator.normal(size=(3, NUM_ROLLOUTS, 2)))
     item_BG = torch.from_numpy(np.stack(items))
-    # Two levels: of what the old policy and the reference said, and of two rewards.
-    noise_4BGL = torch.from_numpy(np.stack(noise)).float().transpose(0, 1)
+    # Two levels: of what the reference said, and of two rewards.
+    noise_3BGL = torch.from_numpy(np.stack(noise)).float().transpose(0, 1)
     aligner.dmp.eval()
     looked_up = model.tables(loop._batch(aligner, prompt_B).features)
     hidden_BD = model.tower.encode_last(looked_up)
@@ -136,12 +137,11 @@ def replay(
             logprob_sampling_BG=logprob_BG,
             key_BG=logprob_BG,
         ),
-        logprob_old_BGL=logprob_BGL + 0.1 * noise_4BGL[0],
-        logprob_reference_BGL=logprob_BGL + 0.3 * noise_4BGL[1],
+        logprob_reference_BGL=logprob_BGL + 0.3 * noise_3BGL[0],
         entropy_B=torch.zeros(len(item_BG)),
     )
-    r_biz_BG, r_sem_BG = noise_4BGL[2:, ..., 0]
-    return rolled, a2po_advantage(r_biz_BG, r_sem_BG, noise_4BGL[3, ..., 1] > 0)
+    r_biz_BG, r_sem_BG = noise_3BGL[1:, ..., 0]
+    return rolled, a2po_advantage(r_biz_BG, r_sem_BG, noise_3BGL[2, ..., 1] > 0)
 
 
 def own_figures(ranker: Ranker) -> StepFigures:

@@ -246,6 +246,7 @@ def test_several_updates_learn_from_the_same_rollouts(trial) -> None:
     assert twice.moved_since(after_one)
     # The figures are of the last update, whose policy has moved on.
     assert twice.figures("kl_mean")[0] > 1e-6
+    # The ratio is to the policy that rolled out, not to that of the update before.
     assert twice.figures("clip_share")[0] > 0
 
 
@@ -265,10 +266,10 @@ def test_groups_weigh_what_their_target_was_worth_and_dead_ones_nothing(
 
     make_batch = loop.policy_batch
 
-    def batch_of(features, rolled, advantage_BG, weight_B, settings, scale):
+    def batch_of(features, rolled, advantage_BG, weight_B, settings, **more):
         weighed.extend(weight_B.tolist())
-        assert scale == 1 / (len(weight_B) * settings.num_rollouts)
-        return make_batch(features, rolled, advantage_BG, weight_B, settings, scale)
+        assert more["scale"] == 1 / (len(weight_B) * settings.num_rollouts)
+        return make_batch(features, rolled, advantage_BG, weight_B, settings, **more)
 
     monkeypatch.setattr(loop, "_step", step_of)
     monkeypatch.setattr(loop, "policy_batch", batch_of)

@@ -23,7 +23,6 @@ def rolled_out() -> RolledOut:
             logprob_sampling_BG=nothing,
             key_BG=nothing,
         ),
-        logprob_old_BGL=nothing[..., None],
         logprob_reference_BGL=nothing[..., None],
         entropy_B=torch.tensor([1.0, 2.0, 3.0]),
     )
@@ -47,6 +46,7 @@ def stats() -> AdvantageStats:
 
 OUTPUT = PolicyOutput(
     loss=torch.tensor(-0.5),
+    logprob_SL=torch.zeros(6, 1),
     kl_S=torch.arange(4.0),
     clip_share=torch.tensor(0.25),
     clamp_share=torch.tensor(0.5),

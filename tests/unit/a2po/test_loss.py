@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,6 +52,20 @@ def test_ratio_one_gives_the_weighted_sum_of_advantages() -> None:
     assert loss.item() == pytest.approx(-0.375)
     assert figures.ratio_S.tolist() == [1.0] * 3
     assert (figures.clip_share, figures.clamp_share) == (0.0, 0.0)
+
+
+def test_without_an_old_policy_the_learning_one_rolled_out() -> None:
+    old_SL, new_SL = spread([0.4, -0.7, 0.0])
+    reference_SL = old_SL - 0.1
+    terms = terms_of(new_SL, [1.5, -0.5, 2.0], reference_SL=reference_SL, kl_weight=0.3)
+    losses, gradients = [], []
+    for one in (terms, replace(terms, logprob_old_SL=None)):
+        loss, figures = policy_loss(new_SL, one)
+        losses.append(loss.detach())
+        gradients += torch.autograd.grad(loss, new_SL)
+        assert figures.ratio_S.tolist() == [1.0] * 3
+    assert torch.equal(*losses)
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize(

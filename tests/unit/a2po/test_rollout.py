@@ -100,7 +100,7 @@ def slow_logprob(model: Generator, batch: EvalBatch, item_BG: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["sample", "beam"])
-def test_old_log_probabilities_are_those_of_the_same_items(
+def test_log_probabilities_are_those_of_the_same_items(
     policy, prompts, kind: str
 ) -> None:
     settings, batch = replace(SETTINGS, rollouts=kind), prompts(EVERY)
@@ -111,7 +111,7 @@ def test_old_log_probabilities_are_those_of_the_same_items(
     assert item_BG.shape == (NUM_PROMPTS, NUM_ROLLOUTS)
     assert all(len(set(row)) == NUM_ROLLOUTS for row in item_BG.tolist())
     expected = slow_logprob(policy, batch, item_BG)
-    torch.testing.assert_close(rolled.logprob_old_BGL, expected)
+    torch.testing.assert_close(rolled.logprob_reference_BGL, expected)
     # At temperature 1, whatever it was drawn at.
     torch.testing.assert_close(rolled.rollout.logprob_BG, expected.sum(-1))
 
@@ -156,13 +156,16 @@ def test_groups_are_the_beam_s_or_a_draw_at_the_temperature(policy, prompts) -> 
 def test_reference_equals_the_policy_at_the_start_and_stays(policy, prompts) -> None:
     batch, reference = prompts(EVERY), frozen_copy(policy)
     before = roll_out(policy, reference, batch, KEYS, SETTINGS, filter_seen=False)
-    assert torch.equal(before.logprob_reference_BGL, before.logprob_old_BGL)
+    torch.testing.assert_close(
+        before.logprob_reference_BGL.sum(-1), before.rollout.logprob_BG
+    )
     with torch.no_grad():
         for parameter in policy.tower.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     after = roll_out(policy, reference, batch, KEYS, SETTINGS, filter_seen=False)
     item_BG = after.rollout.item_BG
-    assert (after.logprob_old_BGL - after.logprob_reference_BGL).abs().max() > 0.01
+    gap_BG = after.rollout.logprob_BG - after.logprob_reference_BGL.sum(-1)
+    assert gap_BG.abs().max() > 0.01
     policy.tower.load_state_dict(reference.state_dict())
     torch.testing.assert_close(
         after.logprob_reference_BGL, slow_logprob(policy, batch, item_BG)
@@ -196,7 +199,6 @@ def test_rollouts_are_a_function_of_the_key_and_not_of_the_batch(
     expected = whole.take(torch.tensor(rows))
     assert torch.equal(part.rollout.item_BG, expected.rollout.item_BG)
     for ours, theirs in (
-        (part.logprob_old_BGL, expected.logprob_old_BGL),
         (part.logprob_reference_BGL, expected.logprob_reference_BGL),
         (part.rollout.key_BG, expected.rollout.key_BG),
         (part.entropy_B, expected.entropy_B),
@@ -226,9 +228,8 @@ def test_seen_items_are_not_drawn_where_they_are_filtered(
         assert sorted(filtered.rollout.item_BG[prompt].tolist()) == expected
         assert filtered.rollout.item_BG[prompt, -(prompt + 1) :].tolist() == empty
     is_empty_BG = filtered.rollout.item_BG < 0
-    assert (filtered.logprob_old_BGL[is_empty_BG] == 0).all()
     assert (filtered.logprob_reference_BGL[is_empty_BG] == 0).all()
-    assert filtered.logprob_old_BGL.isfinite().all()
+    assert filtered.logprob_reference_BGL.isfinite().all()
 
 
 def test_entropy_is_that_of_the_first_code(policy, prompts, tokens) -> None:
@@ -256,13 +257,13 @@ def hand_rolled() -> RolledOut:
             logprob_sampling_BG=nothing,
             key_BG=nothing,
         ),
-        logprob_old_BGL=levels,
         logprob_reference_BGL=levels - 1,
         entropy_B=torch.tensor([0.5, 0.25]),
     )
 
 
 def test_policy_batch_asks_each_history_for_its_rollouts(prompts) -> None:
+    old_SL = torch.randn(6, 2)
     batch = policy_batch(
         prompts([2, 0]).features,
         hand_rolled(),
@@ -270,6 +271,7 @@ def test_policy_batch_asks_each_history_for_its_rollouts(prompts) -> None:
         weight_B=torch.tensor([0.5, 2.0]),
         settings=AlignConfig(clip=0.1, kl_weight=0.3),
         scale=0.7,
+        logprob_old_SL=old_SL,
     )
     assert batch.target_context_S.tolist() == [0, 0, 0, 1, 1, 1]
     assert batch.asks_ends
@@ -277,10 +279,10 @@ def test_policy_batch_asks_each_history_for_its_rollouts(prompts) -> None:
     terms = batch.terms
     assert terms.weight_S.tolist() == [0.5, 0.5, 0.5, 2.0, 2.0, 0.0]
     assert terms.advantage_S.tolist() == [1.0, -1.0, 0.5, 2.0, -2.0, 9.0]
+    assert terms.logprob_old_SL is old_SL
     torch.testing.assert_close(
-        terms.logprob_old_SL, torch.arange(12.0).reshape(6, 2) / -10
+        terms.logprob_reference_SL, torch.arange(12.0).reshape(6, 2) / -10 - 1
     )
-    torch.testing.assert_close(terms.logprob_reference_SL, terms.logprob_old_SL - 1)
     assert (terms.scale, terms.clip, terms.kl_weight) == (0.7, 0.1, 0.3)
     assert batch.position_key_T is None
     assert not batch.trains_tables
