@@ -135,8 +135,6 @@ def pipeline_steps(
     """
     defaults = [f"align.num_steps={ALIGN_STEPS}"]
     if bounds is not None:
-        # With more, the judged ones would be drowned.
-        defaults.append("align.prompts_per_user=1")
         defaults.append(f"align.table={config.run_dir / 'reward_table'}")
     chosen = [word.partition("=")[0] for word in words if word.startswith("align.")]
     defaults = [one for one in defaults if one.partition("=")[0] not in chosen]

@@ -100,10 +100,10 @@ class AlignConfig:
     """How rewards become advantages: one of ``FUSIONS``."""
     global_batch_size: int = 256
     """Prompts a step over all ranks: the same run on any number of ranks."""
-    num_rollouts: int = 16
-    """G, of a group."""
-    rollouts: str = "sample"
-    """sample (without replacement) or beam."""
+    num_rollouts: int = 64
+    """G, of a group. More of them find the next item more often: fewer dead groups."""
+    rollouts: str = "beam"
+    """beam, or sample (without replacement)."""
     temperature: float = 1.0
     prompts: str = "newest"
     """newest: the train period's newest targets again. fresh: the valid rows, which
@@ -114,7 +114,7 @@ class AlignConfig:
     """newest and fresh: so many targets of a user, the newest ones."""
     updates_per_rollout: int = 1
     """Optimizer steps on the same rollouts; beyond one the ratio is clipped."""
-    lr: float = 1e-4
+    lr: float = 3e-4
     warmup_steps: int = 10
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0

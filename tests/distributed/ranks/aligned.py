@@ -31,6 +31,7 @@ SETTINGS = AlignConfig(
     num_steps=6,
     global_batch_size=NUM_PROMPTS,
     num_rollouts=NUM_ROLLOUTS,
+    rollouts="sample",
     prompts_per_user=2,
     lr=1e-4,
     warmup_steps=0,

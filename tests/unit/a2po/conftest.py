@@ -33,6 +33,7 @@ SMALL = {
     "num_steps": 12,
     "global_batch_size": 16,
     "num_rollouts": 8,
+    "rollouts": "sample",
     "prompts_per_user": 2,
     "lr": 1e-3,
     "warmup_steps": 2,

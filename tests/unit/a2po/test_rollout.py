@@ -24,7 +24,7 @@ from sgrec_torchrec.logs.stream import EvalBatch, eval_batch
 from sgrec_torchrec.schema import EvalRows, ItemTokens, Rollout
 
 NUM_ITEMS, NUM_CODES, NUM_LEVELS, NUM_PROMPTS, NUM_ROLLOUTS = 12, 3, 3, 6, 5
-SETTINGS = AlignConfig(num_rollouts=NUM_ROLLOUTS, temperature=1.5)
+SETTINGS = AlignConfig(num_rollouts=NUM_ROLLOUTS, rollouts="sample", temperature=1.5)
 KEYS = torch.arange(NUM_PROMPTS) * 12345 + 7
 NETWORK = GeneratorConfig(
     dim=8, num_layers=1, num_heads=2, decoder_width=12, dropout=0.5
