@@ -216,6 +216,7 @@ ALIGN = (
     "align.num_steps=6",
     "align.global_batch_size=32",
     "align.num_rollouts=8",
+    "align.rollouts=sample",
     "align.lr=1e-3",
     "align.valid_every_steps=3",
 )

@@ -36,6 +36,7 @@ SMALLER = (
     "align.prompts_per_user=1",
     "align.global_batch_size=32",
     "align.num_rollouts=8",
+    "align.rollouts=sample",
     "align.lr=1e-3",
     "align.valid_every_steps=2",
 )
