@@ -205,3 +205,32 @@ def test_help_lists_every_field_with_its_default() -> None:
 def test_settings_that_cannot_work_are_refused_by_name(assignment):
     with pytest.raises(ValueError, match=assignment.partition("=")[0]):
         override(RUNS["movielens"], [assignment])
+
+
+UNBOUNDED = {
+    *("log.seed", "tokens.seed", "evaluation.seed"),
+    *("graph.row_exponent", "graph.column_exponent", "graph.text_floor"),
+    "tokens.behaviour_weight",
+}
+NUMBERS = [
+    (f"{stage.name}.{field.name}", "nan" if "float" in str(field.type) else "-1")
+    for stage in dataclasses.fields(DEFAULT)
+    if dataclasses.is_dataclass(part := getattr(DEFAULT, stage.name))
+    for field in dataclasses.fields(part)
+    if "int" in str(field.type) or "float" in str(field.type)
+]
+
+
+@pytest.mark.parametrize(("name", "value"), NUMBERS)
+def test_every_number_but_those_named_here_has_bounds(name: str, value: str) -> None:
+    if name in UNBOUNDED:
+        override(DEFAULT, [f"{name}={value}"])
+        return
+    with pytest.raises(ValueError, match=rf"{name} = .* is outside \["):
+        override(DEFAULT, [f"{name}={value}"])
+
+
+@pytest.mark.parametrize("name", ["fusion", "prompts", "rollouts"])
+def test_words_of_post_training_are_chosen_from_a_list(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"align\.{name} = 'other': choose one of"):
+        override(DEFAULT, [f"align.{name}=other"])

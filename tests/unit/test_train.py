@@ -118,6 +118,8 @@ def test_refit_trains_on_both_periods_for_the_given_epochs(
         (["log.fit_on=train+valid"], "evaluation.prior_weight is None but there are"),
         (["tokens.source=sid"], "sid"),
         (["tokens.num_levels=1"], "num_codes"),
+        (["align.num_steps=1", "align.table=/nowhere/judged"], "/nowhere/judged"),
+        (["align.num_steps=1", "align.business_table=/nowhere/paid"], "/nowhere/paid"),
     ],
 )
 def test_user_error_ends_with_one_line_and_code_2_before_training(

@@ -135,6 +135,12 @@ def test_flipped_bit_is_found_before_anything_is_parsed(
         load_checkpoint(saved, *trainee)
 
 
+def test_extra_that_was_edited_is_refused(saved):
+    (saved / "state.json").write_text('{"step": 11}')
+    with pytest.raises(ValueError, match=r"state\.json differs from its sha256"):
+        read_extra(saved)
+
+
 def test_missing_file_is_named(trainee, saved):
     (saved / "__0_0.distcp").unlink()
     with pytest.raises(ValueError, match=r"__0_0\.distcp is missing"):

@@ -131,3 +131,22 @@ def test_beating_main_rank_is_waited_for(monkeypatch):
     monkeypatch.setattr(launch, "time", clock)
     monkeypatch.setattr(launch, "SILENCE_LIMIT_S", 10.0)
     assert launch._follow(Beating(), "preparation") == "somewhere"
+
+
+def test_a_rank_that_never_starts_is_named(monkeypatch, threads):
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch, "ROLL_CALL_S", 1.0)
+    with (
+        pytest.raises(RuntimeError, match=r"ranks \[1\] did not start within 1 s"),
+        process_group(device="cpu", timeout_s=2),
+    ):
+        pass

@@ -86,6 +86,14 @@ def test_p_value_is_that_of_all_sign_patterns() -> None:
     assert found[0] == pytest.approx(exact, abs=0.01)
 
 
+def test_p_value_counts_the_observed_signs_and_so_is_never_zero(paths) -> None:
+    # 100 users gain alike: of 9 flips none is as extreme, and p is (1 + 0) / (1 + 9).
+    write(paths[0], np.zeros(NUM_ROWS))
+    write(paths[1], np.ones(NUM_ROWS))
+    for line in compare(*paths, num_sign_flips=9).differences:
+        assert line.p_value == pytest.approx(0.1)
+
+
 def test_users_not_rows_are_the_unit(paths) -> None:
     # One user gains in all of 30 rows: a test over rows would call it significant.
     ranks = np.zeros(60, dtype=np.int32)

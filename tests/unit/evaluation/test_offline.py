@@ -109,6 +109,14 @@ def test_given_weight_is_kept_without_looking() -> None:
     assert ranker.asked == []
 
 
+def test_refit_without_a_given_weight_is_not_ranked_at_all() -> None:
+    config = override(CONFIG, ["log.fit_on=train+valid"])
+    ranker = make_ranker(config, make_rows([0, 1]), lambda weight: 1)
+    with pytest.raises(ValueError, match=r"evaluation\.prior_weight is None"):
+        choose_prior_weight(ranker)
+    assert ranker.asked == []
+
+
 def test_validation_asks_the_network_alone_on_a_bounded_sample() -> None:
     config = override(CONFIG, ["evaluation.max_valid_rows=4"])
     ranker = make_ranker(config, make_rows([0] * 9), lambda weight: 3)

@@ -198,5 +198,12 @@ def test_a_broken_graph_is_refused(field, value, message) -> None:
         dataclasses.replace(graph, **{field: value}).validate()
 
 
+def test_a_broken_graph_is_refused_on_load(tmp_path) -> None:
+    graph = graph_of_rows([[0, 4], [2, 0]], [1, 1])
+    dataclasses.replace(graph, weights_E=-graph.weights_E).save(tmp_path / "graph")
+    with pytest.raises(ValueError, match=r"weights_E\[0\] .*is not > 0"):
+        ItemGraph.load(tmp_path / "graph")
+
+
 def test_spans_lists_ranges_end_to_end() -> None:
     assert spans(np.array([5, 9, 0]), np.array([7, 9, 2])).tolist() == [5, 6, 0, 1]

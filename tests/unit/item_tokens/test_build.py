@@ -5,16 +5,24 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse
 
 from sgrec_torchrec.config import TokenConfig
+from sgrec_torchrec.distributed.atomic import sha256_file
 from sgrec_torchrec.item_tokens import build as module
 from sgrec_torchrec.item_tokens.behaviour_embedding import behaviour_embedding
 from sgrec_torchrec.item_tokens.build import build_tokens, item_embedding, load_tokens
-from sgrec_torchrec.item_tokens.codebook import Codebook
-from sgrec_torchrec.schema import Catalogue, EvalRows, Sequences, SplitLog
+from sgrec_torchrec.item_tokens.codebook import Codebook, Collisions
+from sgrec_torchrec.schema import (
+    Catalogue,
+    EvalRows,
+    ItemTokens,
+    Sequences,
+    SplitLog,
+)
 
 NUM_ITEMS = 60
 
@@ -222,6 +230,36 @@ def test_a_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} was changed or damaged"):
         load_tokens(tmp_path / "tokens")
+
+
+def test_codes_that_two_items_share_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unresolved(codes_NL, num_codes: int, _) -> tuple[ItemTokens, Collisions]:
+        tokens = ItemTokens(codes_NL=np.zeros_like(codes_NL), num_codes=num_codes)
+        return tokens, Collisions(colliding=0, moved_L=(0, 0, 0))
+
+    monkeypatch.setattr(module, "resolve_collisions", unresolved)
+    with pytest.raises(ValueError, match="items 0 and 1 share the codes"):
+        build_tokens(split_of(), Graph(), CONFIG, tmp_path / "tokens")
+    assert not list(tmp_path.iterdir())
+
+
+def test_codes_that_two_items_share_are_not_read_though_their_sums_fit(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "tokens"
+    build_tokens(split_of(), Graph(), CONFIG, folder)
+    path = folder / "tokens.parquet"
+    table = pq.read_table(path)
+    same = pa.array([[1, 2, 3]] * NUM_ITEMS, table.schema.field("codes").type)
+    table = table.set_column(1, table.schema.field("codes"), same)
+    pq.write_table(table, path, write_page_checksum=True)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"][path.name] = sha256_file(path)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"items 0 and 1 share the codes \[1, 2, 3\]"):
+        load_tokens(folder)
 
 
 def test_missing_or_foreign_files_are_errors(tmp_path: Path) -> None:

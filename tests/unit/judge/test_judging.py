@@ -268,6 +268,38 @@ def test_the_folder_of_another_judge_is_refused(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_users_whom_the_judge_learned_from_are_not_judged(
+    requests, make_judge, labels, reader, tmp_path: Path
+) -> None:
+    learned = next(one.case.user for one in labels if not one.is_held_out)
+    user_id = reader.split.user_ids[learned]
+    case = dataclasses.replace(requests[-1].case, user=learned)
+    asked = [*requests, dataclasses.replace(requests[0], user_id=user_id, case=case)]
+    judge = make_judge()
+    with pytest.raises(ValueError, match=f"has learned from user '{user_id}'"):
+        judge_requests(asked, judge, tmp_path)
+    assert judge.backend.calls == 0
+    assert not rows_in(tmp_path)
+
+
+def test_a_user_is_judged_after_one_history_in_a_folder(
+    requests, make_judge, tmp_path: Path
+) -> None:
+    judge_requests(requests, make_judge(), tmp_path)
+    before = rows_in(tmp_path)
+    later = dataclasses.replace(
+        requests[2],
+        case=dataclasses.replace(requests[2].case, items=(28, 29)),
+        history_hash=requests[2].history_hash + 1,
+    )
+    judge = make_judge()
+    message = f"user '{later.user_id}' was judged there after another history"
+    with pytest.raises(ValueError, match=message):
+        judge_requests([*requests, later], judge, tmp_path)
+    assert judge.backend.calls == 0
+    assert rows_in(tmp_path) == before
+
+
 def good_answer(reader: CaseReader) -> str:
     aspects = reader.aspects
     evidence = tuple(f"So says {aspect.name}." for aspect in aspects)

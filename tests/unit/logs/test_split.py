@@ -9,6 +9,7 @@ import pytest
 
 from sgrec_torchrec.config import LogConfig
 from sgrec_torchrec.distributed.atomic import write_json
+from sgrec_torchrec.logs import split as module
 from sgrec_torchrec.logs.canonical import file_facts, parquet_writer, write_parts
 from sgrec_torchrec.logs.split import load_split, prepare_split
 
@@ -303,6 +304,19 @@ def test_a_given_split_that_mixes_times_is_an_error(tmp_path, splits, message):
     rows = [(1, 100 + n, time, name) for n, (time, name) in enumerate(splits)]
     with pytest.raises(ValueError, match=message):
         prepare(tmp_path, rows, protocol="given")
+
+
+def test_a_cut_outside_a_sequence_is_not_written(tmp_path, monkeypatch):
+    cut_last = module.PROTOCOLS["leave-last-out"]
+
+    def too_far(rows, log):
+        cut = cut_last(rows, log)
+        return dataclasses.replace(cut, train_end_U=cut.valid_end_U + 100)
+
+    monkeypatch.setitem(module.PROTOCOLS, "leave-last-out", too_far)
+    with pytest.raises(ValueError, match=r"train_end_U\[0\] = .* is outside \[0, "):
+        prepare(tmp_path, random_rows(0))
+    assert not (tmp_path / "split").exists()
 
 
 def test_an_unknown_protocol_is_an_error(tmp_path):

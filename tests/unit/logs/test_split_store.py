@@ -1,11 +1,14 @@
 """The prepared folder: what survives a round trip, and what damage is reported."""
 
+import json
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sgrec_torchrec.config import LogConfig
-from sgrec_torchrec.distributed.atomic import write_json
+from sgrec_torchrec.distributed.atomic import sha256_file, write_json
 from sgrec_torchrec.logs.canonical import file_facts, parquet_writer, write_parts
 from sgrec_torchrec.logs.split import load_split, prepare_split
 
@@ -76,6 +79,32 @@ def test_a_flipped_bit_or_a_cut_file_is_an_error_naming_it(tmp_path, name):
         load_split(tmp_path / "split")
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"is in manifest\.json only"):
+        load_split(tmp_path / "split")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("items", [[0, 1, 2], [1]], r"items_R\[2\] = 2 is outside \[0, 2\)"),
+        ("items", [[0, -1, 0], [1]], r"items_R\[1\] = -1 is outside \[0, 2\)"),
+        ("train_end", [0, 2], r"train_end_U\[1\] = 2 is outside \[0, 1\]"),
+        ("valid_end", [-1, 0], r"valid_end_U\[0\] = -1 is outside \[0, 3\]"),
+    ],
+)
+def test_sequences_out_of_range_are_refused_though_their_sums_fit(
+    tmp_path, column, values, message
+):
+    prepare(tmp_path)
+    path = tmp_path / "split" / "sequences.parquet"
+    table = pq.read_table(path)
+    place = table.schema.get_field_index(column)
+    field = table.schema.field(column)
+    table = table.set_column(place, field, [pa.array(values, field.type)])
+    pq.write_table(table, path, write_page_checksum=True)
+    facts = json.loads((tmp_path / "split" / "manifest.json").read_text())
+    facts["files"][path.name]["sha256"] = sha256_file(path)
+    write_json(tmp_path / "split" / "manifest.json", facts)
+    with pytest.raises(ValueError, match=message):
         load_split(tmp_path / "split")
 
 

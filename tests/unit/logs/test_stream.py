@@ -301,6 +301,27 @@ def test_a_rank_outside_the_world_is_an_error(make_split):
         make_stream(make_split(), make_config(), rank=2, world_size=2)
 
 
+@pytest.mark.parametrize(
+    ("codes", "rank", "message"),
+    [
+        (CODES[:6], 0, "describe 6 items, the split has 7"),
+        (CODES, 2, r"rank 2 is outside \[0, 2\)"),
+    ],
+)
+def test_eval_batches_of_another_catalogue_or_world_are_an_error(
+    make_split, codes, rank, message
+):
+    split = make_split()
+    batches = eval_batches(
+        *(split.sequences, split.test, codes, NUM_CODES, GeneratorConfig()),
+        batch_size=2,
+        rank=rank,
+        world_size=2,
+    )
+    with pytest.raises(ValueError, match=message):
+        next(batches)
+
+
 def test_a_train_period_without_events_is_an_error(make_split):
     split = make_split()
     nothing = np.zeros(split.sequences.num_users, np.int32)
