@@ -377,3 +377,20 @@ def test_run_without_a_best_checkpoint_is_named(
     shutil.copy(finished_run / "config.json", tmp_path / "tiny")
     with pytest.raises(FileNotFoundError, match="holds no checkpoint: train the run"):
         write_candidates(tmp_path / "tiny", SMALL, finished_ranker.ranks)
+
+
+def test_a_folder_of_other_files_is_refused_before_a_run_is_opened(
+    trained, finished_run, finished_ranker, tmp_path
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    shutil.copy(finished_run / "config.json", tmp_path / "tiny")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    refused = pytest.raises(ValueError, match="holds other files, which would be lost")
+    with refused:
+        gather(trained, SMALL, tmp_path / "out")
+    with refused:
+        write_candidates(
+            tmp_path / "tiny", SMALL, finished_ranker.ranks, tmp_path / "out"
+        )
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]

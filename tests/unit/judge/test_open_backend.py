@@ -49,6 +49,19 @@ def test_a_missing_stack_names_what_to_do(
         open_backend(name, "some", base_url="http://host")
 
 
+def test_a_wrong_setting_of_vllm_is_named_before_its_engine_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda one: find("json" if one == "vllm" else one),
+    )
+    with pytest.raises(ValueError, match="vllm has no setting 'shares'; it has dtype,"):
+        open_backend("vllm", "some", shares=True)
+
+
 def test_transformers_opens_a_folder(tiny_folder: Path, hand_prompt) -> None:
     backend = open_backend("transformers", str(tiny_folder), shares=False)
     (rated,) = backend.rate([hand_prompt()], ("1", "2"))

@@ -252,6 +252,22 @@ def test_a_bad_setting_is_named(write_pairs, tmp_path, options, match) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"on_conflict": "first"}, r"'first': choose one of error, last, mean"),
+        ({"max_memory_gib": 0}, r"max_memory_gib 0: give more than 0"),
+    ],
+)
+def test_a_bad_setting_of_an_append_is_named(
+    write_pairs, old_table: Path, options, match
+) -> None:
+    before = tree(old_table)
+    with pytest.raises(ValueError, match=match):
+        append_segment(old_table, write_pairs([(5, 5, 0.5)]), **options)
+    assert tree(old_table) == before
+
+
 def test_a_folder_of_other_things_is_left_alone(write_pairs, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("years of work")

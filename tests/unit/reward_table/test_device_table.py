@@ -82,6 +82,8 @@ def test_wrong_questions_are_named(table, write_pairs, tmp_path: Path) -> None:
         there.lookup(one.float(), one)
     with pytest.raises(ValueError, match="item_ids: give an int64 tensor"):
         there.lookup(one, one[None])
+    with pytest.raises(ValueError, match="user_ids: give an int64 tensor"):
+        there.as_of(one.float())
     with pytest.raises(ValueError, match="1 user_ids, 2 item_ids"):
         there.lookup(one, torch.tensor([1, 2]))
     build_reward_table(write_pairs([(1, 1, 0.5)]), tmp_path / "plain")

@@ -217,6 +217,16 @@ def test_two_items_of_one_code_are_refused(copied: Path) -> None:
         Recommender.load(copied)
 
 
+def test_evidence_of_items_that_are_not_there_is_refused(copied: Path) -> None:
+    path = copied / "evidence-neighbours_E.npy"
+    neighbours_E = np.load(path)
+    neighbours_E[3] = 60
+    np.save(path, neighbours_E)
+    forge(copied)
+    with pytest.raises(ValueError, match=r"neighbours_E\[3\] is outside \[0, 60\)"):
+        Recommender.load(copied)
+
+
 def test_int8_rows_are_off_by_half_a_step_at_most() -> None:
     weight_RD = torch.randn(50, 16, generator=torch.Generator().manual_seed(0))
     weight_RD[7] = 0
