@@ -16,11 +16,11 @@ import pyarrow as pa
 
 from sgrec_torchrec.config import check_fields
 from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.hashing import CANDIDATE, hash64, uniform
 from sgrec_torchrec.item_graph.covisitation import popularity
 from sgrec_torchrec.item_graph.graph import ItemGraph, histories
 from sgrec_torchrec.item_graph.row_order import first_k, rows_of
 from sgrec_torchrec.logs.canonical import parquet_writer
-from sgrec_torchrec.logs.hashing import CANDIDATE, hash64, uniform
 from sgrec_torchrec.logs.judged_users import prefix_hash
 from sgrec_torchrec.schema import (
     EvalRows,

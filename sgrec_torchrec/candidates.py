@@ -50,9 +50,9 @@ from sgrec_torchrec.generator.beam import beam_search, sample_distinct
 from sgrec_torchrec.generator.model import Generator
 from sgrec_torchrec.generator.pretrain import restore_best
 from sgrec_torchrec.generator.trainee import build_trainee
+from sgrec_torchrec.hashing import CANDIDATE, JUDGED_USER, hash64
 from sgrec_torchrec.item_graph.graph import ItemGraph
 from sgrec_torchrec.logs.canonical import file_facts
-from sgrec_torchrec.logs.hashing import CANDIDATE, JUDGED_USER, hash64
 from sgrec_torchrec.logs.judged_users import LABEL_SHARE, id_hashes
 from sgrec_torchrec.logs.prompts import eligible_prompts, fresh_targets
 from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS

@@ -12,15 +12,16 @@ CODE_FOLDERS = (
     *(PACKAGE, "torchx_components", "benchmarks", "examples", "docs", "tests"),
 )
 
-UP_TO_LOGS = {"schema", "config", "distributed", "logs"}
+UP_TO_LOGS = {"schema", "hashing", "config", "distributed", "logs"}
 UP_TO_TOKENS = UP_TO_LOGS | {"item_graph", "evidence", "item_tokens"}
 UP_TO_GENERATOR = UP_TO_TOKENS | {"generator"}
 MAY_IMPORT = {
     "schema": set(),
+    "hashing": set(),
     "config": set(),
     "arguments": {"config"},
     "distributed": {"schema", "config"},
-    "logs": {"schema", "config", "distributed"},
+    "logs": {"schema", "hashing", "config", "distributed"},
     "item_graph": UP_TO_LOGS,
     "evidence": UP_TO_LOGS | {"item_graph"},
     "item_tokens": UP_TO_LOGS | {"item_graph"},

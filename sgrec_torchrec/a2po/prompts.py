@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgrec_torchrec.config import RunConfig
-from sgrec_torchrec.logs.hashing import PROMPT, hash64
+from sgrec_torchrec.hashing import PROMPT, hash64
 from sgrec_torchrec.logs.prompts import (
     eligible_targets,
     fresh_targets,

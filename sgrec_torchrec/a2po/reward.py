@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sgrec_torchrec.a2po.prompts import Prompts
-from sgrec_torchrec.logs.hashing import JUDGED_USER, ROLLOUT, hash64
+from sgrec_torchrec.hashing import JUDGED_USER, ROLLOUT, hash64
 from sgrec_torchrec.logs.judged_users import id_hashes, prefix_hash
 from sgrec_torchrec.reward_table import MissLog, RewardTable
 from sgrec_torchrec.schema import Int64Array, SplitLog

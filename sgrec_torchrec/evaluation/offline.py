@@ -39,8 +39,8 @@ from sgrec_torchrec.evaluation.ranking import (
     ranking_table,
     target_ranks,
 )
+from sgrec_torchrec.hashing import hash64
 from sgrec_torchrec.item_graph.text import item_texts, tf_idf
-from sgrec_torchrec.logs.hashing import hash64
 from sgrec_torchrec.logs.judged_users import is_label_user
 from sgrec_torchrec.schema import (
     EvalRows,

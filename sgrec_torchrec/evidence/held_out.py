@@ -20,7 +20,7 @@ from sgrec_torchrec.config import EvidenceConfig
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.evidence.gather import Evidence, gather, histories_of
 from sgrec_torchrec.evidence.relations import Relations, build_relations
-from sgrec_torchrec.logs.hashing import FOLD, hash64
+from sgrec_torchrec.hashing import FOLD, hash64
 from sgrec_torchrec.schema import (
     EvalRows,
     Float32Array,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sgrec_torchrec.hashing import CANDIDATE, hash64
 from sgrec_torchrec.item_tokens.text_embedding import text_embedding
-from sgrec_torchrec.logs.hashing import CANDIDATE, hash64
 from sgrec_torchrec.schema import Float32Array, Int64Array
 
 GRADES = 10

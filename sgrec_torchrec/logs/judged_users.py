@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sgrec_torchrec.logs.hashing import LABEL_USER, hash64, uniform
+from sgrec_torchrec.hashing import LABEL_USER, hash64, uniform
 from sgrec_torchrec.schema import Int64Array, SplitLog
 
 LABEL_SHARE = 0.2

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
+from sgrec_torchrec.hashing import BASKET, hash64
 from sgrec_torchrec.logs.canonical import CanonicalLog
-from sgrec_torchrec.logs.hashing import BASKET, hash64
 from sgrec_torchrec.schema import (
     Float32Array,
     Int16Array,

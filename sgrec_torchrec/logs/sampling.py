@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sgrec_torchrec.logs.hashing import ORDER, TEACHER, hash64, uniform
+from sgrec_torchrec.hashing import ORDER, TEACHER, hash64, uniform
 from sgrec_torchrec.schema import Float32Array, Int32Array, Int64Array
 
 

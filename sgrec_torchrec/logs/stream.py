@@ -15,8 +15,8 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sgrec_torchrec.config import GeneratorConfig, RunConfig
+from sgrec_torchrec.hashing import POSITION, hash64
 from sgrec_torchrec.logs.features import EventColumns, history_features
-from sgrec_torchrec.logs.hashing import POSITION, hash64
 from sgrec_torchrec.logs.sampling import SoftTargets, Teacher, cut_windows, epoch_order
 from sgrec_torchrec.logs.token_batch import TokenBatch
 from sgrec_torchrec.schema import (

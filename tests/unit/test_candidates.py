@@ -29,8 +29,8 @@ from sgrec_torchrec.candidates import (
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.atomic import sha256_file
 from sgrec_torchrec.generator.beam import sample_distinct
+from sgrec_torchrec.hashing import CANDIDATE, JUDGED_USER, hash64
 from sgrec_torchrec.logs.canonical import read_canonical
-from sgrec_torchrec.logs.hashing import CANDIDATE, JUDGED_USER, hash64
 from sgrec_torchrec.logs.judged_users import history_hash, id_hash, is_label_user
 from sgrec_torchrec.logs.prompts import eligible_prompts
 from sgrec_torchrec.logs.stream import eval_batches

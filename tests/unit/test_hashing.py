@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sgrec_torchrec.logs.hashing import hash64, uniform
+from sgrec_torchrec.hashing import hash64, uniform
 
 MASK = (1 << 64) - 1
 
