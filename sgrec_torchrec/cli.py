@@ -257,8 +257,8 @@ def candidates(
     ] = None,
 ) -> None:
     """Write the (user, item) pairs that a judge will judge, by the best checkpoint."""
-    from sgrec_torchrec.candidate_items import DEFAULT_SHARE, CandidateConfig
-    from sgrec_torchrec.candidates import write_candidates
+    from sgrec_torchrec.candidates.draw import write_candidates
+    from sgrec_torchrec.candidates.items import DEFAULT_SHARE, CandidateConfig
     from sgrec_torchrec.distributed.launch import process_group
 
     if every_user and share is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgrec_torchrec.candidate_items import (
+from sgrec_torchrec.candidates.items import (
     SOURCES,
     Candidate,
     CandidateConfig,

@@ -15,10 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sgrec_torchrec import candidates
 from sgrec_torchrec.a2po.prompts import post_training_prompts
-from sgrec_torchrec.candidate_items import SOURCES, CandidateConfig
-from sgrec_torchrec.candidates import (
+from sgrec_torchrec.candidates import draw as candidates
+from sgrec_torchrec.candidates.draw import (
     Trained,
     beam_items,
     draw_judged,
@@ -26,6 +25,7 @@ from sgrec_torchrec.candidates import (
     restore,
     write_candidates,
 )
+from sgrec_torchrec.candidates.items import SOURCES, CandidateConfig
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.atomic import sha256_file
 from sgrec_torchrec.generator.beam import sample_distinct

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgrec_torchrec.candidate_items import (
+from sgrec_torchrec.candidates.items import (
     CandidateConfig,
     ItemPicker,
     refuse_foreign,
