@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sgrec_torchrec.arguments import override
 from sgrec_torchrec.config import RUNS, RunConfig
+from sgrec_torchrec.config.arguments import override
 from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import Ranks, process_group
 from sgrec_torchrec.distributed.main_rank import is_main_rank

@@ -32,7 +32,6 @@ from sgrec_torchrec.a2po.aligner import (
     table_sum,
 )
 from sgrec_torchrec.a2po.reward import open_table
-from sgrec_torchrec.arguments import override
 from sgrec_torchrec.arm_metrics import arm_rows, write_arm
 from sgrec_torchrec.arm_report import (
     HELD_OUT,
@@ -44,6 +43,7 @@ from sgrec_torchrec.arm_report import (
 )
 from sgrec_torchrec.arms import ARMS, GRPO, PRETRAINED, chosen_arms, heard
 from sgrec_torchrec.config import RUNS, AlignConfig, RunConfig
+from sgrec_torchrec.config.arguments import override
 from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import (
     Ranks,

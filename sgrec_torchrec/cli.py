@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sgrec_torchrec.arguments import errors_in_one_line
+from sgrec_torchrec.config.arguments import errors_in_one_line
 from sgrec_torchrec.judge.commands import app as judge_app
 from sgrec_torchrec.reward_table.commands import app as table_app
 from sgrec_torchrec.serving.commands import app as serving_app

@@ -22,13 +22,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sgrec_torchrec.arguments import (
+from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.config.arguments import (
     errors_in_one_line,
     override,
     parse_with,
     run_parser,
 )
-from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.processor import has_fast_bf16
 from sgrec_torchrec.doctor import EXTRAS
 from sgrec_torchrec.logs.importers.locate import fingerprint

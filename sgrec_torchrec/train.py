@@ -19,8 +19,8 @@ from sgrec_torchrec.a2po.aligner import (
     check_rewards,
     restore_aligned,
 )
-from sgrec_torchrec.arguments import errors_in_one_line, parse_run
 from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.config.arguments import errors_in_one_line, parse_run
 from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import Ranks, process_group
 from sgrec_torchrec.distributed.main_rank import is_main_rank

@@ -19,7 +19,6 @@ MAY_IMPORT = {
     "schema": set(),
     "hashing": set(),
     "config": set(),
-    "arguments": {"config"},
     "distributed": {"schema", "config"},
     "logs": {"schema", "hashing", "config", "distributed"},
     "item_graph": UP_TO_LOGS,
@@ -41,7 +40,6 @@ MAY_IMPORT = {
     "benchmark_a2po": UP_TO_GENERATOR
     | {
         "a2po",
-        "arguments",
         "arms",
         "arm_metrics",
         "arm_report",
@@ -51,10 +49,10 @@ MAY_IMPORT = {
     | {"reward_table", "train"},
     "steps": {"distributed"},
     "closed_loop": {"distributed", "steps"},
-    "pipeline": {"arguments", "config", "distributed", "doctor", "logs", "steps"},
+    "pipeline": {"config", "distributed", "doctor", "logs", "steps"},
     "sequential_peer": UP_TO_GENERATOR | {"evaluation"},
     "benchmark": UP_TO_GENERATOR
-    | {"arguments", "evaluation", "prepare", "sequential_peer", "train"},
+    | {"evaluation", "prepare", "sequential_peer", "train"},
 }
 """Stage -> the others that it may import (itself is understood)."""
 ENTRY_POINTS = {"train", "cli"}

@@ -13,7 +13,7 @@ from torchx.components.component_test_base import ComponentTestCase
 from torchx.specs import AppDef, macros
 from torchx.specs.finder import get_components
 
-from sgrec_torchrec.arguments import parse_run
+from sgrec_torchrec.config.arguments import parse_run
 from torchx_components import jobs
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -179,8 +179,8 @@ def check_run(run: str, settings: Mapping[str, str] | None) -> None:
     Raises:
         ValueError: for an unknown run or setting, naming those that exist.
     """
-    from sgrec_torchrec.arguments import override
     from sgrec_torchrec.config import RUNS
+    from sgrec_torchrec.config.arguments import override
 
     if run not in RUNS:
         raise ValueError(f"run = {run!r}: there are {', '.join(sorted(RUNS))}")

@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from sgrec_torchrec.arguments import describe_fields, override, parse_run
 from sgrec_torchrec.config import (
     RUNS,
     GeneratorConfig,
@@ -14,6 +13,7 @@ from sgrec_torchrec.config import (
     TokenConfig,
     check_choice,
 )
+from sgrec_torchrec.config.arguments import describe_fields, override, parse_run
 
 DEFAULT = RUNS["movielens"]
 

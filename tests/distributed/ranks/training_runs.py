@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from restored import restored_ranker
 
-from sgrec_torchrec.arguments import parse_run
+from sgrec_torchrec.config.arguments import parse_run
 from sgrec_torchrec.distributed.launch import process_group
 from sgrec_torchrec.train import run
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sgrec_torchrec.arguments import override
 from sgrec_torchrec.config import RUNS, RunConfig
+from sgrec_torchrec.config.arguments import override
 from sgrec_torchrec.evaluation import offline
 from sgrec_torchrec.evaluation.generate import TopItems
 from sgrec_torchrec.evaluation.offline import (

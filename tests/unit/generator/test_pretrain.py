@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from sgrec_torchrec.arguments import parse_run
 from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.config.arguments import parse_run
 from sgrec_torchrec.distributed.checkpoint import load_unsharded, read_extra
 from sgrec_torchrec.distributed.tracking import MetricLine, Tracker, read_metrics
 from sgrec_torchrec.generator import pretrain as loop

@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from sgrec_torchrec.arguments import errors_in_one_line
 from sgrec_torchrec.config import RUNS, GraphConfig, LogConfig
+from sgrec_torchrec.config.arguments import errors_in_one_line
 from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.item_graph.graph import build_graph
 from sgrec_torchrec.judge import train_judge as train_module

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from sgrec_torchrec.arguments import override
 from sgrec_torchrec.config import LogConfig, RunConfig, TokenConfig
+from sgrec_torchrec.config.arguments import override
 from sgrec_torchrec.logs.measure import LogMeasures, measure_log, resolve
 from sgrec_torchrec.schema import Catalogue, EvalRows, Sequences, SplitLog
 

@@ -1,6 +1,6 @@
 import pytest
 
-from sgrec_torchrec.arguments import errors_in_one_line, run_parser
+from sgrec_torchrec.config.arguments import errors_in_one_line, run_parser
 
 
 def test_user_error_is_one_line_and_exit_code_two(capsys, monkeypatch):
