@@ -180,7 +180,7 @@ def benchmark(
     assignments: Assignments = None,
 ) -> None:
     """Train and evaluate over several seeds, beside the baselines, in one table."""
-    from sgrec_torchrec.benchmark import benchmark as run_benchmark
+    from sgrec_torchrec.experiments.seeds import benchmark as run_benchmark
 
     run_benchmark(
         data,
@@ -212,7 +212,7 @@ def benchmark_a2po(
     assignments: Assignments = None,
 ) -> None:
     """Post-train under each fusion from the same weights, and test them in pairs."""
-    from sgrec_torchrec.benchmark_a2po import benchmark_a2po as run_benchmark
+    from sgrec_torchrec.experiments.fusions import benchmark_a2po as run_benchmark
 
     run_benchmark(
         data,
@@ -301,7 +301,10 @@ def export(
     ] = False,
 ) -> None:
     """Write a run as one folder that is served without torchrec, users and log."""
-    from sgrec_torchrec.measure_export import describe_package, measure_package
+    from sgrec_torchrec.experiments.measure_export import (
+        describe_package,
+        measure_package,
+    )
     from sgrec_torchrec.serving.package import export_package
 
     manifest = export_package(path, out, is_int8=int8, compiled=compiled)

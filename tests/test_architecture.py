@@ -30,29 +30,14 @@ MAY_IMPORT = {
     "a2po": UP_TO_GENERATOR | {"reward_table"},
     "evaluation": UP_TO_GENERATOR,
     "serving": UP_TO_GENERATOR,
-    "measure_export": UP_TO_GENERATOR | {"evaluation", "serving"},
     "doctor": set(),
     "prepare": UP_TO_TOKENS,
     "candidates": UP_TO_GENERATOR | {"prepare"},
-    "arm_metrics": UP_TO_GENERATOR | {"evaluation", "reward_table"},
-    "arm_report": UP_TO_GENERATOR | {"arm_metrics", "evaluation"},
-    "arms": {"config", "a2po", "reward_table"},
-    "benchmark_a2po": UP_TO_GENERATOR
-    | {
-        "a2po",
-        "arms",
-        "arm_metrics",
-        "arm_report",
-        "evaluation",
-        "prepare",
-    }
-    | {"reward_table", "train"},
     "steps": {"distributed"},
     "closed_loop": {"distributed", "steps"},
     "pipeline": {"config", "distributed", "doctor", "logs", "steps"},
-    "sequential_peer": UP_TO_GENERATOR | {"evaluation"},
-    "benchmark": UP_TO_GENERATOR
-    | {"evaluation", "prepare", "sequential_peer", "train"},
+    "experiments": UP_TO_GENERATOR
+    | {"a2po", "evaluation", "prepare", "reward_table", "serving", "train"},
 }
 """Stage -> the others that it may import (itself is understood)."""
 ENTRY_POINTS = {"train", "cli"}

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, Phase, settings
 from typer.testing import CliRunner
 
 from sgrec_torchrec.cli import app
+from sgrec_torchrec.experiments.measure_export import row_events
 from sgrec_torchrec.logs.split_store import load_split
-from sgrec_torchrec.measure_export import row_events
 from sgrec_torchrec.serving import History, Recommender
 from sgrec_torchrec.serving.package import write_package
 from sgrec_torchrec.serving.run_files import event_types

@@ -26,7 +26,7 @@ from sgrec_torchrec.distributed.origin import describe_run
 from sgrec_torchrec.evaluation.baselines import BASELINES
 from sgrec_torchrec.evaluation.compare import compare_seeds, hits_path
 from sgrec_torchrec.evaluation.offline import GENERATOR
-from sgrec_torchrec.sequential_peer import SYSTEM, TUNED, SequentialPeer
+from sgrec_torchrec.experiments.sequential_peer import SYSTEM, TUNED, SequentialPeer
 from sgrec_torchrec.train import RunResult, run
 
 REFITS = ("office",)

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sgrec_torchrec import sequential_peer
 from sgrec_torchrec.config import GraphConfig
 from sgrec_torchrec.evaluation.baselines import Fitted
+from sgrec_torchrec.experiments import sequential_peer
+from sgrec_torchrec.experiments.sequential_peer import SequentialPeer
 from sgrec_torchrec.schema import Catalogue, EvalRows, Sequences, SplitLog
-from sgrec_torchrec.sequential_peer import SequentialPeer
 
 STAND_IN = """
 import json, sys

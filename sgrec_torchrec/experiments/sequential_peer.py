@@ -22,7 +22,7 @@ from sgrec_torchrec.item_graph.graph import histories
 from sgrec_torchrec.schema import EvalRows, Int32Array, Sequences
 
 SYSTEM = "SASRec (RecTools)"
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "benchmarks" / "peers" / "sequential"
 PYTHON = ROOT / ".venv-sequential" / "bin" / "python"
 TUNED = "sasrec-tuned.json"

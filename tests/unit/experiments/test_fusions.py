@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sgrec_torchrec import benchmark_a2po as module
 from sgrec_torchrec.a2po.aligner import table_sum
-from sgrec_torchrec.arm_report import HELD_OUT, LAST_STEP, SYSTEMS
-from sgrec_torchrec.arms import ARMS, FEW, GRPO, PRETRAINED
-from sgrec_torchrec.benchmark_a2po import benchmark_a2po
 from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.evaluation.offline import NETWORK_ALONE
+from sgrec_torchrec.experiments import fusions as module
+from sgrec_torchrec.experiments.arm_report import HELD_OUT, LAST_STEP, SYSTEMS
+from sgrec_torchrec.experiments.arms import ARMS, FEW, GRPO, PRETRAINED
+from sgrec_torchrec.experiments.fusions import benchmark_a2po
 from sgrec_torchrec.logs.judged_users import history_hash
 from sgrec_torchrec.logs.prompts import eligible_prompts
 from sgrec_torchrec.logs.split import load_split

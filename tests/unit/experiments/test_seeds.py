@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgrec_torchrec import benchmark as table
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.launch import Ranks
 from sgrec_torchrec.evaluation.baselines import BASELINES, Baseline
 from sgrec_torchrec.evaluation.compare import hits_path, write_hits
 from sgrec_torchrec.evaluation.ranking import metric_names
+from sgrec_torchrec.experiments import seeds as table
+from sgrec_torchrec.experiments.sequential_peer import SYSTEM, SequentialPeer
 from sgrec_torchrec.schema import Catalogue, EvalRows, SplitLog
-from sgrec_torchrec.sequential_peer import SYSTEM, SequentialPeer
 from sgrec_torchrec.train import RunResult
 
 NUM_USERS = 8

@@ -32,16 +32,6 @@ from sgrec_torchrec.a2po.aligner import (
     table_sum,
 )
 from sgrec_torchrec.a2po.reward import open_table
-from sgrec_torchrec.arm_metrics import arm_rows, write_arm
-from sgrec_torchrec.arm_report import (
-    HELD_OUT,
-    LAST_STEP,
-    RESULTS,
-    SYSTEMS,
-    rows_path,
-    write_report,
-)
-from sgrec_torchrec.arms import ARMS, GRPO, PRETRAINED, chosen_arms, heard
 from sgrec_torchrec.config import RUNS, AlignConfig, RunConfig
 from sgrec_torchrec.config.arguments import override
 from sgrec_torchrec.distributed.atomic import write_json
@@ -60,6 +50,16 @@ from sgrec_torchrec.evaluation.offline import (
     sample_rows,
     validation_ndcg,
 )
+from sgrec_torchrec.experiments.arm_metrics import arm_rows, write_arm
+from sgrec_torchrec.experiments.arm_report import (
+    HELD_OUT,
+    LAST_STEP,
+    RESULTS,
+    SYSTEMS,
+    rows_path,
+    write_report,
+)
+from sgrec_torchrec.experiments.arms import ARMS, GRPO, PRETRAINED, chosen_arms, heard
 from sgrec_torchrec.generator.pretrain import restore_best
 from sgrec_torchrec.generator.trainee import Trainee, build_trainee
 from sgrec_torchrec.logs.judged_users import is_label_user

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sgrec_torchrec.arm_metrics import (
+from sgrec_torchrec.evaluation.compare import compare, write_hits
+from sgrec_torchrec.experiments.arm_metrics import (
     METRICS,
     ArmRows,
     arm_rows,
@@ -16,7 +17,6 @@ from sgrec_torchrec.arm_metrics import (
     read_arm,
     write_arm,
 )
-from sgrec_torchrec.evaluation.compare import compare, write_hits
 from sgrec_torchrec.logs.prompts import target_values
 from sgrec_torchrec.logs.split import load_split
 from sgrec_torchrec.reward_table import RewardTable, build_reward_table
