@@ -13,8 +13,8 @@ from statistics import median
 
 import torch
 
-from sgrec_torchrec.distributed.atomic import write_json
-from sgrec_torchrec.distributed.origin import describe_run
+from sgrec_torchrec.files.atomic import write_json
+from sgrec_torchrec.files.origin import describe_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

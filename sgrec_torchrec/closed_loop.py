@@ -24,13 +24,13 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from sgrec_torchrec.distributed.atomic import (
+from sgrec_torchrec.files.atomic import (
     atomic_file,
     atomic_folder,
     sha256_file,
     write_json,
 )
-from sgrec_torchrec.distributed.tracking import read_metrics
+from sgrec_torchrec.files.tracking import read_metrics
 from sgrec_torchrec.steps import (
     ALIGN_STEPS,
     SGREC,

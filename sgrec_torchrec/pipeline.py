@@ -29,8 +29,8 @@ from sgrec_torchrec.config.arguments import (
     parse_with,
     run_parser,
 )
-from sgrec_torchrec.distributed.processor import has_fast_bf16
 from sgrec_torchrec.doctor import EXTRAS
+from sgrec_torchrec.files.origin import has_fast_bf16
 from sgrec_torchrec.logs.importers.locate import fingerprint
 from sgrec_torchrec.steps import (
     ALIGN_STEPS,

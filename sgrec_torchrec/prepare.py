@@ -20,8 +20,6 @@ from sgrec_torchrec.config import (
     RunConfig,
     TokenConfig,
 )
-from sgrec_torchrec.distributed.array_folder import read_arrays, write_arrays
-from sgrec_torchrec.distributed.atomic import atomic_file, atomic_folder, write_json
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.evidence.gather import num_features
 from sgrec_torchrec.evidence.held_out import hold_out
@@ -38,6 +36,8 @@ from sgrec_torchrec.evidence.relations import (
 )
 from sgrec_torchrec.evidence.scorer import fit_scorer, load_scorer, save_scorer
 from sgrec_torchrec.evidence.soft_targets import soft_targets
+from sgrec_torchrec.files.array_folder import read_arrays, write_arrays
+from sgrec_torchrec.files.atomic import atomic_file, atomic_folder, write_json
 from sgrec_torchrec.item_graph.choose import choose_graph
 from sgrec_torchrec.item_graph.covisitation import fit_ends
 from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph

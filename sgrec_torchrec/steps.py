@@ -28,7 +28,7 @@ from typing import BinaryIO, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from sgrec_torchrec.distributed.atomic import sha256_file, write_json
+from sgrec_torchrec.files.atomic import sha256_file, write_json
 
 TRAIN = ("-m", "sgrec_torchrec.train")
 SGREC = ("-m", "sgrec_torchrec.cli")

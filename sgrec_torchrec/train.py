@@ -21,12 +21,9 @@ from sgrec_torchrec.a2po.aligner import (
 )
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.config.arguments import errors_in_one_line, parse_run
-from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import Ranks, process_group
 from sgrec_torchrec.distributed.main_rank import is_main_rank
-from sgrec_torchrec.distributed.origin import describe_run
 from sgrec_torchrec.distributed.stopwatch import Stopwatch
-from sgrec_torchrec.distributed.tracking import Tracker
 from sgrec_torchrec.evaluation.baselines import BASELINES, Baseline
 from sgrec_torchrec.evaluation.gain import write_gain
 from sgrec_torchrec.evaluation.generate import Ranker
@@ -37,6 +34,9 @@ from sgrec_torchrec.evaluation.offline import (
     validation_ndcg,
 )
 from sgrec_torchrec.evaluation.report import write_report
+from sgrec_torchrec.files.atomic import write_json
+from sgrec_torchrec.files.origin import describe_run
+from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.generator.pretrain import pretrain, restore_best
 from sgrec_torchrec.generator.trainee import build_trainee
 from sgrec_torchrec.prepare import (

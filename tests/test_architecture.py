@@ -12,20 +12,21 @@ CODE_FOLDERS = (
     *(PACKAGE, "torchx_components", "benchmarks", "examples", "docs", "tests"),
 )
 
-UP_TO_LOGS = {"schema", "hashing", "config", "distributed", "logs"}
+UP_TO_LOGS = {"schema", "hashing", "config", "files", "distributed", "logs"}
 UP_TO_TOKENS = UP_TO_LOGS | {"item_graph", "evidence", "item_tokens"}
 UP_TO_GENERATOR = UP_TO_TOKENS | {"generator"}
 MAY_IMPORT = {
     "schema": set(),
     "hashing": set(),
     "config": set(),
-    "distributed": {"schema", "config"},
-    "logs": {"schema", "hashing", "config", "distributed"},
+    "files": set(),
+    "distributed": {"schema", "config", "files"},
+    "logs": {"schema", "hashing", "config", "files", "distributed"},
     "item_graph": UP_TO_LOGS,
     "evidence": UP_TO_LOGS | {"item_graph"},
     "item_tokens": UP_TO_LOGS | {"item_graph"},
     "generator": UP_TO_TOKENS,
-    "reward_table": {"schema", "distributed"},
+    "reward_table": {"schema", "files", "distributed"},
     "judge": UP_TO_TOKENS | {"reward_table"},
     "a2po": UP_TO_GENERATOR | {"reward_table"},
     "evaluation": UP_TO_GENERATOR,
@@ -33,9 +34,9 @@ MAY_IMPORT = {
     "doctor": set(),
     "prepare": UP_TO_TOKENS,
     "candidates": UP_TO_GENERATOR | {"prepare"},
-    "steps": {"distributed"},
-    "closed_loop": {"distributed", "steps"},
-    "pipeline": {"config", "distributed", "doctor", "logs", "steps"},
+    "steps": {"files"},
+    "closed_loop": {"files", "steps"},
+    "pipeline": {"config", "files", "distributed", "doctor", "logs", "steps"},
     "experiments": UP_TO_GENERATOR
     | {"a2po", "evaluation", "prepare", "reward_table", "serving", "train"},
 }

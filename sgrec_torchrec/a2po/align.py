@@ -46,7 +46,7 @@ from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.optimizer import set_learning_rates
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.distributed.schedule import warmup_cosine
-from sgrec_torchrec.distributed.tracking import Tracker
+from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.hashing import ROLLOUT, hash64
 from sgrec_torchrec.logs.stream import EvalBatch, eval_batch
 from sgrec_torchrec.schema import Int64Array

@@ -18,7 +18,6 @@ from sgrec_torchrec.a2po.reward import (
 )
 from sgrec_torchrec.a2po.rollout import frozen_copy
 from sgrec_torchrec.config import AlignConfig, RunConfig
-from sgrec_torchrec.distributed.atomic import sha256_file
 from sgrec_torchrec.distributed.checkpoint import (
     FREE_FIELDS,
     latest_checkpoint,
@@ -30,6 +29,7 @@ from sgrec_torchrec.distributed.checkpoint_files import MANIFEST as CHECKPOINT_M
 from sgrec_torchrec.distributed.launch import Ranks
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.optimizer import build_optimizer
+from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.generator.model import Tower
 from sgrec_torchrec.generator.trainee import Trainee
 from sgrec_torchrec.logs.features import EventColumns

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from sgrec_torchrec.a2po.advantage import AdvantageStats
-from sgrec_torchrec.distributed.atomic import atomic_file
+from sgrec_torchrec.files.atomic import atomic_file
 
 MAX_ROWS = 4096
 MAX_ROWS_PER_STEP = 128

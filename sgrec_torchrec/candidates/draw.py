@@ -34,7 +34,6 @@ from sgrec_torchrec.candidates.items import (
     write_tables,
 )
 from sgrec_torchrec.config import RunConfig
-from sgrec_torchrec.distributed.atomic import atomic_folder, write_json
 from sgrec_torchrec.distributed.checkpoint import latest_checkpoint
 from sgrec_torchrec.distributed.checkpoint_files import read_manifest
 from sgrec_torchrec.distributed.launch import (
@@ -43,9 +42,10 @@ from sgrec_torchrec.distributed.launch import (
     main_rank_first,
 )
 from sgrec_torchrec.distributed.main_rank import is_main_rank
-from sgrec_torchrec.distributed.origin import origin
 from sgrec_torchrec.distributed.progress import progress
-from sgrec_torchrec.distributed.tracking import Tracker
+from sgrec_torchrec.files.atomic import atomic_folder, write_json
+from sgrec_torchrec.files.origin import origin
+from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.generator.beam import beam_search, sample_distinct
 from sgrec_torchrec.generator.model import Generator
 from sgrec_torchrec.generator.pretrain import restore_best

@@ -23,7 +23,6 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
-from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.checkpoint_files import (
     FOLDER_NAME,
     SafeReader,
@@ -35,6 +34,7 @@ from sgrec_torchrec.distributed.checkpoint_files import (
     write_manifest,
 )
 from sgrec_torchrec.distributed.main_rank import is_main_rank
+from sgrec_torchrec.files.atomic import write_json
 
 CONFIG = "config.json"
 STATE = "state.json"

@@ -17,9 +17,9 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import filesystem as dcp_filesystem
 from torch.distributed.checkpoint import metadata as dcp_metadata
 
-from sgrec_torchrec.distributed.atomic import sha256_file, write_json
 from sgrec_torchrec.distributed.launch import all_gather_rows
-from sgrec_torchrec.distributed.origin import origin
+from sgrec_torchrec.files.atomic import sha256_file, write_json
+from sgrec_torchrec.files.origin import origin
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

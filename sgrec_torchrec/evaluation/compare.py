@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from sgrec_torchrec.distributed.atomic import atomic_file
 from sgrec_torchrec.evaluation.ranking import (
     BLOCK_RESAMPLES,
     KS,
@@ -28,6 +27,7 @@ from sgrec_torchrec.evaluation.ranking import (
     metric_values,
     sums_by_user,
 )
+from sgrec_torchrec.files.atomic import atomic_file
 from sgrec_torchrec.schema import (
     EvalRows,
     Float64Array,

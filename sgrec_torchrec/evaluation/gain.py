@@ -6,7 +6,6 @@ Reads the hits of both evaluations of a run; writes ``aligned/gain.json``.
 from dataclasses import asdict
 from pathlib import Path
 
-from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.evaluation.compare import compare, hits_path
 from sgrec_torchrec.evaluation.offline import (
     EVALUATION,
@@ -15,6 +14,7 @@ from sgrec_torchrec.evaluation.offline import (
     PRETRAINED,
     without_nan,
 )
+from sgrec_torchrec.files.atomic import write_json
 
 GAIN = "aligned/gain.json"
 

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from sgrec_torchrec.config import RunConfig
-from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import main_rank_first
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.evaluation.baselines import (
@@ -39,6 +38,7 @@ from sgrec_torchrec.evaluation.ranking import (
     ranking_table,
     target_ranks,
 )
+from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.hashing import hash64
 from sgrec_torchrec.item_graph.text import item_texts, tf_idf
 from sgrec_torchrec.logs.judged_users import is_label_user

@@ -13,12 +13,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sgrec_torchrec.distributed.atomic import atomic_file
-from sgrec_torchrec.distributed.tracking import (
-    METRICS_FILE,
-    MetricLine,
-    read_metrics,
-)
 from sgrec_torchrec.evaluation.report_alignment import read_alignment
 from sgrec_torchrec.evaluation.report_judged import read_judged
 from sgrec_torchrec.evaluation.report_pictures import (
@@ -34,6 +28,12 @@ from sgrec_torchrec.evaluation.report_tables import (
     metric_tables,
     ordered_systems,
     time_shares,
+)
+from sgrec_torchrec.files.atomic import atomic_file
+from sgrec_torchrec.files.tracking import (
+    METRICS_FILE,
+    MetricLine,
+    read_metrics,
 )
 
 REPORT_FILE = "report.html"

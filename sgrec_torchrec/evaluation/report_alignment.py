@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgrec_torchrec.distributed.tracking import METRICS_FILE, read_metrics
 from sgrec_torchrec.evaluation.report_pictures import (
     BOX,
     Chart,
@@ -23,6 +22,7 @@ from sgrec_torchrec.evaluation.report_pictures import (
     value_scale,
 )
 from sgrec_torchrec.evaluation.report_tables import OURS, Cell, Row, Table, p_value
+from sgrec_torchrec.files.tracking import METRICS_FILE, read_metrics
 
 FOLDER = "aligned"
 STATES = "best/*/state.json"

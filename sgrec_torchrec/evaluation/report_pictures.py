@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sgrec_torchrec.distributed.tracking import MetricLine
+from sgrec_torchrec.files.tracking import MetricLine
 
 MAX_POINTS = 160
 """More points than this are averaged in buckets, with a band from least to most."""

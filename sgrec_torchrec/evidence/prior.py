@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sgrec_torchrec.config import EvidenceConfig
-from sgrec_torchrec.distributed.array_folder import Array, read_arrays, write_arrays
 from sgrec_torchrec.evidence.gather import Histories, gather
 from sgrec_torchrec.evidence.held_out import HeldOut
 from sgrec_torchrec.evidence.relations import Relations
 from sgrec_torchrec.evidence.scorer import EvidenceScorer
+from sgrec_torchrec.files.array_folder import Array, read_arrays, write_arrays
 from sgrec_torchrec.schema import Float32Array, Int32Array
 
 FORMAT_VERSION = 1

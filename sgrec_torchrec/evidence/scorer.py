@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sgrec_torchrec.config import EvidenceConfig
-from sgrec_torchrec.distributed.atomic import atomic_file
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.distributed.schedule import warmup_cosine
 from sgrec_torchrec.evidence.gather import Evidence
 from sgrec_torchrec.evidence.held_out import HeldOut
+from sgrec_torchrec.files.atomic import atomic_file
 from sgrec_torchrec.schema import Float32Array
 
 WARMUP_STEPS = 20

@@ -16,7 +16,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgrec_torchrec.distributed.atomic import atomic_file
 from sgrec_torchrec.evaluation.compare import (
     NUM_BOOTSTRAP,
     NUM_SIGN_FLIPS,
@@ -30,6 +29,7 @@ from sgrec_torchrec.evaluation.ranking import (
     sums_by_user,
     target_ranks,
 )
+from sgrec_torchrec.files.atomic import atomic_file
 from sgrec_torchrec.logs.prompts import target_values
 from sgrec_torchrec.reward_table import RewardTable
 from sgrec_torchrec.schema import (

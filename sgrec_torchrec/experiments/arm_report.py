@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sgrec_torchrec.config import RunConfig
-from sgrec_torchrec.distributed.atomic import write_json
-from sgrec_torchrec.distributed.origin import describe_run
 from sgrec_torchrec.evaluation.offline import GENERATOR, NETWORK_ALONE
 from sgrec_torchrec.experiments.arm_metrics import METRICS, compare_arms
+from sgrec_torchrec.files.atomic import write_json
+from sgrec_torchrec.files.origin import describe_run
 
 RESULTS = "arm.json"
 HELD_OUT = "without evidence, valid rows of users not asked"

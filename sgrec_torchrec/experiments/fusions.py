@@ -34,14 +34,12 @@ from sgrec_torchrec.a2po.aligner import (
 from sgrec_torchrec.a2po.reward import open_table
 from sgrec_torchrec.config import RUNS, AlignConfig, RunConfig
 from sgrec_torchrec.config.arguments import override
-from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import (
     Ranks,
     main_rank_first,
     process_group,
 )
 from sgrec_torchrec.distributed.main_rank import is_main_rank
-from sgrec_torchrec.distributed.tracking import METRICS_FILE, Tracker, read_metrics
 from sgrec_torchrec.evaluation.beyond import coverage
 from sgrec_torchrec.evaluation.generate import Ranker
 from sgrec_torchrec.evaluation.offline import (
@@ -60,6 +58,8 @@ from sgrec_torchrec.experiments.arm_report import (
     write_report,
 )
 from sgrec_torchrec.experiments.arms import ARMS, GRPO, PRETRAINED, chosen_arms, heard
+from sgrec_torchrec.files.atomic import write_json
+from sgrec_torchrec.files.tracking import METRICS_FILE, Tracker, read_metrics
 from sgrec_torchrec.generator.pretrain import restore_best
 from sgrec_torchrec.generator.trainee import Trainee, build_trainee
 from sgrec_torchrec.logs.judged_users import is_label_user

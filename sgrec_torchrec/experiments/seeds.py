@@ -19,14 +19,14 @@ from rich.table import Table
 
 from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.config.arguments import override
-from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.distributed.launch import Ranks, process_group
 from sgrec_torchrec.distributed.main_rank import is_main_rank
-from sgrec_torchrec.distributed.origin import describe_run
 from sgrec_torchrec.evaluation.baselines import BASELINES
 from sgrec_torchrec.evaluation.compare import compare_seeds, hits_path
 from sgrec_torchrec.evaluation.offline import GENERATOR
 from sgrec_torchrec.experiments.sequential_peer import SYSTEM, TUNED, SequentialPeer
+from sgrec_torchrec.files.atomic import write_json
+from sgrec_torchrec.files.origin import describe_run
 from sgrec_torchrec.train import RunResult, run
 
 REFITS = ("office",)

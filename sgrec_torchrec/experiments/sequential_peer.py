@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from sgrec_torchrec.distributed.atomic import write_json
 from sgrec_torchrec.evaluation.baselines import Fitted
+from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.item_graph.covisitation import fit_ends
 from sgrec_torchrec.item_graph.graph import histories
 from sgrec_torchrec.schema import EvalRows, Int32Array, Sequences

@@ -11,7 +11,7 @@ from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.launch import Ranks
 from sgrec_torchrec.distributed.optimizer import build_optimizer
 from sgrec_torchrec.distributed.sharding import shard
-from sgrec_torchrec.distributed.tracking import Tracker
+from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.generator.model import Generator
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
 from sgrec_torchrec.logs.sampling import SoftTargets

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from sgrec_torchrec.config import GraphConfig
-from sgrec_torchrec.distributed.array_folder import read_arrays, write_arrays
 from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.files.array_folder import read_arrays, write_arrays
 from sgrec_torchrec.item_graph.covisitation import (
     covisitation_edges,
     fit_ends,

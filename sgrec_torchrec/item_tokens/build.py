@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgrec_torchrec.config import TokenConfig
-from sgrec_torchrec.distributed.atomic import atomic_folder, sha256_file, write_json
+from sgrec_torchrec.files.atomic import atomic_folder, sha256_file, write_json
 from sgrec_torchrec.item_tokens.behaviour_embedding import (
     SparseGraph,
     behaviour_embedding,

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from sgrec_torchrec.distributed.atomic import atomic_file
+from sgrec_torchrec.files.atomic import atomic_file
 from sgrec_torchrec.item_tokens.seats import (
     CHUNK_ROWS,
     prefix_ids,

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sgrec_torchrec.distributed.atomic import atomic_file
+from sgrec_torchrec.files.atomic import atomic_file
 from sgrec_torchrec.item_tokens.quality import NUM_NEIGHBOURS, TokenQuality
 from sgrec_torchrec.schema import ItemTokens
 

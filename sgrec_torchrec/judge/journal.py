@@ -17,8 +17,8 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgrec_torchrec.distributed.atomic import atomic_file
-from sgrec_torchrec.judge.checked_parquet import read_checked
+from sgrec_torchrec.files.atomic import atomic_file
+from sgrec_torchrec.files.checked_parquet import read_checked
 
 PAIRS_PER_PART = 100_000
 JOURNAL, LOCK = "journal.jsonl", ".lock"

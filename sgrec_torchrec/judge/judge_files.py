@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from sgrec_torchrec.distributed.atomic import atomic_file, sha256_file, write_json
+from sgrec_torchrec.files.atomic import atomic_file, sha256_file, write_json
 from sgrec_torchrec.judge.cases import CaseReader
 from sgrec_torchrec.judge.prompt import PromptSettings
 from sgrec_torchrec.logs.judged_users import id_hashes

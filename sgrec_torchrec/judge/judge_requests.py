@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgrec_torchrec.files.checked_parquet import read_checked
 from sgrec_torchrec.judge.cases import Case, CaseReader
-from sgrec_torchrec.judge.checked_parquet import read_checked
 
 USERS, CANDIDATES = "users.parquet", "candidates.parquet"
 USER_COLUMNS = ("user_id", "as_of", "history_hash", "request_timestamp")

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sgrec_torchrec.distributed.atomic import atomic_file, write_json
 from sgrec_torchrec.distributed.progress import progress_of
+from sgrec_torchrec.files.atomic import atomic_file, write_json
 from sgrec_torchrec.judge.aspects import (
     LEVELS,
     WrittenAnswer,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgrec_torchrec.distributed.atomic import atomic_folder
+from sgrec_torchrec.files.atomic import atomic_folder
 from sgrec_torchrec.judge.aspects import WrittenAnswer
 from sgrec_torchrec.judge.cases import Case, CaseReader
 

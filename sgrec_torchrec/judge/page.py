@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sgrec_torchrec.distributed.atomic import atomic_file
+from sgrec_torchrec.files.atomic import atomic_file
 from sgrec_torchrec.judge.aspects import ASPECTS, LEVELS
 from sgrec_torchrec.judge.page_pairs import (
     MAX_VERSIONS,

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from sgrec_torchrec.distributed.atomic import (
+from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.files.atomic import (
     atomic_file,
     atomic_folder,
     write_json,
 )
-from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.judge.aggregator import (
     AggregatorTraining,
     reinforce_weights,

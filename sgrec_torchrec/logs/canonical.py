@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgrec_torchrec.distributed.atomic import sha256_file
+from sgrec_torchrec.files.atomic import sha256_file
 
 FORMAT_VERSION = 1
 ROWS_PER_PART = 16_000_000

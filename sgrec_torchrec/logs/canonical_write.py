@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 
 from sgrec_torchrec.config import check_choice
-from sgrec_torchrec.distributed.atomic import atomic_folder, write_json
+from sgrec_torchrec.files.atomic import atomic_folder, write_json
 from sgrec_torchrec.logs.canonical import (
     FORMAT_VERSION,
     ROWS_PER_GROUP,

@@ -18,7 +18,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from sgrec_torchrec.config import LogConfig
-from sgrec_torchrec.distributed.atomic import atomic_folder, sha256_file, write_json
+from sgrec_torchrec.files.atomic import atomic_folder, sha256_file, write_json
 from sgrec_torchrec.logs.canonical import CanonicalLog, parquet_writer
 from sgrec_torchrec.schema import (
     Catalogue,

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from sgrec_torchrec.distributed.atomic import atomic_file
+from sgrec_torchrec.files.atomic import atomic_file
 
 FOLD_AT_ROWS = 1 << 16
 

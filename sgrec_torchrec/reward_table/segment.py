@@ -33,7 +33,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from sgrec_torchrec.distributed.atomic import sha256_file
+from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.reward_table.ids import Ids, Int64Array, Texts
 from sgrec_torchrec.reward_table.lookup import NO_ITEM, find, find_direct
 from sgrec_torchrec.reward_table.manifest import FileFacts, Manifest, SegmentFacts

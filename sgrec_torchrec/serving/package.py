@@ -24,13 +24,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sgrec_torchrec.distributed.array_folder import Array
-from sgrec_torchrec.distributed.atomic import atomic_folder, sha256_file, write_json
-from sgrec_torchrec.distributed.origin import origin
 from sgrec_torchrec.evidence.gather import num_features
 from sgrec_torchrec.evidence.prior import RELATION_ARRAYS, EvidencePrior
 from sgrec_torchrec.evidence.relations import Relations
 from sgrec_torchrec.evidence.scorer import load_scorer, save_scorer
+from sgrec_torchrec.files.array_folder import Array
+from sgrec_torchrec.files.atomic import atomic_folder, sha256_file, write_json
+from sgrec_torchrec.files.origin import origin
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
 from sgrec_torchrec.schema import ItemTokens
 from sgrec_torchrec.serving.catalogue import ServedCatalogue

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgrec_torchrec.distributed.tracking import MetricLine, read_metrics
+from sgrec_torchrec.files.tracking import MetricLine, read_metrics
 
 NUM_STEPS = 6
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgrec_torchrec.distributed.tracking import read_metrics
+from sgrec_torchrec.files.tracking import read_metrics
 
 NUM_LOSSES = 50
 NUM_ROWS = 7

@@ -17,7 +17,7 @@ from sgrec_torchrec.closed_loop import (
     read_published,
     show_rounds,
 )
-from sgrec_torchrec.distributed.atomic import sha256_file
+from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.reward_table import RewardTable
 
 NUM_PAIRS = 30

@@ -14,7 +14,7 @@ import pytest
 from sgrec_torchrec import pipeline
 from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.config.arguments import override
-from sgrec_torchrec.distributed.tracking import read_metrics
+from sgrec_torchrec.files.tracking import read_metrics
 from sgrec_torchrec.pipeline import JudgeBounds, check_judge, pipeline_steps
 from sgrec_torchrec.steps import Step
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sgrec_torchrec.config import LogConfig
-from sgrec_torchrec.distributed.atomic import atomic_folder
+from sgrec_torchrec.files.atomic import atomic_folder
 from sgrec_torchrec.logs.canonical import read_canonical
 from sgrec_torchrec.logs.canonical_write import (
     ImportReport,

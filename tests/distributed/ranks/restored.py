@@ -4,8 +4,8 @@ from pathlib import Path
 
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.launch import Ranks
-from sgrec_torchrec.distributed.tracking import Tracker
 from sgrec_torchrec.evaluation.generate import Ranker
+from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.generator.pretrain import restore_best
 from sgrec_torchrec.generator.trainee import build_trainee
 from sgrec_torchrec.prepare import (

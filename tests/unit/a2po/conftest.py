@@ -17,9 +17,9 @@ from sgrec_torchrec.a2po.align import align
 from sgrec_torchrec.a2po.aligner import FOLDER, Aligner, AlignState, build_aligner
 from sgrec_torchrec.a2po.prompts import post_training_prompts
 from sgrec_torchrec.config import AlignConfig, RunConfig
-from sgrec_torchrec.distributed.tracking import MetricLine, read_metrics
 from sgrec_torchrec.evaluation.generate import Ranker
 from sgrec_torchrec.evaluation.offline import validation_ndcg
+from sgrec_torchrec.files.tracking import MetricLine, read_metrics
 from sgrec_torchrec.hashing import hash64
 from sgrec_torchrec.logs.judged_users import history_hash, is_label_user
 from sgrec_torchrec.reward_table import build_reward_table

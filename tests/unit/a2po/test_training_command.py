@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sgrec_torchrec.distributed.tracking import read_metrics
+from sgrec_torchrec.files.tracking import read_metrics
 
 CHANGES = (
     "align.num_steps=12",

@@ -27,7 +27,7 @@ from sgrec_torchrec.candidates.draw import (
 )
 from sgrec_torchrec.candidates.items import SOURCES, CandidateConfig
 from sgrec_torchrec.config import RunConfig
-from sgrec_torchrec.distributed.atomic import sha256_file
+from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.generator.beam import sample_distinct
 from sgrec_torchrec.hashing import CANDIDATE, JUDGED_USER, hash64
 from sgrec_torchrec.logs.canonical import read_canonical

@@ -12,7 +12,6 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from sgrec_torchrec.config import RUNS
 from sgrec_torchrec.distributed import checkpoint
-from sgrec_torchrec.distributed.atomic import sha256_file
 from sgrec_torchrec.distributed.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -20,6 +19,7 @@ from sgrec_torchrec.distributed.checkpoint import (
     read_extra,
     save_checkpoint,
 )
+from sgrec_torchrec.files.atomic import sha256_file
 
 CONFIG = RUNS["smoke"].to_json()
 

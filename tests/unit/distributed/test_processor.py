@@ -2,7 +2,7 @@
 
 import pytest
 
-from sgrec_torchrec.distributed import processor
+from sgrec_torchrec.files import origin as processor
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sgrec_torchrec.distributed.tracking import MetricLine
 from sgrec_torchrec.evaluation.report import write_report
 from sgrec_torchrec.evaluation.report_alignment import (
     MAX_POINTS,
@@ -17,6 +16,7 @@ from sgrec_torchrec.evaluation.report_alignment import (
     verdict_of,
 )
 from sgrec_torchrec.evaluation.report_pictures import alignment_charts
+from sgrec_torchrec.files.tracking import MetricLine
 
 STATE = {
     "step": 60,

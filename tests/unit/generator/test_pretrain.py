@@ -14,7 +14,7 @@ import torch
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.config.arguments import parse_run
 from sgrec_torchrec.distributed.checkpoint import load_unsharded, read_extra
-from sgrec_torchrec.distributed.tracking import MetricLine, Tracker, read_metrics
+from sgrec_torchrec.files.tracking import MetricLine, Tracker, read_metrics
 from sgrec_torchrec.generator import pretrain as loop
 from sgrec_torchrec.generator.model import Generator
 from sgrec_torchrec.generator.pretrain import PretrainState, pretrain, restore_best

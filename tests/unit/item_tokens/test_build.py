@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse
 
 from sgrec_torchrec.config import TokenConfig
-from sgrec_torchrec.distributed.atomic import sha256_file
+from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.item_tokens import build as module
 from sgrec_torchrec.item_tokens.behaviour_embedding import behaviour_embedding
 from sgrec_torchrec.item_tokens.build import build_tokens, item_embedding, load_tokens

@@ -12,7 +12,7 @@ import pytest
 
 from sgrec_torchrec.config import RUNS, GraphConfig, LogConfig
 from sgrec_torchrec.config.arguments import errors_in_one_line
-from sgrec_torchrec.distributed.atomic import write_json
+from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.item_graph.graph import build_graph
 from sgrec_torchrec.judge import train_judge as train_module
 from sgrec_torchrec.judge.cases import Case, CaseReader

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from sgrec_torchrec.config import LogConfig
-from sgrec_torchrec.distributed.atomic import write_json
+from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.logs import split as module
 from sgrec_torchrec.logs.canonical import file_facts, parquet_writer, write_parts
 from sgrec_torchrec.logs.split import load_split, prepare_split

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sgrec_torchrec.config import LogConfig
-from sgrec_torchrec.distributed.atomic import sha256_file, write_json
+from sgrec_torchrec.files.atomic import sha256_file, write_json
 from sgrec_torchrec.logs.canonical import file_facts, parquet_writer, write_parts
 from sgrec_torchrec.logs.split import load_split, prepare_split
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sgrec_torchrec.distributed.atomic import sha256_file
+from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.generator.backbone import Backbone, rotary_angles
 from sgrec_torchrec.serving import Filters, History, Recommended, Recommender
 from sgrec_torchrec.serving.package import MANIFEST

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from sgrec_torchrec.distributed.atomic import atomic_file
+from sgrec_torchrec.files.atomic import atomic_file
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

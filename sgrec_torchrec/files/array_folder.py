@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sgrec_torchrec.distributed.atomic import atomic_folder, sha256_file, write_json
+from sgrec_torchrec.files.atomic import atomic_folder, sha256_file, write_json
 
 Array = npt.NDArray[Any]
 

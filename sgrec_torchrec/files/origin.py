@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 
-from sgrec_torchrec.distributed.processor import cpu_name
-
 PACKAGES = (
     "sgrec_torchrec",
     "torch",
@@ -68,3 +66,25 @@ def commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def cpu_name() -> str:
+    """The model, or the machine's architecture where nothing says more."""
+    return _cpuinfo("model name") or platform.machine()
+
+
+def has_fast_bf16() -> bool:
+    """Does this processor multiply bfloat16 itself (AVX512 BF16 or AMX)?"""
+    flags = set(_cpuinfo("flags").split())
+    return not flags.isdisjoint({"avx512_bf16", "amx_bf16"})
+
+
+def _cpuinfo(field: str) -> str:
+    """Of the first core; empty where there is nothing to read."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == field:
+                return value.strip()
+    return ""

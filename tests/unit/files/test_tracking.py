@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgrec_torchrec.distributed.tracking import MetricLine, Tracker, read_metrics
+from sgrec_torchrec.files.tracking import MetricLine, Tracker, read_metrics
 
 
 def write_steps(run_dir: Path, first: int, last: int, loss: float) -> None:

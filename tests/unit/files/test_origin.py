@@ -1,4 +1,4 @@
-from sgrec_torchrec.distributed import origin
+from sgrec_torchrec.files import origin
 
 
 def test_commit_is_none_outside_a_checkout(monkeypatch, tmp_path):

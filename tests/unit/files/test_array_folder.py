@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgrec_torchrec.distributed import array_folder
-from sgrec_torchrec.distributed.array_folder import read_arrays, write_arrays
+from sgrec_torchrec.files import array_folder
+from sgrec_torchrec.files.array_folder import read_arrays, write_arrays
 
 ARRAYS = {
     "offsets": np.array([0, 2, 3], dtype=np.int64),
