@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from reporting import Row, relative_spread, report, time_interleaved
 
-from sgrec_torchrec.judge.aspects import ASPECTS, LEVELS
-from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
-from sgrec_torchrec.judge.prompt import (
+from sgrec_torchrec.judge.ask.aspects import ASPECTS, LEVELS
+from sgrec_torchrec.judge.ask.prompt import (
     PastItem,
     PromptSettings,
     ShownItem,
@@ -26,6 +25,7 @@ from sgrec_torchrec.judge.prompt import (
     rating,
     user_prompt,
 )
+from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
 from sgrec_torchrec.judge.weights import load_model, model_folder
 
 WORDS = ("Stapler", "Gel Pens", "Printer Paper", "Desk Lamp", "Binder Clips", "Label")

@@ -330,7 +330,7 @@ def test_rule_tells_bad_from_good(rule, bad: str, good: str) -> None:
         ("generator", "model", "import transformers", False),
         ("item_tokens", "text", "from transformers import AutoModel", True),
         ("item_tokens", "text", "import openai", False),
-        ("a2po", "align", "import sgrec_torchrec.judge.prompt", False),
+        ("a2po", "align", "import sgrec_torchrec.judge.ask.prompt", False),
         ("reward_table", "build", "import sgrec_torchrec.config", False),
         ("evaluation", "ranking", "import sgrec_torchrec.a2po.loss", False),
         ("cli", "cli", "import sgrec_torchrec.a2po.align", True),

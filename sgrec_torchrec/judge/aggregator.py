@@ -19,14 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sgrec_torchrec.judge.aspects import LEVELS, expected_score
+from sgrec_torchrec.judge.ask.aspects import LEVELS, expected_score
+from sgrec_torchrec.judge.ask.cases import Case, CaseReader
+from sgrec_torchrec.judge.ask.chat import Chat
+from sgrec_torchrec.judge.ask.likeness import LATEST, NEWEST
+from sgrec_torchrec.judge.ask.prompt import DAY_S, weighing
 from sgrec_torchrec.judge.backends.protocol import Backend
-from sgrec_torchrec.judge.cases import Case, CaseReader
-from sgrec_torchrec.judge.chat import Chat
 from sgrec_torchrec.judge.group_reward import group_policy_loss
-from sgrec_torchrec.judge.likeness import LATEST, NEWEST
 from sgrec_torchrec.judge.metrics import Judged, is_trade_off
-from sgrec_torchrec.judge.prompt import DAY_S, weighing
 from sgrec_torchrec.judge.train_aspects import (
     AspectTraining,
     Figures,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sgrec_torchrec.judge.cases import CaseReader
+from sgrec_torchrec.judge.ask.cases import CaseReader
 from sgrec_torchrec.judge.metrics import Judged
 from sgrec_torchrec.schema import Float32Array
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from sgrec_torchrec.judge.cases import CaseReader
+    from sgrec_torchrec.judge.ask.cases import CaseReader
+    from sgrec_torchrec.judge.ask.prompt import PromptSettings
     from sgrec_torchrec.judge.judging import Judge
-    from sgrec_torchrec.judge.prompt import PromptSettings
 
 app = typer.Typer(
     help="Judge candidates by a language model, offline: label, train, run, page.",
@@ -80,9 +80,9 @@ def train(
     ] = "network",
 ) -> None:
     """Train the judge: supervised, then GRPO, then the weights; report each stage."""
+    from sgrec_torchrec.judge.ask.prompt import PromptSettings
     from sgrec_torchrec.judge.baselines import baseline_scores
     from sgrec_torchrec.judge.labels import read_labels
-    from sgrec_torchrec.judge.prompt import PromptSettings
     from sgrec_torchrec.judge.report import print_table, report_tables
     from sgrec_torchrec.judge.train_aspects import AspectTraining
     from sgrec_torchrec.judge.train_judge import JudgeTraining, train_judge
@@ -169,8 +169,8 @@ def page(
 
 
 def _reader(run_dir: Path, settings: "PromptSettings | None" = None) -> "CaseReader":
-    from sgrec_torchrec.judge.cases import CaseReader
-    from sgrec_torchrec.judge.prompt import PromptSettings
+    from sgrec_torchrec.judge.ask.cases import CaseReader
+    from sgrec_torchrec.judge.ask.prompt import PromptSettings
     from sgrec_torchrec.logs.split import load_split
 
     return CaseReader(load_split(run_dir / "split"), settings or PromptSettings())

@@ -11,8 +11,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from sgrec_torchrec.files.atomic import atomic_file, sha256_file, write_json
-from sgrec_torchrec.judge.cases import CaseReader
-from sgrec_torchrec.judge.prompt import PromptSettings
+from sgrec_torchrec.judge.ask.cases import CaseReader
+from sgrec_torchrec.judge.ask.prompt import PromptSettings
 from sgrec_torchrec.logs.judged_users import id_hashes
 
 FORMAT_VERSION = 2

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sgrec_torchrec.files.checked_parquet import read_checked
-from sgrec_torchrec.judge.cases import Case, CaseReader
+from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 
 USERS, CANDIDATES = "users.parquet", "candidates.parquet"
 USER_COLUMNS = ("user_id", "as_of", "history_hash", "request_timestamp")

@@ -24,19 +24,19 @@ import pyarrow.parquet as pq
 
 from sgrec_torchrec.distributed.progress import progress_of
 from sgrec_torchrec.files.atomic import atomic_file, write_json
-from sgrec_torchrec.judge.aspects import (
+from sgrec_torchrec.judge.ask.aspects import (
     LEVELS,
     WrittenAnswer,
     answer_schema,
     expected_score,
     read_answer,
 )
+from sgrec_torchrec.judge.ask.cases import Case, CaseReader
+from sgrec_torchrec.judge.ask.prompt import rating, writing
 from sgrec_torchrec.judge.backends.protocol import Backend, Usage
-from sgrec_torchrec.judge.cases import Case, CaseReader
 from sgrec_torchrec.judge.journal import Journal, Row
 from sgrec_torchrec.judge.judge_files import JudgeFiles
 from sgrec_torchrec.judge.judge_requests import Request
-from sgrec_torchrec.judge.prompt import rating, writing
 from sgrec_torchrec.schema import Float32Array
 
 FORMAT_VERSION = 1

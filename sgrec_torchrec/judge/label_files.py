@@ -8,8 +8,8 @@ import numpy as np
 
 from sgrec_torchrec.files.checked_parquet import read_checked
 from sgrec_torchrec.hashing import FOLD, hash64, uniform
-from sgrec_torchrec.judge.aspects import LEVELS
-from sgrec_torchrec.judge.cases import Case, CaseReader
+from sgrec_torchrec.judge.ask.aspects import LEVELS
+from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 from sgrec_torchrec.judge.labels import HELD_OUT_SHARE, LabelledCase, Preference
 from sgrec_torchrec.logs.judged_users import id_hash
 

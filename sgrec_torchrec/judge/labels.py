@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sgrec_torchrec.files.atomic import atomic_folder
-from sgrec_torchrec.judge.aspects import WrittenAnswer
-from sgrec_torchrec.judge.cases import Case, CaseReader
+from sgrec_torchrec.judge.ask.aspects import WrittenAnswer
+from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 
 CHOSEN = ("next", "chosen")
 """Sources of candidates that the user did choose."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sgrec_torchrec.judge.aspects import LEVELS, Aspect, expected_score
+from sgrec_torchrec.judge.ask.aspects import LEVELS, Aspect, expected_score
 from sgrec_torchrec.judge.labels import LabelledCase
 from sgrec_torchrec.schema import Float32Array
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sgrec_torchrec.files.atomic import atomic_file
-from sgrec_torchrec.judge.aspects import ASPECTS, LEVELS
+from sgrec_torchrec.judge.ask.aspects import ASPECTS, LEVELS
 from sgrec_torchrec.judge.page_pairs import (
     MAX_VERSIONS,
     NUM_BINS,

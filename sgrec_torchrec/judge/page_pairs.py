@@ -14,7 +14,7 @@ from typing import Any
 
 import duckdb
 
-from sgrec_torchrec.judge.aspects import ASPECTS
+from sgrec_torchrec.judge.ask.aspects import ASPECTS
 
 USERS_FILE = "users.parquet"
 PARTS = "part-*.parquet"

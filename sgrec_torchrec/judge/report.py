@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from sgrec_torchrec.judge.cases import CaseReader
+from sgrec_torchrec.judge.ask.cases import CaseReader
 from sgrec_torchrec.judge.labels import LabelledCase
 from sgrec_torchrec.judge.metrics import quadratic_kappa
 

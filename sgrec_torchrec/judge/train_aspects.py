@@ -29,18 +29,18 @@ from torch import Tensor
 
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.distributed.schedule import warmup_cosine
-from sgrec_torchrec.judge.aspects import LEVELS
+from sgrec_torchrec.judge.ask.aspects import LEVELS
+from sgrec_torchrec.judge.ask.cases import CaseReader
+from sgrec_torchrec.judge.ask.chat import Chat
+from sgrec_torchrec.judge.ask.prompt import UserPrompt, rating, writing
+from sgrec_torchrec.judge.ask.token_tree import IGNORED, TokenTree, TreeBatch
 from sgrec_torchrec.judge.backends.transformers_backend import level_logits
-from sgrec_torchrec.judge.cases import CaseReader
-from sgrec_torchrec.judge.chat import Chat
 from sgrec_torchrec.judge.group_reward import (
     chance_reward,
     group_policy_loss,
     ordinal_reward,
 )
 from sgrec_torchrec.judge.labels import LabelledCase
-from sgrec_torchrec.judge.prompt import UserPrompt, rating, writing
-from sgrec_torchrec.judge.token_tree import IGNORED, TokenTree, TreeBatch
 
 Figures = dict[str, float]
 Reward = Callable[[Tensor], Tensor]

@@ -34,10 +34,11 @@ from sgrec_torchrec.judge.aggregator import (
     save_network,
     train_network,
 )
-from sgrec_torchrec.judge.aspects import LEVELS
+from sgrec_torchrec.judge.ask.aspects import LEVELS
+from sgrec_torchrec.judge.ask.cases import CaseReader
+from sgrec_torchrec.judge.ask.chat import Chat
+from sgrec_torchrec.judge.ask.prompt import rating
 from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
-from sgrec_torchrec.judge.cases import CaseReader
-from sgrec_torchrec.judge.chat import Chat
 from sgrec_torchrec.judge.judge_files import (
     FORMS,
     MODEL,
@@ -48,7 +49,6 @@ from sgrec_torchrec.judge.judge_files import (
 )
 from sgrec_torchrec.judge.labels import LabelledCase
 from sgrec_torchrec.judge.metrics import Judged, baseline_aucs, measure
-from sgrec_torchrec.judge.prompt import rating
 from sgrec_torchrec.judge.train_aspects import (
     AspectTraining,
     Figures,

@@ -22,8 +22,10 @@ import numpy.typing as npt
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.hashing import CANDIDATE, FOLD, hash64, uniform
 from sgrec_torchrec.item_graph.graph import ItemGraph
-from sgrec_torchrec.judge.aspects import LEVELS, Aspect
-from sgrec_torchrec.judge.cases import Case, CaseReader
+from sgrec_torchrec.judge.ask.aspects import LEVELS, Aspect
+from sgrec_torchrec.judge.ask.cases import Case, CaseReader
+from sgrec_torchrec.judge.ask.likeness import LATEST
+from sgrec_torchrec.judge.ask.prompt import clean
 from sgrec_torchrec.judge.labels import (
     CHOSEN,
     HELD_OUT_SHARE,
@@ -31,8 +33,6 @@ from sgrec_torchrec.judge.labels import (
     LabelledCase,
     Preference,
 )
-from sgrec_torchrec.judge.likeness import LATEST
-from sgrec_torchrec.judge.prompt import clean
 from sgrec_torchrec.logs.judged_users import id_hash, id_hashes, is_label_user
 from sgrec_torchrec.schema import (
     EvalRows,

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from sgrec_torchrec.judge.ask.prompt import SYSTEM, UserPrompt
 from sgrec_torchrec.judge.backends.chat_server import ChatServer, ServerSettings
 from sgrec_torchrec.judge.backends.protocol import Usage
-from sgrec_torchrec.judge.prompt import SYSTEM, UserPrompt
 from sgrec_torchrec.schema import Float32Array
 
 

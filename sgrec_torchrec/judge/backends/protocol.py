@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sgrec_torchrec.judge.prompt import UserPrompt
+from sgrec_torchrec.judge.ask.prompt import UserPrompt
 from sgrec_torchrec.schema import Float32Array
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgrec_torchrec.judge.ask.chat import Chat
+from sgrec_torchrec.judge.ask.prompt import UserPrompt
+from sgrec_torchrec.judge.ask.token_tree import TreeBatch
 from sgrec_torchrec.judge.backends.protocol import Usage
-from sgrec_torchrec.judge.chat import Chat
-from sgrec_torchrec.judge.prompt import UserPrompt
-from sgrec_torchrec.judge.token_tree import TreeBatch
 from sgrec_torchrec.schema import Float32Array
 
 MAX_CANDIDATES = 16

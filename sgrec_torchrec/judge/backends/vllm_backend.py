@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from sgrec_torchrec.judge.ask.chat import Chat
+from sgrec_torchrec.judge.ask.prompt import UserPrompt
 from sgrec_torchrec.judge.backends.protocol import Usage
-from sgrec_torchrec.judge.chat import Chat
-from sgrec_torchrec.judge.prompt import UserPrompt
 from sgrec_torchrec.judge.weights import default_device
 from sgrec_torchrec.schema import Float32Array
 

@@ -13,9 +13,9 @@ from sgrec_torchrec.config import GraphConfig
 from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph
 from sgrec_torchrec.item_graph.text import tf_idf
 from sgrec_torchrec.judge.aggregator import AggregatorTraining
-from sgrec_torchrec.judge.cases import Case, CaseReader
+from sgrec_torchrec.judge.ask.cases import Case, CaseReader
+from sgrec_torchrec.judge.ask.prompt import PromptSettings, UserPrompt
 from sgrec_torchrec.judge.labels import LabelledCase
-from sgrec_torchrec.judge.prompt import PromptSettings, UserPrompt
 from sgrec_torchrec.judge.train_aspects import AspectTraining
 from sgrec_torchrec.judge.weak_labels import WeakLabelSettings, weak_labels
 from sgrec_torchrec.schema import Catalogue, EvalRows, Sequences, SplitLog
@@ -115,7 +115,9 @@ def term_embedding(texts: Sequence[str]) -> np.ndarray:
 @pytest.fixture(scope="session", autouse=True)
 def no_encoder() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sgrec_torchrec.judge.likeness.text_embedding", term_embedding)
+        patch.setattr(
+            "sgrec_torchrec.judge.ask.likeness.text_embedding", term_embedding
+        )
         yield
 
 

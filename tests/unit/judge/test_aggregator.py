@@ -21,14 +21,14 @@ from sgrec_torchrec.judge.aggregator import (
     user_features,
     weights_of,
 )
-from sgrec_torchrec.judge.aspects import expected_score
+from sgrec_torchrec.judge.ask.aspects import expected_score
+from sgrec_torchrec.judge.ask.cases import Case, CaseReader
+from sgrec_torchrec.judge.ask.chat import Chat
+from sgrec_torchrec.judge.ask.prompt import PromptSettings, weighing
 from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
-from sgrec_torchrec.judge.cases import Case, CaseReader
-from sgrec_torchrec.judge.chat import Chat
 from sgrec_torchrec.judge.judge_files import open_judge
 from sgrec_torchrec.judge.labels import LabelledCase, Preference
 from sgrec_torchrec.judge.metrics import Judged
-from sgrec_torchrec.judge.prompt import PromptSettings, weighing
 from sgrec_torchrec.judge.train_aspects import with_lora
 from sgrec_torchrec.judge.weigh import weigher
 

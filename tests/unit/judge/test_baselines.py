@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from sgrec_torchrec.judge import likeness as module
+from sgrec_torchrec.judge.ask import likeness as module
+from sgrec_torchrec.judge.ask.cases import Case, CaseReader
+from sgrec_torchrec.judge.ask.prompt import PromptSettings
 from sgrec_torchrec.judge.baselines import baseline_scores
-from sgrec_torchrec.judge.cases import Case, CaseReader
 from sgrec_torchrec.judge.labels import LabelledCase
 from sgrec_torchrec.judge.metrics import Judged
-from sgrec_torchrec.judge.prompt import PromptSettings
 
 
 def judged_of(case: Case) -> Judged:

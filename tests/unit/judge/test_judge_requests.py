@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sgrec_torchrec.judge.cases import Case, CaseReader
+from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 from sgrec_torchrec.judge.judge_requests import (
     CANDIDATES,
     USERS,

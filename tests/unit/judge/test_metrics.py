@@ -9,8 +9,8 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
-from sgrec_torchrec.judge.aspects import ASPECTS
-from sgrec_torchrec.judge.cases import Case
+from sgrec_torchrec.judge.ask.aspects import ASPECTS
+from sgrec_torchrec.judge.ask.cases import Case
 from sgrec_torchrec.judge.labels import LabelledCase, Preference
 from sgrec_torchrec.judge.metrics import (
     Judged,

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sgrec_torchrec.judge.aspects import LEVELS
+from sgrec_torchrec.judge.ask.aspects import LEVELS
+from sgrec_torchrec.judge.ask.prompt import SYSTEM, UserPrompt
 from sgrec_torchrec.judge.backends.chat_server import ServerCounts
 from sgrec_torchrec.judge.backends.open_backend import open_backend
-from sgrec_torchrec.judge.prompt import SYSTEM, UserPrompt
 
 pytest.importorskip("httpx2", reason="the extra [judge] is not installed")
 KEY = "sk-very-secret-0123456789"

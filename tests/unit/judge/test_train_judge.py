@@ -71,9 +71,9 @@ def test_report_shows_what_each_stage_adds(tiny_judge: Path, reader) -> None:
 def test_the_merged_model_answers_as_the_last_stage_did(
     tiny_judge: Path, labels, reader
 ) -> None:
-    from sgrec_torchrec.judge.aspects import LEVELS
+    from sgrec_torchrec.judge.ask.aspects import LEVELS
+    from sgrec_torchrec.judge.ask.prompt import rating
     from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
-    from sgrec_torchrec.judge.prompt import rating
 
     # The judge was measured on 5 held-out cases, spread evenly; the first is the first.
     first = next(one for one in labels if one.is_held_out)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from sgrec_torchrec.judge.aspects import ASPECTS, LEVELS, answer_schema, read_answer
+from sgrec_torchrec.judge.ask.aspects import ASPECTS, LEVELS, answer_schema, read_answer
+from sgrec_torchrec.judge.ask.prompt import UserPrompt
+from sgrec_torchrec.judge.ask.token_tree import TreeBatch
 from sgrec_torchrec.judge.backends import transformers_backend as module
 from sgrec_torchrec.judge.backends.transformers_backend import (
     TransformersBackend,
     level_logits,
 )
-from sgrec_torchrec.judge.prompt import UserPrompt
-from sgrec_torchrec.judge.token_tree import TreeBatch
 
 
 @pytest.fixture

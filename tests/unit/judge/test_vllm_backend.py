@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 import torch
 
-from sgrec_torchrec.judge.aspects import ASPECTS, LEVELS, answer_schema, read_answer
+from sgrec_torchrec.judge.ask.aspects import ASPECTS, LEVELS, answer_schema, read_answer
+from sgrec_torchrec.judge.ask.chat import Chat
+from sgrec_torchrec.judge.ask.prompt import UserPrompt
 from sgrec_torchrec.judge.backends.vllm_backend import (
     VllmBackend,
     VllmSettings,
     load_engine,
     token_prompts,
 )
-from sgrec_torchrec.judge.chat import Chat
-from sgrec_torchrec.judge.prompt import UserPrompt
 
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
@@ -37,7 +37,7 @@ SCRIPT = """
 import json, sys
 from dataclasses import asdict
 from sgrec_torchrec.judge.backends.open_backend import open_backend
-from sgrec_torchrec.judge.prompt import UserPrompt
+from sgrec_torchrec.judge.ask.prompt import UserPrompt
 
 def main():
     asked = json.load(open(sys.argv[1]))

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from sgrec_torchrec.judge.aspects import Aspect, asked_aspects
-from sgrec_torchrec.judge.likeness import LikenessGrader
-from sgrec_torchrec.judge.past_choices import PastChoices
-from sgrec_torchrec.judge.prompt import (
+from sgrec_torchrec.judge.ask.aspects import Aspect, asked_aspects
+from sgrec_torchrec.judge.ask.likeness import LikenessGrader
+from sgrec_torchrec.judge.ask.past_choices import PastChoices
+from sgrec_torchrec.judge.ask.prompt import (
     Asked,
     Grades,
     PastItem,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sgrec_torchrec.judge import likeness as module
-from sgrec_torchrec.judge.likeness import GRADES, LikenessGrader
+from sgrec_torchrec.judge.ask import likeness as module
+from sgrec_torchrec.judge.ask.likeness import GRADES, LikenessGrader
 
 
 @pytest.fixture

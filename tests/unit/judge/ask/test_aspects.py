@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sgrec_torchrec.judge.aspects import (
+from sgrec_torchrec.judge.ask.aspects import (
     ASPECTS,
     LEVELS,
     MAX_EVIDENCE_CHARS,

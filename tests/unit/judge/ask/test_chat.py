@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from sgrec_torchrec.judge.aspects import ASPECTS, LEVELS
-from sgrec_torchrec.judge.chat import Chat
-from sgrec_torchrec.judge.prompt import (
+from sgrec_torchrec.judge.ask.aspects import ASPECTS, LEVELS
+from sgrec_torchrec.judge.ask.chat import Chat
+from sgrec_torchrec.judge.ask.prompt import (
     SYSTEM,
     PastItem,
     PromptSettings,
@@ -16,7 +16,7 @@ from sgrec_torchrec.judge.prompt import (
     rating,
     user_prompt,
 )
-from sgrec_torchrec.judge.token_tree import IGNORED
+from sgrec_torchrec.judge.ask.token_tree import IGNORED
 
 NO_SYSTEM = (
     "{% for m in messages %}{% if m['role'] == 'system' %}"

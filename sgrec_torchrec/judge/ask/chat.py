@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sgrec_torchrec.judge.prompt import SYSTEM, UserPrompt
-from sgrec_torchrec.judge.token_tree import Branch, TokenTree
+from sgrec_torchrec.judge.ask.prompt import SYSTEM, UserPrompt
+from sgrec_torchrec.judge.ask.token_tree import Branch, TokenTree
 
 _HERE = "@@USER-TURN@@"
 

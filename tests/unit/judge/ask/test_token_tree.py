@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sgrec_torchrec.judge.aspects import LEVELS
-from sgrec_torchrec.judge.chat import Chat
-from sgrec_torchrec.judge.prompt import UserPrompt
-from sgrec_torchrec.judge.token_tree import IGNORED, Branch, TokenTree, TreeBatch
+from sgrec_torchrec.judge.ask.aspects import LEVELS
+from sgrec_torchrec.judge.ask.chat import Chat
+from sgrec_torchrec.judge.ask.prompt import UserPrompt
+from sgrec_torchrec.judge.ask.token_tree import IGNORED, Branch, TokenTree, TreeBatch
 from sgrec_torchrec.judge.train_aspects import answer_loss
 
 FORK = [

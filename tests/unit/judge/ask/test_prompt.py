@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgrec_torchrec.judge.aspects import ASPECTS, asked_aspects
-from sgrec_torchrec.judge.prompt import (
+from sgrec_torchrec.judge.ask.aspects import ASPECTS, asked_aspects
+from sgrec_torchrec.judge.ask.prompt import (
     Grades,
     PastItem,
     PromptSettings,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgrec_torchrec.judge.cases import Case, CaseReader
-from sgrec_torchrec.judge.prompt import FAME, PromptSettings, rating
+from sgrec_torchrec.judge.ask.cases import Case, CaseReader
+from sgrec_torchrec.judge.ask.prompt import FAME, PromptSettings, rating
 from sgrec_torchrec.logs.judged_users import history_hash
 from sgrec_torchrec.schema import SplitLog
 

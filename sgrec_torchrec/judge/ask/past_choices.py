@@ -16,8 +16,8 @@ import scipy.sparse as sp
 
 from sgrec_torchrec.hashing import CANDIDATE, hash64, uniform
 from sgrec_torchrec.item_graph.covisitation import fit_ends
-from sgrec_torchrec.judge.likeness import NEWEST
-from sgrec_torchrec.judge.prompt import FAME, MAX_GRADE
+from sgrec_torchrec.judge.ask.likeness import NEWEST
+from sgrec_torchrec.judge.ask.prompt import FAME, MAX_GRADE
 from sgrec_torchrec.schema import Float64Array, Int32Array, Int64Array, Sequences
 
 NEVER_ENDS = 1 << 62

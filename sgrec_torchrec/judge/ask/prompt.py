@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
-from sgrec_torchrec.judge.aspects import LEVELS, Aspect
+from sgrec_torchrec.judge.ask.aspects import LEVELS, Aspect
 
 VERSION = 4
 """Raise it when the words below change: judgements of other words are not mixed."""

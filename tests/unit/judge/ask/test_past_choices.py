@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgrec_torchrec.judge import past_choices
-from sgrec_torchrec.judge.past_choices import PastChoices
+from sgrec_torchrec.judge.ask import past_choices
+from sgrec_torchrec.judge.ask.past_choices import PastChoices
 
 NUM_ITEMS, NUM_USERS, LAST = 12, 40, 60
 
