@@ -25,8 +25,8 @@ from sgrec_torchrec.judge.ask.prompt import (
     rating,
     user_prompt,
 )
+from sgrec_torchrec.judge.backends.language_model import load_model, model_folder
 from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
-from sgrec_torchrec.judge.weights import load_model, model_folder
 
 WORDS = ("Stapler", "Gel Pens", "Printer Paper", "Desk Lamp", "Binder Clips", "Label")
 KINDS = ("Office", "Paper", "Writing", "Storage")

@@ -182,7 +182,7 @@ def smollm2_folder() -> Path:
     for name in JUDGE_PACKAGES:
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed: pip install '.[judge]'")
-    from sgrec_torchrec.judge.weights import model_folder
+    from sgrec_torchrec.judge.backends.language_model import model_folder
 
     return Path(model_folder(None))
 

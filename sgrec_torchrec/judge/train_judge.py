@@ -38,6 +38,7 @@ from sgrec_torchrec.judge.ask.aspects import LEVELS
 from sgrec_torchrec.judge.ask.cases import CaseReader
 from sgrec_torchrec.judge.ask.chat import Chat
 from sgrec_torchrec.judge.ask.prompt import rating
+from sgrec_torchrec.judge.backends.language_model import load_model, model_folder
 from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
 from sgrec_torchrec.judge.judge_files import (
     FORMS,
@@ -57,7 +58,6 @@ from sgrec_torchrec.judge.train_aspects import (
     with_lora,
 )
 from sgrec_torchrec.judge.weigh import weigher
-from sgrec_torchrec.judge.weights import load_model, model_folder
 from sgrec_torchrec.schema import Float32Array
 
 BEFORE, SFT, GRPO = "before", "sft", "grpo"

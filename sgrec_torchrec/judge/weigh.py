@@ -10,9 +10,9 @@ from sgrec_torchrec.judge.aggregator import (
     network_weights,
 )
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
+from sgrec_torchrec.judge.backends.language_model import load_model
 from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
 from sgrec_torchrec.judge.judge_files import JudgeFiles
-from sgrec_torchrec.judge.weights import load_model
 from sgrec_torchrec.schema import Float32Array
 
 Weigh = Callable[[Sequence[Case]], Float32Array]

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
+from sgrec_torchrec.judge.backends.language_model import EXTRA, load_model
 from sgrec_torchrec.judge.backends.protocol import Backend
-from sgrec_torchrec.judge.weights import EXTRA, load_model
 
 VLLM_SETUP = (
     "it lives in an environment of its own: run .ci/setup-vllm, then "

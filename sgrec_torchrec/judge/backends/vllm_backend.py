@@ -18,8 +18,8 @@ import numpy as np
 
 from sgrec_torchrec.judge.ask.chat import Chat
 from sgrec_torchrec.judge.ask.prompt import UserPrompt
+from sgrec_torchrec.judge.backends.language_model import default_device
 from sgrec_torchrec.judge.backends.protocol import Usage
-from sgrec_torchrec.judge.weights import default_device
 from sgrec_torchrec.schema import Float32Array
 
 LONGEST_THAT_FITS = -1

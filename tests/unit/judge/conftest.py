@@ -187,7 +187,7 @@ def next_case() -> Callable[[CaseReader, int, tuple[int, ...]], Case]:
 @pytest.fixture
 def load_tiny(tiny_folder: Path) -> Callable[[], tuple[Any, Any]]:
     """load_tiny() -> a model of its own, and its tokenizer."""
-    from sgrec_torchrec.judge.weights import load_model
+    from sgrec_torchrec.judge.backends.language_model import load_model
 
     return lambda: load_model(str(tiny_folder), torch.device("cpu"))
 
@@ -195,7 +195,7 @@ def load_tiny(tiny_folder: Path) -> Callable[[], tuple[Any, Any]]:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> tuple[Any, Any]:
     """Model and tokenizer. Do not train it."""
-    from sgrec_torchrec.judge.weights import load_model
+    from sgrec_torchrec.judge.backends.language_model import load_model
 
     return load_model(str(tiny_folder), torch.device("cpu"))
 

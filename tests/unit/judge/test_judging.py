@@ -14,13 +14,13 @@ from sgrec_torchrec.judge import judging as module
 from sgrec_torchrec.judge.ask.aspects import LEVELS, WrittenAnswer, expected_score
 from sgrec_torchrec.judge.ask.cases import CaseReader
 from sgrec_torchrec.judge.ask.prompt import UserPrompt, rating
+from sgrec_torchrec.judge.backends.language_model import load_model
 from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
 from sgrec_torchrec.judge.journal import Journal
 from sgrec_torchrec.judge.judge_files import open_judge
 from sgrec_torchrec.judge.judge_requests import Request
 from sgrec_torchrec.judge.judging import Judge, judge_requests
 from sgrec_torchrec.judge.weigh import weigher
-from sgrec_torchrec.judge.weights import load_model
 from sgrec_torchrec.reward_table.table import RewardTable
 
 NUM_USERS = 7

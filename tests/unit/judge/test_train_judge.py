@@ -11,10 +11,10 @@ import pytest
 
 from sgrec_torchrec.judge import train_judge as module
 from sgrec_torchrec.judge.aggregator import AggregatorTraining
+from sgrec_torchrec.judge.backends.language_model import load_model
 from sgrec_torchrec.judge.judge_files import open_judge
 from sgrec_torchrec.judge.train_judge import JudgeTraining, train_judge
 from sgrec_torchrec.judge.weigh import weigher
-from sgrec_torchrec.judge.weights import load_model
 
 STAGES = ["before", "sft", "grpo", "grpo + weights"]
 

@@ -223,8 +223,8 @@ def run_vllm(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @needs_vllm
 @pytest.mark.slow
 def test_vllm_agrees_with_transformers(run_vllm, smollm2_folder, prompts) -> None:
+    from sgrec_torchrec.judge.backends.language_model import load_model
     from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
-    from sgrec_torchrec.judge.weights import load_model
 
     write = UserPrompt(
         shared=prompts[0].shared,

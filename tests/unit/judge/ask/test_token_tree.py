@@ -114,7 +114,7 @@ def test_padding_attends_to_itself_alone_and_has_no_label() -> None:
 def test_real_weights_say_of_each_question_what_they_say_of_it_alone(
     smollm2_folder: Path, hand_prompt: Callable[..., UserPrompt]
 ) -> None:
-    from sgrec_torchrec.judge.weights import load_model
+    from sgrec_torchrec.judge.backends.language_model import load_model
 
     model, tokenizer = load_model(str(smollm2_folder), torch.device("cpu"))
     longer = hand_prompt("History: a lamp; an oak desk; a rug.\n", ("Candidate: a\n",))

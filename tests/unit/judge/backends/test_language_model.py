@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgrec_torchrec.judge import weights as module
-from sgrec_torchrec.judge.weights import load_model, model_folder
+from sgrec_torchrec.judge.backends import language_model as module
+from sgrec_torchrec.judge.backends.language_model import load_model, model_folder
 
 
 def test_a_named_model_is_taken_as_it_is() -> None:
