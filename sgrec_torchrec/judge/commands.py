@@ -40,9 +40,9 @@ def label(
 ) -> None:
     """Make weak labels from the behaviour of users that post-training leaves out."""
     from sgrec_torchrec.item_graph.graph import ItemGraph
-    from sgrec_torchrec.judge.labels import read_labels, write_labels
-    from sgrec_torchrec.judge.report import agreement_table, print_table
-    from sgrec_torchrec.judge.weak_labels import WeakLabelSettings, weak_labels
+    from sgrec_torchrec.judge.learn.labels import read_labels, write_labels
+    from sgrec_torchrec.judge.learn.told import agreement_table, print_table
+    from sgrec_torchrec.judge.learn.weak_labels import WeakLabelSettings, weak_labels
 
     reader = _reader(run_dir)
     settings = WeakLabelSettings(
@@ -81,11 +81,11 @@ def train(
 ) -> None:
     """Train the judge: supervised, then GRPO, then the weights; report each stage."""
     from sgrec_torchrec.judge.ask.prompt import PromptSettings
-    from sgrec_torchrec.judge.baselines import baseline_scores
-    from sgrec_torchrec.judge.labels import read_labels
-    from sgrec_torchrec.judge.report import print_table, report_tables
-    from sgrec_torchrec.judge.train_aspects import AspectTraining
-    from sgrec_torchrec.judge.train_judge import JudgeTraining, train_judge
+    from sgrec_torchrec.judge.learn.baselines import baseline_scores
+    from sgrec_torchrec.judge.learn.labels import read_labels
+    from sgrec_torchrec.judge.learn.told import print_table, report_tables
+    from sgrec_torchrec.judge.learn.train_aspects import AspectTraining
+    from sgrec_torchrec.judge.learn.train_judge import JudgeTraining, train_judge
 
     reader = _reader(run_dir, PromptSettings(max_history=max_history))
     settings = JudgeTraining(
@@ -192,7 +192,7 @@ def _open(
     from sgrec_torchrec.judge.backends.open_backend import open_backend
     from sgrec_torchrec.judge.judge_files import open_judge
     from sgrec_torchrec.judge.judging import Judge
-    from sgrec_torchrec.judge.weigh import weigher
+    from sgrec_torchrec.judge.learn.weigh import weigher
 
     files = open_judge(folder)
     reader = _reader(run_dir, files.prompt)

@@ -12,12 +12,12 @@ import torch
 from sgrec_torchrec.config import GraphConfig
 from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph
 from sgrec_torchrec.item_graph.text import tf_idf
-from sgrec_torchrec.judge.aggregator import AggregatorTraining
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 from sgrec_torchrec.judge.ask.prompt import PromptSettings, UserPrompt
-from sgrec_torchrec.judge.labels import LabelledCase
-from sgrec_torchrec.judge.train_aspects import AspectTraining
-from sgrec_torchrec.judge.weak_labels import WeakLabelSettings, weak_labels
+from sgrec_torchrec.judge.learn.labels import LabelledCase
+from sgrec_torchrec.judge.learn.train_aspects import AspectTraining
+from sgrec_torchrec.judge.learn.user_weights import AggregatorTraining
+from sgrec_torchrec.judge.learn.weak_labels import WeakLabelSettings, weak_labels
 from sgrec_torchrec.schema import Catalogue, EvalRows, Sequences, SplitLog
 
 NUM_ITEMS = 30
@@ -208,7 +208,7 @@ def tiny_judge(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Folder of a judge trained for two updates. Do not change what it holds."""
-    from sgrec_torchrec.judge.train_judge import JudgeTraining, train_judge
+    from sgrec_torchrec.judge.learn.train_judge import JudgeTraining, train_judge
 
     out = tmp_path_factory.mktemp("judge") / "judge"
     settings = JudgeTraining(

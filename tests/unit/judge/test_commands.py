@@ -14,11 +14,11 @@ from sgrec_torchrec.config import RUNS, GraphConfig, LogConfig
 from sgrec_torchrec.config.arguments import errors_in_one_line
 from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.item_graph.graph import build_graph
-from sgrec_torchrec.judge import train_judge as train_module
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 from sgrec_torchrec.judge.ask.prompt import PromptSettings
 from sgrec_torchrec.judge.commands import app
-from sgrec_torchrec.judge.labels import POINTS, read_labels
+from sgrec_torchrec.judge.learn import train_judge as train_module
+from sgrec_torchrec.judge.learn.labels import POINTS, read_labels
 from sgrec_torchrec.logs.importers import import_table
 from sgrec_torchrec.logs.judged_users import is_label_user
 from sgrec_torchrec.logs.split import prepare_split

@@ -20,7 +20,7 @@ from sgrec_torchrec.judge.journal import Journal
 from sgrec_torchrec.judge.judge_files import open_judge
 from sgrec_torchrec.judge.judge_requests import Request
 from sgrec_torchrec.judge.judging import Judge, judge_requests
-from sgrec_torchrec.judge.weigh import weigher
+from sgrec_torchrec.judge.learn.user_weights import weigher
 from sgrec_torchrec.reward_table.table import RewardTable
 
 NUM_USERS = 7

@@ -12,7 +12,7 @@ from sgrec_torchrec.judge.ask.aspects import LEVELS
 from sgrec_torchrec.judge.ask.chat import Chat
 from sgrec_torchrec.judge.ask.prompt import UserPrompt
 from sgrec_torchrec.judge.ask.token_tree import IGNORED, Branch, TokenTree, TreeBatch
-from sgrec_torchrec.judge.train_aspects import answer_loss
+from sgrec_torchrec.judge.learn.train_aspects import answer_loss
 
 FORK = [
     Branch(-1, (10, 11)),

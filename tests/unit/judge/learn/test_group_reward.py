@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgrec_torchrec.judge.group_reward import (
+from sgrec_torchrec.judge.learn.group_reward import (
     chance_reward,
     group_advantage,
     group_policy_loss,

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from sgrec_torchrec.judge import train_aspects as module
 from sgrec_torchrec.judge.ask.aspects import read_answer
 from sgrec_torchrec.judge.ask.cases import CaseReader
 from sgrec_torchrec.judge.ask.chat import Chat
 from sgrec_torchrec.judge.ask.token_tree import IGNORED, TokenTree
-from sgrec_torchrec.judge.group_reward import chance_reward
-from sgrec_torchrec.judge.labels import LabelledCase
-from sgrec_torchrec.judge.train_aspects import (
+from sgrec_torchrec.judge.learn import train_aspects as module
+from sgrec_torchrec.judge.learn.group_reward import chance_reward
+from sgrec_torchrec.judge.learn.labels import LabelledCase
+from sgrec_torchrec.judge.learn.train_aspects import (
     AspectTraining,
     linear_names,
     reinforce,

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sgrec_torchrec.judge.label_files import read_label_files
-from sgrec_torchrec.judge.labels import (
+from sgrec_torchrec.judge.learn.labels import (
     HELD_OUT_SHARE,
     PAIRS,
     POINTS,
@@ -191,5 +190,5 @@ def test_a_damaged_file_is_named(read, reader, tmp_path: Path, name: str) -> Non
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match=f"{name}: cannot be read") as error:
-        read_label_files(tmp_path / POINTS, tmp_path / PAIRS, reader)
+        read_labels(tmp_path, reader)
     assert "write the file again" in str(error.value)

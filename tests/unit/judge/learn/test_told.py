@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.table import Table
 
-from sgrec_torchrec.judge.report import agreement_table, print_table, report_tables
+from sgrec_torchrec.judge.learn.told import agreement_table, print_table, report_tables
 
 
 def cells(table: Table) -> list[list[str]]:

@@ -6,9 +6,8 @@ import pytest
 from sgrec_torchrec.judge.ask import likeness as module
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 from sgrec_torchrec.judge.ask.prompt import PromptSettings
-from sgrec_torchrec.judge.baselines import baseline_scores
-from sgrec_torchrec.judge.labels import LabelledCase
-from sgrec_torchrec.judge.metrics import Judged
+from sgrec_torchrec.judge.learn.labels import LabelledCase
+from sgrec_torchrec.judge.learn.metrics import Judged, baseline_scores
 
 
 def judged_of(case: Case) -> Judged:

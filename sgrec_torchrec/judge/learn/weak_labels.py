@@ -26,7 +26,7 @@ from sgrec_torchrec.judge.ask.aspects import LEVELS, Aspect
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 from sgrec_torchrec.judge.ask.likeness import LATEST
 from sgrec_torchrec.judge.ask.prompt import clean
-from sgrec_torchrec.judge.labels import (
+from sgrec_torchrec.judge.learn.labels import (
     CHOSEN,
     HELD_OUT_SHARE,
     Int8Array,

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sgrec_torchrec.judge import train_judge as module
-from sgrec_torchrec.judge.aggregator import AggregatorTraining
 from sgrec_torchrec.judge.backends.language_model import load_model
 from sgrec_torchrec.judge.judge_files import open_judge
-from sgrec_torchrec.judge.train_judge import JudgeTraining, train_judge
-from sgrec_torchrec.judge.weigh import weigher
+from sgrec_torchrec.judge.learn import train_judge as module
+from sgrec_torchrec.judge.learn.train_judge import JudgeTraining, train_judge
+from sgrec_torchrec.judge.learn.user_weights import AggregatorTraining, weigher
 
 STAGES = ["before", "sft", "grpo", "grpo + weights"]
 

@@ -28,12 +28,6 @@ from sgrec_torchrec.files.atomic import (
     atomic_folder,
     write_json,
 )
-from sgrec_torchrec.judge.aggregator import (
-    AggregatorTraining,
-    reinforce_weights,
-    save_network,
-    train_network,
-)
 from sgrec_torchrec.judge.ask.aspects import LEVELS
 from sgrec_torchrec.judge.ask.cases import CaseReader
 from sgrec_torchrec.judge.ask.chat import Chat
@@ -48,16 +42,22 @@ from sgrec_torchrec.judge.judge_files import (
     open_judge,
     write_judge,
 )
-from sgrec_torchrec.judge.labels import LabelledCase
-from sgrec_torchrec.judge.metrics import Judged, baseline_aucs, measure
-from sgrec_torchrec.judge.train_aspects import (
+from sgrec_torchrec.judge.learn.labels import LabelledCase
+from sgrec_torchrec.judge.learn.metrics import Judged, baseline_aucs, measure
+from sgrec_torchrec.judge.learn.train_aspects import (
     AspectTraining,
     Figures,
     reinforce,
     supervise,
     with_lora,
 )
-from sgrec_torchrec.judge.weigh import weigher
+from sgrec_torchrec.judge.learn.user_weights import (
+    AggregatorTraining,
+    reinforce_weights,
+    save_network,
+    train_network,
+    weigher,
+)
 from sgrec_torchrec.schema import Float32Array
 
 BEFORE, SFT, GRPO = "before", "sft", "grpo"

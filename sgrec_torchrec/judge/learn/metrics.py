@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sgrec_torchrec.judge.ask.aspects import LEVELS, Aspect, expected_score
-from sgrec_torchrec.judge.labels import LabelledCase
+from sgrec_torchrec.judge.ask.cases import CaseReader
+from sgrec_torchrec.judge.learn.labels import LabelledCase
 from sgrec_torchrec.schema import Float32Array
 
 NUM_BINS = 10
@@ -201,4 +202,32 @@ def baseline_aucs(
             ),
         }
         for name, score in baselines.items()
+    }
+
+
+def baseline_scores(reader: CaseReader) -> dict[str, Callable[[Judged], Float32Array]]:
+    """What a judge must beat on pairs: popularity, likeness of texts, joint choices.
+
+    Name -> score float32 [C] of a case's candidates; chance is .5 by itself.
+    """
+
+    def popularity(judged: Judged) -> Float32Array:
+        case = judged.case.case
+        counts = [
+            reader.popularity(item, case.request_timestamp) for item in case.items
+        ]
+        return np.array(counts, dtype=np.float32)
+
+    def cosine(judged: Judged) -> Float32Array:
+        case = judged.case.case
+        past = reader.history(case)[0]
+        return reader.grader.likeness(case.items, past).newest_C
+
+    def together(judged: Judged) -> Float32Array:
+        return np.array(reader.together(judged.case.case), dtype=np.float32)
+
+    return {
+        "popularity": popularity,
+        "text cosine": cosine,
+        "chosen together": together,
     }

@@ -35,12 +35,12 @@ from sgrec_torchrec.judge.ask.chat import Chat
 from sgrec_torchrec.judge.ask.prompt import UserPrompt, rating, writing
 from sgrec_torchrec.judge.ask.token_tree import IGNORED, TokenTree, TreeBatch
 from sgrec_torchrec.judge.backends.transformers_backend import level_logits
-from sgrec_torchrec.judge.group_reward import (
+from sgrec_torchrec.judge.learn.group_reward import (
     chance_reward,
     group_policy_loss,
     ordinal_reward,
 )
-from sgrec_torchrec.judge.labels import LabelledCase
+from sgrec_torchrec.judge.learn.labels import LabelledCase
 
 Figures = dict[str, float]
 Reward = Callable[[Tensor], Tensor]

@@ -11,8 +11,8 @@ from torchmetrics.classification import (
 
 from sgrec_torchrec.judge.ask.aspects import ASPECTS
 from sgrec_torchrec.judge.ask.cases import Case
-from sgrec_torchrec.judge.labels import LabelledCase, Preference
-from sgrec_torchrec.judge.metrics import (
+from sgrec_torchrec.judge.learn.labels import LabelledCase, Preference
+from sgrec_torchrec.judge.learn.metrics import (
     Judged,
     auc_interval,
     baseline_aucs,

@@ -11,8 +11,8 @@ from sgrec_torchrec.config import GraphConfig
 from sgrec_torchrec.item_graph.graph import ItemGraph, graph_of
 from sgrec_torchrec.judge.ask.cases import CaseReader
 from sgrec_torchrec.judge.ask.prompt import PromptSettings, rating
-from sgrec_torchrec.judge.labels import CHOSEN, LabelledCase
-from sgrec_torchrec.judge.weak_labels import WeakLabelSettings, weak_labels
+from sgrec_torchrec.judge.learn.labels import CHOSEN, LabelledCase
+from sgrec_torchrec.judge.learn.weak_labels import WeakLabelSettings, weak_labels
 from sgrec_torchrec.logs.judged_users import is_label_user
 from sgrec_torchrec.logs.prompts import eligible_prompts
 from sgrec_torchrec.schema import Sequences, SplitLog

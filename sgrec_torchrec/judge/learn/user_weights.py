@@ -9,7 +9,7 @@ the share of the user's trade-off pairs a_i > a_j with w . s(a_i) > w . s(a_j).
 Letters: A aspects, S levels, G draws, P pairs, F features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,13 @@ from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 from sgrec_torchrec.judge.ask.chat import Chat
 from sgrec_torchrec.judge.ask.likeness import LATEST, NEWEST
 from sgrec_torchrec.judge.ask.prompt import DAY_S, weighing
+from sgrec_torchrec.judge.backends.language_model import load_model
 from sgrec_torchrec.judge.backends.protocol import Backend
-from sgrec_torchrec.judge.group_reward import group_policy_loss
-from sgrec_torchrec.judge.metrics import Judged, is_trade_off
-from sgrec_torchrec.judge.train_aspects import (
+from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
+from sgrec_torchrec.judge.judge_files import JudgeFiles
+from sgrec_torchrec.judge.learn.group_reward import group_policy_loss
+from sgrec_torchrec.judge.learn.metrics import Judged, is_trade_off
+from sgrec_torchrec.judge.learn.train_aspects import (
     AspectTraining,
     Figures,
     Reward,
@@ -36,6 +39,7 @@ from sgrec_torchrec.judge.train_aspects import (
 from sgrec_torchrec.schema import Float32Array
 
 NUM_FEATURES = 6
+Weigh = Callable[[Sequence[Case]], Float32Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,3 +275,40 @@ def _normalised(importance: Tensor) -> Tensor:
     total = importance.sum(-1, keepdim=True)
     equal = torch.full_like(importance, 1.0 / importance.shape[-1])
     return torch.where(total > 0, importance / total.clamp(min=1e-9), equal)
+
+
+def weigher(files: JudgeFiles, reader: CaseReader) -> Weigh:
+    """Cases -> float32 [len, A], rows sum to 1; a user at one time is asked once.
+
+    Memory: some hundred bytes a user.
+    """
+    weigh = _network(files, reader) if files.form == "network" else _llm(files, reader)
+    known: dict[tuple[int, int], Float32Array] = {}
+
+    def cached(cases: Sequence[Case]) -> Float32Array:
+        new = [case for case in cases if (case.user, case.as_of) not in known]
+        for case, weight_A in zip(new, weigh(new), strict=True):
+            known[case.user, case.as_of] = weight_A
+        rows = [known[case.user, case.as_of] for case in cases]
+        empty = np.zeros((0, len(reader.aspects)), dtype=np.float32)
+        return np.stack(rows) if rows else empty
+
+    return cached
+
+
+def _network(files: JudgeFiles, reader: CaseReader) -> Weigh:
+    network = load_network(files.network, len(reader.aspects))
+    return lambda cases: network_weights(network, reader, cases)
+
+
+def _llm(files: JudgeFiles, reader: CaseReader) -> Weigh:
+    from peft import PeftModel
+
+    model, tokenizer = load_model(str(files.model))
+    weighing = PeftModel.from_pretrained(
+        model, str(files.weights_adapter), use_safetensors=True
+    )
+    backend = TransformersBackend(
+        weighing.merge_and_unload(), tokenizer, str(files.weights_adapter)
+    )
+    return lambda cases: llm_weights(backend, reader, cases)

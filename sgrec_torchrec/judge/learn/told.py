@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sgrec_torchrec.judge.ask.cases import CaseReader
-from sgrec_torchrec.judge.labels import LabelledCase
-from sgrec_torchrec.judge.metrics import quadratic_kappa
+from sgrec_torchrec.judge.learn.labels import LabelledCase
+from sgrec_torchrec.judge.learn.metrics import quadratic_kappa
 
 WIDTH = 180
 

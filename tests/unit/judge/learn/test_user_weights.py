@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from sgrec_torchrec.judge.aggregator import (
+from sgrec_torchrec.judge.ask.aspects import expected_score
+from sgrec_torchrec.judge.ask.cases import Case, CaseReader
+from sgrec_torchrec.judge.ask.chat import Chat
+from sgrec_torchrec.judge.ask.prompt import PromptSettings, weighing
+from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
+from sgrec_torchrec.judge.judge_files import open_judge
+from sgrec_torchrec.judge.learn.labels import LabelledCase, Preference
+from sgrec_torchrec.judge.learn.metrics import Judged
+from sgrec_torchrec.judge.learn.train_aspects import with_lora
+from sgrec_torchrec.judge.learn.user_weights import (
     AggregatorTraining,
     UserNetwork,
     llm_weights,
@@ -19,18 +28,9 @@ from sgrec_torchrec.judge.aggregator import (
     save_network,
     train_network,
     user_features,
+    weigher,
     weights_of,
 )
-from sgrec_torchrec.judge.ask.aspects import expected_score
-from sgrec_torchrec.judge.ask.cases import Case, CaseReader
-from sgrec_torchrec.judge.ask.chat import Chat
-from sgrec_torchrec.judge.ask.prompt import PromptSettings, weighing
-from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
-from sgrec_torchrec.judge.judge_files import open_judge
-from sgrec_torchrec.judge.labels import LabelledCase, Preference
-from sgrec_torchrec.judge.metrics import Judged
-from sgrec_torchrec.judge.train_aspects import with_lora
-from sgrec_torchrec.judge.weigh import weigher
 
 DAY_S = 24 * 3600
 
@@ -249,7 +249,7 @@ def test_llm_learns_the_aspect_that_decides(
 def test_a_user_at_one_time_is_weighed_once(
     tiny_judge: Path, reader, next_case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sgrec_torchrec.judge import weigh as module
+    from sgrec_torchrec.judge.learn import user_weights as module
 
     asked = []
     real = module.network_weights
