@@ -11,6 +11,7 @@ import typer
 
 from sgrec_torchrec.config.arguments import errors_in_one_line
 from sgrec_torchrec.judge.commands import app as judge_app
+from sgrec_torchrec.report.commands import app as page_app
 from sgrec_torchrec.reward_table.commands import app as table_app
 from sgrec_torchrec.serving.commands import app as serving_app
 
@@ -20,9 +21,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+# Without a name: verbs of the typer that they are added to.
+judge_app.add_typer(page_app)
 app.add_typer(judge_app, name="judge")
 app.add_typer(table_app, name="table")
-# Without a name: a verb of its own.
 app.add_typer(serving_app)
 
 Assignments = Annotated[
@@ -141,7 +143,7 @@ def evaluate(run_dir: RunDir) -> None:
 @app.command()
 def report(run_dir: RunDir) -> None:
     """Write report.html from the files of a run."""
-    from sgrec_torchrec.evaluation.report import write_report
+    from sgrec_torchrec.report.run_page import write_report
 
     typer.echo(write_report(run_dir))
 

@@ -33,7 +33,6 @@ from sgrec_torchrec.evaluation.offline import (
     evaluate,
     validation_ndcg,
 )
-from sgrec_torchrec.evaluation.report import write_report
 from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.origin import describe_run
 from sgrec_torchrec.files.tracking import Tracker
@@ -46,6 +45,7 @@ from sgrec_torchrec.prepare import (
     prepare_teacher,
     prepare_tokens,
 )
+from sgrec_torchrec.report.run_page import write_report
 
 
 def main(argv: list[str] | None = None) -> None:

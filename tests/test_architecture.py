@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "judge": UP_TO_TOKENS | {"reward_table"},
     "a2po": UP_TO_GENERATOR | {"reward_table"},
     "evaluation": UP_TO_GENERATOR,
+    "report": {"schema", "files", "judge"},
     "serving": UP_TO_GENERATOR,
     "doctor": set(),
     "prepare": UP_TO_TOKENS,

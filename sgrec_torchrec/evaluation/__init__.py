@@ -1,6 +1,5 @@
 """Stage 8, offline evaluation: reads top-k lists and targets, writes metric tables.
 
 ``ranking`` gives HR and NDCG with intervals, ``beyond`` what else a list should be
-judged by, ``baselines`` the systems to beat, ``compare`` paired tests of two runs,
-``report`` the page of a run.
+judged by, ``baselines`` the systems to beat, ``compare`` paired tests of two runs.
 """

@@ -81,8 +81,8 @@ def train(
 ) -> None:
     """Train the judge: supervised, then GRPO, then the weights; report each stage."""
     from sgrec_torchrec.judge.ask.prompt import PromptSettings
-    from sgrec_torchrec.judge.learn.baselines import baseline_scores
     from sgrec_torchrec.judge.learn.labels import read_labels
+    from sgrec_torchrec.judge.learn.metrics import baseline_scores
     from sgrec_torchrec.judge.learn.told import print_table, report_tables
     from sgrec_torchrec.judge.learn.train_aspects import AspectTraining
     from sgrec_torchrec.judge.learn.train_judge import JudgeTraining, train_judge
@@ -154,20 +154,6 @@ def run(
     typer.echo(f"judged: {folder}")
 
 
-@app.command()
-def page(
-    run_dir: RunDir,
-    judged: Annotated[Path | None, typer.Option(help="Else RUN/judged.")] = None,
-    max_users: Annotated[int, typer.Option(min=1)] = 200,
-) -> None:
-    """Write an HTML page to look at users, candidates, scores and evidence."""
-    from sgrec_torchrec.judge.page import write_page
-
-    catalogue = _reader(run_dir).split.catalogue
-    titles = dict(zip(catalogue.item_ids, catalogue.titles, strict=True))
-    typer.echo(write_page(judged or run_dir / "judged", titles, max_users=max_users))
-
-
 def _reader(run_dir: Path, settings: "PromptSettings | None" = None) -> "CaseReader":
     from sgrec_torchrec.judge.ask.cases import CaseReader
     from sgrec_torchrec.judge.ask.prompt import PromptSettings
@@ -192,7 +178,7 @@ def _open(
     from sgrec_torchrec.judge.backends.open_backend import open_backend
     from sgrec_torchrec.judge.judge_files import open_judge
     from sgrec_torchrec.judge.judging import Judge
-    from sgrec_torchrec.judge.learn.weigh import weigher
+    from sgrec_torchrec.judge.learn.user_weights import weigher
 
     files = open_judge(folder)
     reader = _reader(run_dir, files.prompt)

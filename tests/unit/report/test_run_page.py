@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sgrec_torchrec.evaluation.report import write_report
+from sgrec_torchrec.report.run_page import write_report
 
 Results = dict[str, Any]
 Examples = list[dict[str, Any]]
@@ -256,7 +256,7 @@ def test_only_eight_examples_and_the_newest_titles_are_shown(
 
 def test_the_report_path_imports_no_torch() -> None:
     code = (
-        "import sys, sgrec_torchrec.evaluation.report; "
+        "import sys, sgrec_torchrec.report.run_page; "
         "print([name for name in ('torch', 'torchrec') if name in sys.modules])"
     )
     done = subprocess.run(

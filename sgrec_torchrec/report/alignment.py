@@ -14,15 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgrec_torchrec.evaluation.report_pictures import (
+from sgrec_torchrec.files.tracking import METRICS_FILE, read_metrics
+from sgrec_torchrec.report.pictures import (
     BOX,
     Chart,
     Tick,
     alignment_charts,
     value_scale,
 )
-from sgrec_torchrec.evaluation.report_tables import OURS, Cell, Row, Table, p_value
-from sgrec_torchrec.files.tracking import METRICS_FILE, read_metrics
+from sgrec_torchrec.report.tables import OURS, Cell, Row, Table, p_value
 
 FOLDER = "aligned"
 STATES = "best/*/state.json"

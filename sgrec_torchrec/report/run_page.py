@@ -13,13 +13,19 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sgrec_torchrec.evaluation.report_alignment import read_alignment
-from sgrec_torchrec.evaluation.report_judged import read_judged
-from sgrec_torchrec.evaluation.report_pictures import (
+from sgrec_torchrec.files.atomic import atomic_file
+from sgrec_torchrec.files.tracking import (
+    METRICS_FILE,
+    MetricLine,
+    read_metrics,
+)
+from sgrec_torchrec.report.alignment import read_alignment
+from sgrec_torchrec.report.judged import read_judged
+from sgrec_torchrec.report.pictures import (
     count_not_finite,
     training_charts,
 )
-from sgrec_torchrec.evaluation.report_tables import (
+from sgrec_torchrec.report.tables import (
     beyond_table,
     fact_text,
     facts,
@@ -29,15 +35,9 @@ from sgrec_torchrec.evaluation.report_tables import (
     ordered_systems,
     time_shares,
 )
-from sgrec_torchrec.files.atomic import atomic_file
-from sgrec_torchrec.files.tracking import (
-    METRICS_FILE,
-    MetricLine,
-    read_metrics,
-)
 
 REPORT_FILE = "report.html"
-TEMPLATE = "report.html.j2"
+TEMPLATE = "run_page.html.j2"
 STEPS = "steps"
 """Folder of a pipeline's stamps."""
 CHECKPOINTS = ("best/*/manifest.json", "checkpoints/*/manifest.json")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sgrec_torchrec.judge import page
+from sgrec_torchrec.report import judge_page as page
 
 NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(NODE is None, reason="needs node")

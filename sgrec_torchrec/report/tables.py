@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sgrec_torchrec.evaluation.report_pictures import Bar, bars, short
+from sgrec_torchrec.report.pictures import Bar, bars, short
 
 OURS = "generator"
 PARTS_OF_OURS = ("generator without evidence",)

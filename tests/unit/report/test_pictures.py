@@ -5,13 +5,13 @@ import math
 
 import pytest
 
-from sgrec_torchrec.evaluation.report_pictures import (
+from sgrec_torchrec.files.tracking import MetricLine
+from sgrec_torchrec.report.pictures import (
     bars,
     nice_ticks,
     short,
     training_charts,
 )
-from sgrec_torchrec.files.tracking import MetricLine
 
 
 def metric(step: int, stage: str, **values: float) -> MetricLine:

@@ -7,16 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sgrec_torchrec.evaluation.report import write_report
-from sgrec_torchrec.evaluation.report_alignment import (
+from sgrec_torchrec.files.tracking import MetricLine
+from sgrec_torchrec.report.alignment import (
     MAX_POINTS,
     gain_table,
     read_alignment,
     scatter,
     verdict_of,
 )
-from sgrec_torchrec.evaluation.report_pictures import alignment_charts
-from sgrec_torchrec.files.tracking import MetricLine
+from sgrec_torchrec.report.pictures import alignment_charts
+from sgrec_torchrec.report.run_page import write_report
 
 STATE = {
     "step": 60,

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sgrec_torchrec.judge import page_pairs
-from sgrec_torchrec.judge.page_pairs import Measure
+from sgrec_torchrec.report import judged_pairs as page_pairs
+from sgrec_torchrec.report.judged_pairs import Measure
 
 Row = dict[str, Any]
 ASPECTS = ("profile", "future_interest", "novelty", "context")

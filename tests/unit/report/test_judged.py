@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sgrec_torchrec.evaluation import report_judged
-from sgrec_torchrec.evaluation.report import write_report
-from sgrec_torchrec.evaluation.report_judged import MAX_CHARS, read_judged
+from sgrec_torchrec.report import judged as report_judged
+from sgrec_torchrec.report.judged import MAX_CHARS, read_judged
+from sgrec_torchrec.report.run_page import write_report
 
 HOSTILE = '<script>alert("judge")</script>'
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from sgrec_torchrec.evaluation.report_tables import Cell, Row, Table, facts
+from sgrec_torchrec.report.tables import Cell, Row, Table, facts
 
 PARTS = "part-*.parquet"
 MAX_USERS = 4

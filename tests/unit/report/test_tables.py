@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sgrec_torchrec.evaluation.report_tables import (
+from sgrec_torchrec.report.tables import (
     beyond_table,
     duration,
     facts,

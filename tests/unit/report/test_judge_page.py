@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sgrec_torchrec.judge.page import write_page
+from sgrec_torchrec.report.judge_page import write_page
 
 Row = dict[str, Any]
 CHROMIUM = shutil.which("chromium")

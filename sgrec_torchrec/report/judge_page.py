@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sgrec_torchrec.files.atomic import atomic_file
 from sgrec_torchrec.judge.ask.aspects import ASPECTS, LEVELS
-from sgrec_torchrec.judge.page_pairs import (
+from sgrec_torchrec.report.judged_pairs import (
     MAX_VERSIONS,
     NUM_BINS,
     PARTS,
@@ -36,7 +36,7 @@ from sgrec_torchrec.judge.page_pairs import (
 
 PAGE_FILE = "index.html"
 MANIFEST_FILE = "manifest.json"
-TEMPLATE = "page.html.j2"
+TEMPLATE = "judge_page.html.j2"
 PAIR_COLUMNS = {
     **dict.fromkeys(("user_id", "item_id", "source"), "string"),
     "as_of": "integer",
