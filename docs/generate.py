@@ -23,10 +23,10 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from sgrec_torchrec import pipeline
 from sgrec_torchrec.cli import app
 from sgrec_torchrec.config import STAGES
 from sgrec_torchrec.config.arguments import parse_run
+from sgrec_torchrec.runs import pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"

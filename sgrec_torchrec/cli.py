@@ -108,7 +108,7 @@ def train(context: typer.Context) -> None:
 )
 def pipeline(context: typer.Context) -> None:
     """All of S-GRec: pretrain, judge, post-train, report (sgrec pipeline --help)."""
-    from sgrec_torchrec.pipeline import main as run_all
+    from sgrec_torchrec.runs.pipeline import main as run_all
 
     run_all(context.args)
 
@@ -123,7 +123,7 @@ def loop(
     assignments: Assignments = None,
 ) -> None:
     """Post-train, judge what was missed, append, publish if better: in rounds."""
-    from sgrec_torchrec.closed_loop import close_loop, show_rounds
+    from sgrec_torchrec.runs.closed_loop import close_loop, show_rounds
 
     show_rounds(close_loop(run_dir, rounds, max_pairs, assignments or []))
 

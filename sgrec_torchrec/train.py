@@ -23,7 +23,6 @@ from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.config.arguments import errors_in_one_line, parse_run
 from sgrec_torchrec.distributed.launch import Ranks, process_group
 from sgrec_torchrec.distributed.main_rank import is_main_rank
-from sgrec_torchrec.distributed.stopwatch import Stopwatch
 from sgrec_torchrec.evaluation.baselines import BASELINES, Baseline
 from sgrec_torchrec.evaluation.gain import write_gain
 from sgrec_torchrec.evaluation.generate import Ranker
@@ -38,14 +37,15 @@ from sgrec_torchrec.files.origin import describe_run
 from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.generator.pretrain import pretrain, restore_best
 from sgrec_torchrec.generator.trainee import build_trainee
-from sgrec_torchrec.prepare import (
+from sgrec_torchrec.report.run_page import write_report
+from sgrec_torchrec.runs.prepare import (
     prepare_evidence,
     prepare_graph,
     prepare_log,
     prepare_teacher,
     prepare_tokens,
 )
-from sgrec_torchrec.report.run_page import write_report
+from sgrec_torchrec.runs.stopwatch import Stopwatch
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -244,7 +244,7 @@ def piped_run(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Folder of a run that went through the whole of S-GRec. Do not change it."""
-    from sgrec_torchrec.pipeline import main
+    from sgrec_torchrec.runs.pipeline import main
 
     out_dir = tmp_path_factory.mktemp("piped")
     main(piped_arguments(out_dir))

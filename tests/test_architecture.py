@@ -33,13 +33,10 @@ MAY_IMPORT = {
     "report": {"schema", "files", "judge"},
     "serving": UP_TO_GENERATOR,
     "doctor": set(),
-    "prepare": UP_TO_TOKENS,
-    "candidates": UP_TO_GENERATOR | {"prepare"},
-    "steps": {"files"},
-    "closed_loop": {"files", "steps"},
-    "pipeline": {"config", "files", "distributed", "doctor", "logs", "steps"},
+    "runs": UP_TO_TOKENS | {"doctor"},
+    "candidates": UP_TO_GENERATOR | {"runs"},
     "experiments": UP_TO_GENERATOR
-    | {"a2po", "evaluation", "prepare", "reward_table", "serving", "train"},
+    | {"a2po", "evaluation", "runs", "reward_table", "serving", "train"},
 }
 """Stage -> the others that it may import (itself is understood)."""
 ENTRY_POINTS = {"train", "cli"}

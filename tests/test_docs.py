@@ -17,10 +17,10 @@ import pytest
 import typer
 from documented_lines import FENCE, PAGES, ROOT, name_of, python_blocks, shell_lines
 
-from sgrec_torchrec import pipeline
 from sgrec_torchrec.cli import app
 from sgrec_torchrec.config import RUNS
 from sgrec_torchrec.config.arguments import override, parse_run, parse_with
+from sgrec_torchrec.runs import pipeline
 from sgrec_torchrec.serving.server.command import parse_settings
 
 NAMES = [name_of(page) for page in PAGES]

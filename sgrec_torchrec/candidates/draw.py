@@ -57,7 +57,7 @@ from sgrec_torchrec.logs.judged_users import LABEL_SHARE, id_hashes
 from sgrec_torchrec.logs.prompts import eligible_prompts, fresh_targets
 from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS
 from sgrec_torchrec.logs.stream import EvalBatch, eval_batches
-from sgrec_torchrec.prepare import prepare_graph, prepare_log, prepare_tokens
+from sgrec_torchrec.runs.prepare import prepare_graph, prepare_log, prepare_tokens
 from sgrec_torchrec.schema import (
     EvalRows,
     Int32Array,

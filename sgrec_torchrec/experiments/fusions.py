@@ -64,13 +64,13 @@ from sgrec_torchrec.generator.pretrain import restore_best
 from sgrec_torchrec.generator.trainee import Trainee, build_trainee
 from sgrec_torchrec.logs.judged_users import is_label_user
 from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS
-from sgrec_torchrec.prepare import (
+from sgrec_torchrec.reward_table import RewardTable
+from sgrec_torchrec.runs.prepare import (
     prepare_evidence,
     prepare_graph,
     prepare_log,
     prepare_tokens,
 )
-from sgrec_torchrec.reward_table import RewardTable
 from sgrec_torchrec.schema import EvalRows, Int32Array, Int64Array, ItemTokens, SplitLog
 from sgrec_torchrec.train import run
 

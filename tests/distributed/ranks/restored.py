@@ -8,7 +8,7 @@ from sgrec_torchrec.evaluation.generate import Ranker
 from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.generator.pretrain import restore_best
 from sgrec_torchrec.generator.trainee import build_trainee
-from sgrec_torchrec.prepare import (
+from sgrec_torchrec.runs.prepare import (
     prepare_evidence,
     prepare_graph,
     prepare_log,

@@ -11,12 +11,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from sgrec_torchrec import pipeline
+from sgrec_torchrec.runs import pipeline
 from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.config.arguments import override
 from sgrec_torchrec.files.tracking import read_metrics
-from sgrec_torchrec.pipeline import JudgeBounds, check_judge, pipeline_steps
-from sgrec_torchrec.steps import Step
+from sgrec_torchrec.runs.pipeline import JudgeBounds, check_judge, pipeline_steps
+from sgrec_torchrec.runs.steps import Step
 
 NAMES = [
     *("pretrain", "candidates", "labels", "judge", "judged", "table", "align"),
@@ -218,7 +218,7 @@ def test_user_error_is_one_line(
 
 def test_the_pipeline_itself_imports_neither_torch_nor_a_judge() -> None:
     code = (
-        "import sys, sgrec_torchrec.pipeline; print([name for name in sys.modules if "
+        "import sys, sgrec_torchrec.runs.pipeline; print([name for name in sys.modules if "
         "name == 'torch' or name.startswith(('transformers', 'sgrec_torchrec.judge'))])"
     )
     done = subprocess.run(

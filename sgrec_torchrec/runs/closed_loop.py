@@ -31,7 +31,7 @@ from sgrec_torchrec.files.atomic import (
     write_json,
 )
 from sgrec_torchrec.files.tracking import read_metrics
-from sgrec_torchrec.steps import (
+from sgrec_torchrec.runs.steps import (
     ALIGN_STEPS,
     SGREC,
     TABLE,

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sgrec_torchrec import cli, closed_loop
-from sgrec_torchrec.closed_loop import (
+from sgrec_torchrec.runs.closed_loop import (
     Round,
     close_loop,
     read_published,

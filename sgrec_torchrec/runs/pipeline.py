@@ -32,7 +32,7 @@ from sgrec_torchrec.config.arguments import (
 from sgrec_torchrec.doctor import EXTRAS
 from sgrec_torchrec.files.origin import has_fast_bf16
 from sgrec_torchrec.logs.importers.locate import fingerprint
-from sgrec_torchrec.steps import (
+from sgrec_torchrec.runs.steps import (
     ALIGN_STEPS,
     SGREC,
     TABLE,

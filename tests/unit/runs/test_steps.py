@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sgrec_torchrec.steps import Outcome, Step, read_stamp, run_steps, show, stamp_path
+from sgrec_torchrec.runs.steps import Outcome, Step, read_stamp, run_steps, show, stamp_path
 
 COPY = (
     "import sys; from pathlib import Path; "
@@ -175,7 +175,7 @@ def test_a_damaged_stamp_does_the_step_again(
 SLEEP = """
 import sys, time
 from pathlib import Path
-from sgrec_torchrec.steps import Step, run_steps
+from sgrec_torchrec.runs.steps import Step, run_steps
 here = Path(sys.argv[1])
 code = "import os, sys, time; from pathlib import Path; "
 code += "Path(sys.argv[1], 'pid').write_text(str(os.getpid())); "
