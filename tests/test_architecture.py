@@ -1,6 +1,7 @@
 """The rules of the code base, each as a function that names its offenders."""
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "judge": UP_TO_TOKENS | {"reward_table"},
     "a2po": UP_TO_GENERATOR | {"reward_table"},
     "evaluation": UP_TO_GENERATOR,
-    "report": {"schema", "files", "judge"},
+    "report": UP_TO_LOGS | {"judge"},
     "serving": UP_TO_GENERATOR,
     "doctor": set(),
     "runs": UP_TO_TOKENS | {"doctor"},
@@ -201,6 +202,44 @@ def logic_in_init(tree: ast.Module) -> list[ast.AST]:
         and not (isinstance(node, ast.FunctionDef) and node.name == "__getattr__")
         and not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     ]
+
+
+def modules() -> dict[str, Path]:
+    """The package's modules by name; a folder by its ``__init__``."""
+    found = {}
+    for path in code_files(PACKAGE):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+def import_circle(imports: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, the first one at both ends."""
+    try:
+        graphlib.TopologicalSorter(imports).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    paths = modules()
+    imports = {
+        name: {used for _, used in imported(parse(path)) if used in paths} - {PACKAGE}
+        for name, path in paths.items()
+    }
+    assert sum(map(len, imports.values())) > len(paths), "no arrows were read"
+    assert import_circle(imports) == []
+
+
+def test_a_circle_of_imports_is_named() -> None:
+    assert import_circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert set(import_circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})) == {"a", "b", "c"}
+
+
+def test_few_modules_stand_outside_a_room() -> None:
+    loose = {path.stem for path in (ROOT / PACKAGE).glob("*.py")}
+    assert loose == {"__init__", *ENTRY_POINTS, "schema", "hashing", "doctor"}
 
 
 def test_stages_import_one_way() -> None:
