@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from sgrec_torchrec.runs import pipeline
 from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.config.arguments import override
 from sgrec_torchrec.files.tracking import read_metrics
+from sgrec_torchrec.runs import pipeline
 from sgrec_torchrec.runs.pipeline import JudgeBounds, check_judge, pipeline_steps
 from sgrec_torchrec.runs.steps import Step
 
@@ -218,8 +218,9 @@ def test_user_error_is_one_line(
 
 def test_the_pipeline_itself_imports_neither_torch_nor_a_judge() -> None:
     code = (
-        "import sys, sgrec_torchrec.runs.pipeline; print([name for name in sys.modules if "
-        "name == 'torch' or name.startswith(('transformers', 'sgrec_torchrec.judge'))])"
+        "import sys, sgrec_torchrec.runs.pipeline; "
+        "print([name for name in sys.modules if name == 'torch' or "
+        "name.startswith(('transformers', 'sgrec_torchrec.judge'))])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

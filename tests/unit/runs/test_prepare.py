@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgrec_torchrec.runs import prepare
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.config.arguments import override, parse_run
 from sgrec_torchrec.evidence.gather import histories_of
 from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS, SoftTargets
+from sgrec_torchrec.runs import prepare
 from sgrec_torchrec.runs.prepare import (
     prepare_evidence,
     prepare_graph,

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from sgrec_torchrec.runs.steps import Outcome, Step, read_stamp, run_steps, show, stamp_path
+from sgrec_torchrec.runs.steps import (
+    Outcome,
+    Step,
+    read_stamp,
+    run_steps,
+    show,
+    stamp_path,
+)
 
 COPY = (
     "import sys; from pathlib import Path; "
