@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sgrec_torchrec.arguments import parse_run
 from torch import Tensor
 
 from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.config.arguments import parse_run
 from sgrec_torchrec.distributed.launch import Ranks, process_group
 from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.generator.trainee import build_trainee
 from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS
-from sgrec_torchrec.prepare import prepare_log
+from sgrec_torchrec.runs.prepare import prepare_log
 from sgrec_torchrec.schema import ItemTokens
 
 
