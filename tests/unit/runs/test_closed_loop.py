@@ -10,9 +10,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from sgrec_torchrec import cli, closed_loop
+from sgrec_torchrec import cli
 from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.reward_table import RewardTable
+from sgrec_torchrec.runs import closed_loop
 from sgrec_torchrec.runs.closed_loop import (
     Round,
     close_loop,
