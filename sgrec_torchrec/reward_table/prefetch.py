@@ -3,6 +3,7 @@
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
+from numba import config
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
@@ -37,5 +38,9 @@ def _prefetch(typing_context: Any, array: Any, index: Any) -> Any:  # noqa: ARG0
     return types.void(array, types.intp), generate
 
 
-prefetch: Any = intrinsic(_prefetch)
-"""``prefetch(array, index)``, in compiled code only."""
+def _nothing(array: Any, index: Any) -> None:
+    """What a hint is in plain Python."""
+
+
+prefetch: Any = _nothing if config.DISABLE_JIT else intrinsic(_prefetch)
+"""``prefetch(array, index)``; with NUMBA_DISABLE_JIT=1 it does nothing."""
