@@ -9,7 +9,7 @@ TORCH_PIP_ARGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check docs bench doctor clean distclean
+.PHONY: help setup train test check docs bench mutants doctor clean distclean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /|/' | \
@@ -42,11 +42,15 @@ bench: $(VENV)/.ready  ## measure speed against peers; JSON_DIR=folder keeps the
 		json="$(if $(JSON_DIR),--json $(JSON_DIR)/$$(basename $$script .py).json)"; \
 		echo "== $$script"; $(PY) "$$script" $$json $(ARGS) || exit 1; done
 
+# Not part of check: about an hour. The copy that is broken lies in mutants/.
+mutants: $(VENV)/.ready  ## break the core place by place: do tests notice? ARGS="a2po/loss.py"
+	@OMP_NUM_THREADS=1 $(PY) .ci/mutants.py $(ARGS)
+
 doctor: $(VENV)/.ready  ## what is installed, and how to mend what is broken
 	@$(VENV)/bin/sgrec doctor
 
 clean:  ## remove caches and build leftovers; runs/ and .venv stay
-	@rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@rm -rf build dist site mutants .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 	@rm -rf .ci/fbgemm_gpu_cpu_shim/build .ci/fbgemm_gpu_cpu_shim/*.egg-info
 	@find sgrec_torchrec torchx_components benchmarks tests examples \
 		-name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
