@@ -216,3 +216,14 @@ def test_appending_to_nothing_is_refused(write_pairs, tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match=r"manifest.json is missing: name the"):
         append_segment(tmp_path / "table", write_pairs([(1, 1, 0.5)]))
     assert not (tmp_path / "table").exists()
+
+
+def test_where_no_table_is_nothing_is_appended_or_merged(write_pairs, tmp_path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.txt").write_text("years of work")
+    file = write_pairs([(1, 1, 0.5)])
+    for change in (lambda: append_segment(home, file), lambda: compact(home)):
+        with pytest.raises(FileNotFoundError, match=r"manifest.json is missing: name"):
+            change()
+    assert [path.name for path in home.iterdir()] == ["thesis.txt"]

@@ -1,12 +1,13 @@
 """Every single flipped bit of a table is found."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from sgrec_torchrec.reward_table import RewardTable, append_segment, build_reward_table
-from sgrec_torchrec.reward_table.manifest import parse_manifest
+from sgrec_torchrec.reward_table.manifest import parse_manifest, render
 
 COLUMNS = {"aspect_a": [0.5, 0.25], "as_of": [3, 4], "history_hash": [7, 2**60]}
 
@@ -79,4 +80,18 @@ def test_a_file_that_went_is_named(write_pairs, tmp_path) -> None:
     (path,) = table.glob("segments/*/offsets.bin")
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"offsets.bin"):
+        opened.verify()
+
+
+def test_a_manifest_of_another_size_is_found(write_pairs, tmp_path) -> None:
+    table = tmp_path / "table"
+    build_reward_table(write_pairs([(1, 10, 0.5)]), table)
+    opened = RewardTable.open(table)
+    (facts,) = opened.manifest.segments
+    # Its own checksum fits, and so does that of every file.
+    rows = replace(facts.files["rows"], num_bytes=facts.files["rows"].num_bytes + 4)
+    grown = replace(facts, files=facts.files | {"rows": rows})
+    manifest = replace(opened.manifest, segments=(grown,))
+    (table / "manifest.json").write_text(render(manifest))
+    with pytest.raises(ValueError, match=r"rows.bin has \d+ bytes, its manifest says"):
         opened.verify()

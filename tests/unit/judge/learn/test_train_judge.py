@@ -132,6 +132,26 @@ def test_a_run_that_was_stopped_goes_on_with_the_stage_it_was_in(
     assert open_judge(copy).form == "network"
 
 
+def test_a_folder_of_a_judge_of_other_inputs_is_refused(
+    copy: Path, reader, labels, settings
+) -> None:
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    fewer = [one for one in labels if one is not labels[-1]]
+    longer = dataclasses.replace(
+        settings, aspects=dataclasses.replace(settings.aspects, grpo_steps=3)
+    )
+    for some, asked, named in (
+        (fewer, settings, "labels"),
+        (labels, longer, "settings"),
+        (fewer, longer, "labels, settings"),
+    ):
+        with pytest.raises(ValueError, match=f"a judge of other {named}: train into"):
+            train_judge(reader, some, asked, copy, {})
+    assert before == {
+        path: path.read_bytes() for path in copy.rglob("*") if path.is_file()
+    }
+
+
 def test_nothing_is_learned_of_held_out_users(
     tiny_judge: Path,
     reader,
