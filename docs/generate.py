@@ -9,6 +9,7 @@ A page that would fetch anything from another host stops the build.
 """
 
 import contextlib
+import dataclasses
 import io
 import posixpath
 import re
@@ -27,6 +28,7 @@ from sgrec_torchrec.cli import app
 from sgrec_torchrec.config import STAGES
 from sgrec_torchrec.config.arguments import parse_run
 from sgrec_torchrec.runs import pipeline
+from sgrec_torchrec.serving.server.settings import ServerSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"
@@ -37,7 +39,6 @@ ARGPARSE: dict[str, Callable[[list[str]], object]] = {
 }
 """Verbs that hand their words on."""
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)")
-DEFAULT_OF_FIELD = re.compile(r"^.*\bfield\(default=([^,)]*).*$")
 FETCHED = re.compile(
     r"<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^>]*"
 )
@@ -133,20 +134,21 @@ def all_settings() -> Iterator[str]:
     """Every field of a run and of the server, with its default."""
     config = griffe.load("sgrec_torchrec.config", search_paths=[ROOT])
     for name, stage in STAGES.items():
-        yield from class_parts(name, config[stage.__name__])
+        yield from class_parts(name, stage, config)
     server = griffe.load("sgrec_torchrec.serving.server.settings", search_paths=[ROOT])
-    yield from class_parts("sgrec serve", server["ServerSettings"])
+    yield from class_parts("sgrec serve", ServerSettings, server)
 
 
-def class_parts(title: str, settings: Any) -> Iterator[str]:
-    """A table of the fields of one dataclass."""
+def class_parts(title: str, settings: Any, module: Any) -> Iterator[str]:
+    """A table of the fields of one dataclass; their docstrings are in its source."""
+    source = module[settings.__name__]
     yield f"## {title}"
-    yield escaped(settings.docstring.value)
+    yield escaped(source.docstring.value)
     rows = ["| field | default | |", "|---|---|---|"]
-    for name, field in settings.attributes.items():
-        says = field.docstring.value if field.docstring else ""
-        default = DEFAULT_OF_FIELD.sub(r"\1", str(field.value))
-        rows.append(f"| `{name}` | `{default}` | {escaped(says)} |")
+    for field in dataclasses.fields(settings):
+        docstring = source[field.name].docstring
+        says = docstring.value if docstring else ""
+        rows.append(f"| `{field.name}` | `{field.default!r}` | {escaped(says)} |")
     yield "\n".join(rows)
 
 

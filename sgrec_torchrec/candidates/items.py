@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from sgrec_torchrec.config import check_fields
+from sgrec_torchrec.config import bounded, check_bounds
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.hashing import CANDIDATE, hash64, uniform
 from sgrec_torchrec.item_graph.covisitation import popularity
@@ -63,17 +63,17 @@ class CandidateConfig:
     """Judge a user also if no rollout is the next item: the first by the hash."""
     fresh: bool = False
     """Ask at the users' newest valid rows, as ``align.prompts`` = fresh does."""
-    max_users: int | None = None
+    max_users: int | None = bounded(None, 1, 1 << 31)
     """Judged users at most, whatever the share."""
-    num_rollouts: int = 16
+    num_rollouts: int = bounded(16, 1, 4096)
     """G: items of a group, drawn without replacement at temperature 1."""
-    beam: int = 16
+    beam: int = bounded(16, 0, 4096)
     """Best items of the beam."""
-    hard: int = 4
+    hard: int = bounded(4, 0, 4096)
     """Items that the item graph scores highest."""
-    easy: int = 4
+    easy: int = bounded(4, 0, 4096)
     """Items drawn by their popularity."""
-    max_per_user: int | None = None
+    max_per_user: int | None = bounded(None, 1, 1 << 20)
     """Pairs of a user; the sources take turns, so that each keeps some."""
     seed: int | None = None
     """Of all draws but that of the label users. None: ``log.seed``."""
@@ -84,16 +84,7 @@ class CandidateConfig:
                 f"candidates.share = {self.share}: give a share of the eligible users "
                 "above 0 and at most 1, as 0.05"
             )
-        check_fields(
-            "candidates",
-            self,
-            num_rollouts=(1, 4096),
-            beam=(0, 4096),
-            hard=(0, 4096),
-            easy=(0, 4096),
-            max_users=(1, 1 << 31),
-            max_per_user=(1, 1 << 20),
-        )
+        check_bounds("candidates", self)
 
 
 class Candidate(NamedTuple):

@@ -4,7 +4,7 @@ A field that is ``None`` follows from measured properties of the log (see
 ``logs.measure.resolve``), so one family of settings fits logs that nobody has seen.
 """
 
-from sgrec_torchrec.config.bounds import check_choice, check_fields
+from sgrec_torchrec.config.bounds import bounded, check_bounds, check_choice
 from sgrec_torchrec.config.data import (
     CODES_LARGE,
     CODES_SMALL,
@@ -41,6 +41,7 @@ __all__ = [
     "PretrainConfig",
     "RunConfig",
     "TokenConfig",
+    "bounded",
+    "check_bounds",
     "check_choice",
-    "check_fields",
 ]

