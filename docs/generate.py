@@ -124,7 +124,12 @@ def parameter_table(params: list[Any]) -> str:
 
 
 def shown_default(parameter: Any) -> str:
-    """Empty where nothing is set, and for a flag that is off."""
+    """Empty where nothing is set, and for a flag that is off.
+
+    An option that goes before a setting of the run has that setting's default as text.
+    """
+    if isinstance(parameter.show_default, str):
+        return f"`{parameter.show_default}`"
     if parameter.default is None or parameter.default is False:
         return ""
     return f"`{parameter.default}`"

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from sgrec_torchrec.candidates.commands import app as candidates_app
 from sgrec_torchrec.config.arguments import errors_in_one_line
 from sgrec_torchrec.judge.commands import app as judge_app
 from sgrec_torchrec.report.commands import app as page_app
@@ -25,6 +26,7 @@ app = typer.Typer(
 judge_app.add_typer(page_app)
 app.add_typer(judge_app, name="judge")
 app.add_typer(table_app, name="table")
+app.add_typer(candidates_app)
 app.add_typer(serving_app)
 
 Assignments = Annotated[
@@ -225,63 +227,6 @@ def benchmark_a2po(
         arms=None if arms is None else arms.split(","),
         resume=resume,
     )
-
-
-@app.command()
-def candidates(
-    run_dir: RunDir,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to write; RUN_DIR/candidates if left.")
-    ] = None,
-    share: Annotated[
-        float | None,
-        typer.Option(help="Of the eligible users, judged if live; .05 if left."),
-    ] = None,
-    every_user: Annotated[
-        bool, typer.Option(help="All eligible users, those without a hit too.")
-    ] = False,
-    fresh: Annotated[
-        bool,
-        typer.Option("--fresh", help="Ask at valid rows, for align.prompts=fresh."),
-    ] = False,
-    max_users: Annotated[
-        int | None, typer.Option(help="Judged users at most, drawn by a hash.")
-    ] = None,
-    num_rollouts: Annotated[int, typer.Option(help="Rollouts of a user.")] = 16,
-    beam: Annotated[int, typer.Option(help="Best items of the beam.")] = 16,
-    hard: Annotated[int, typer.Option(help="Negatives by the item graph.")] = 4,
-    easy: Annotated[int, typer.Option(help="Negatives by popularity.")] = 4,
-    max_per_user: Annotated[
-        int | None, typer.Option(help="Pairs of a user; the sources take turns.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of the draws; log.seed of the run if left.")
-    ] = None,
-) -> None:
-    """Write the (user, item) pairs that a judge will judge, by the best checkpoint."""
-    from sgrec_torchrec.candidates.draw import write_candidates
-    from sgrec_torchrec.candidates.items import DEFAULT_SHARE, CandidateConfig
-    from sgrec_torchrec.distributed.launch import process_group
-
-    if every_user and share is not None:
-        raise ValueError(
-            "--every-user asks for all eligible users: leave out --share, or bound "
-            "them with --max-users"
-        )
-    settings = CandidateConfig(
-        share=1.0 if every_user else DEFAULT_SHARE if share is None else share,
-        keep_dead=every_user,
-        fresh=fresh,
-        max_users=max_users,
-        num_rollouts=num_rollouts,
-        beam=beam,
-        hard=hard,
-        easy=easy,
-        max_per_user=max_per_user,
-        seed=seed,
-    )
-    with process_group() as ranks:
-        write_candidates(run_dir, settings, ranks, out)
 
 
 @app.command()

@@ -27,13 +27,12 @@ import torch
 from torch import Tensor
 
 from sgrec_torchrec.candidates.items import (
-    CandidateConfig,
     ItemPicker,
     refuse_foreign,
     summary,
     write_tables,
 )
-from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.config import CandidatesConfig, RunConfig
 from sgrec_torchrec.distributed.checkpoint import latest_checkpoint
 from sgrec_torchrec.distributed.checkpoint_files import read_manifest
 from sgrec_torchrec.distributed.launch import (
@@ -103,7 +102,7 @@ Search = Callable[[Tensor, EvalBatch, Int64Array], Tensor]
 
 def write_candidates(
     run_dir: Path,
-    settings: CandidateConfig,
+    settings: CandidatesConfig,
     ranks: Ranks,
     out_dir: Path | None = None,
 ) -> Path:
@@ -126,7 +125,7 @@ def write_candidates(
     return out_dir
 
 
-def gather(trained: Trained, settings: CandidateConfig, out_dir: Path) -> None:
+def gather(trained: Trained, settings: CandidatesConfig, out_dir: Path) -> None:
     """Draw the judged users, find their candidates, write the folder.
 
     All ranks call together, the main rank writes. The files do not depend on the number
@@ -179,7 +178,7 @@ def restore(config: RunConfig, ranks: Ranks) -> Trained:
     )
 
 
-def draw_judged(trained: Trained, settings: CandidateConfig) -> Judged:
+def draw_judged(trained: Trained, settings: CandidatesConfig) -> Judged:
     """Roll users out in the order of a hash until enough of them are live.
 
     Live: the group of rollouts holds the target. The first ``num_wanted`` live users in
@@ -240,7 +239,7 @@ def draw_judged(trained: Trained, settings: CandidateConfig) -> Judged:
     )
 
 
-def _num_wanted(settings: CandidateConfig, num_eligible: int) -> int:
+def _num_wanted(settings: CandidatesConfig, num_eligible: int) -> int:
     # The product may round up: 0.07 * 100 would make 8 users.
     num_wanted = max(1, math.ceil(settings.share * num_eligible - 1e-9))
     return min(num_wanted, settings.max_users or num_wanted)
@@ -320,7 +319,7 @@ def _searched(
 def _write(
     out_dir: Path,
     trained: Trained,
-    settings: CandidateConfig,
+    settings: CandidatesConfig,
     judged: Judged,
     beam_EW: Int32Array,
 ) -> dict[str, Any]:
@@ -344,7 +343,7 @@ def _write(
 
 def _manifest(
     trained: Trained,
-    settings: CandidateConfig,
+    settings: CandidatesConfig,
     judged: Judged,
     counts: dict[str, int],
 ) -> dict[str, Any]:
@@ -376,7 +375,7 @@ def _manifest(
     }
 
 
-def _seed(settings: CandidateConfig, config: RunConfig) -> int:
+def _seed(settings: CandidatesConfig, config: RunConfig) -> int:
     return config.log.seed if settings.seed is None else settings.seed
 
 

@@ -6,7 +6,6 @@ two tables. A function of the log, the item graph and a seed; no ranks communica
 Letters: E judged users, B of a batch, W beam places, G rollouts, N items, J draws.
 """
 
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from sgrec_torchrec.config import bounded, check_bounds
+from sgrec_torchrec.config import CandidatesConfig
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.hashing import CANDIDATE, hash64, uniform
 from sgrec_torchrec.item_graph.covisitation import popularity
@@ -33,7 +32,6 @@ from sgrec_torchrec.schema import (
 SOURCES = ("next", "beam", "rollout", "hard_negative", "easy_negative")
 """An item that several of them name is listed under the first."""
 NO_RANK = -1
-DEFAULT_SHARE = 0.05
 DRAWS_PER_NEGATIVE = 64
 """Draws for an easy negative before it is given up: most may be items of the user."""
 BATCH_USERS = 512
@@ -51,40 +49,6 @@ USER_COLUMNS: dict[str, Any] = {
     "request_timestamp": pa.int64(),
     "next_item_id": pa.string(),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CandidateConfig:
-    """Who is judged, and what on."""
-
-    share: float = DEFAULT_SHARE
-    """Of the eligible users, in (0, 1]: so many are judged if as many are live."""
-    keep_dead: bool = False
-    """Judge a user also if no rollout is the next item: the first by the hash."""
-    fresh: bool = False
-    """Ask at the users' newest valid rows, as ``align.prompts`` = fresh does."""
-    max_users: int | None = bounded(None, 1, 1 << 31)
-    """Judged users at most, whatever the share."""
-    num_rollouts: int = bounded(16, 1, 4096)
-    """G: items of a group, drawn without replacement at temperature 1."""
-    beam: int = bounded(16, 0, 4096)
-    """Best items of the beam."""
-    hard: int = bounded(4, 0, 4096)
-    """Items that the item graph scores highest."""
-    easy: int = bounded(4, 0, 4096)
-    """Items drawn by their popularity."""
-    max_per_user: int | None = bounded(None, 1, 1 << 20)
-    """Pairs of a user; the sources take turns, so that each keeps some."""
-    seed: int | None = None
-    """Of all draws but that of the label users. None: ``log.seed``."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise ValueError(
-                f"candidates.share = {self.share}: give a share of the eligible users "
-                "above 0 and at most 1, as 0.05"
-            )
-        check_bounds("candidates", self)
 
 
 class Candidate(NamedTuple):
@@ -111,7 +75,7 @@ class ItemPicker:
         *,
         sequences: Sequences,
         graph: ItemGraph,
-        settings: CandidateConfig,
+        settings: CandidatesConfig,
         filter_seen: bool,
         seed: int,
     ) -> None:

@@ -15,7 +15,13 @@ from sgrec_torchrec.config.data import (
     LogConfig,
     TokenConfig,
 )
-from sgrec_torchrec.config.runs import RUNS, STAGES, RunConfig
+from sgrec_torchrec.config.judging import (
+    FORMS,
+    LABEL_FIELDS,
+    CandidatesConfig,
+    JudgeConfig,
+)
+from sgrec_torchrec.config.runs import JUDGE_STAGES, RUNS, STAGES, RunConfig
 from sgrec_torchrec.config.training import (
     FUSIONS,
     AlignConfig,
@@ -27,16 +33,21 @@ from sgrec_torchrec.config.training import (
 __all__ = [
     "CODES_LARGE",
     "CODES_SMALL",
+    "FORMS",
     "FUSIONS",
+    "JUDGE_STAGES",
+    "LABEL_FIELDS",
     "PROTOCOLS",
     "RUNS",
     "SOURCES",
     "STAGES",
     "AlignConfig",
+    "CandidatesConfig",
     "EvaluationConfig",
     "EvidenceConfig",
     "GeneratorConfig",
     "GraphConfig",
+    "JudgeConfig",
     "LogConfig",
     "PretrainConfig",
     "RunConfig",

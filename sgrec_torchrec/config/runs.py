@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sgrec_torchrec.config.data import (
     EvidenceConfig,
@@ -12,6 +13,7 @@ from sgrec_torchrec.config.data import (
     LogConfig,
     TokenConfig,
 )
+from sgrec_torchrec.config.judging import CandidatesConfig, JudgeConfig
 from sgrec_torchrec.config.training import (
     AlignConfig,
     EvaluationConfig,
@@ -35,6 +37,8 @@ class RunConfig:
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     align: AlignConfig = field(default_factory=AlignConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     @property
     def run_dir(self) -> Path:
@@ -62,6 +66,11 @@ class RunConfig:
     def to_json(self) -> str:
         """The resolved settings, as written beside checkpoints and results."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+
+    def of_training(self) -> dict[str, Any]:
+        """Plain settings that weights and lists hang on: all but ``JUDGE_STAGES``."""
+        plain = dataclasses.asdict(self)
+        return {name: plain[name] for name in plain if name not in JUDGE_STAGES}
 
     @classmethod
     def read(cls, path: Path) -> "RunConfig":
@@ -95,7 +104,11 @@ STAGES: dict[str, Callable[..., object]] = {
     "pretrain": PretrainConfig,
     "align": AlignConfig,
     "evaluation": EvaluationConfig,
+    "candidates": CandidatesConfig,
+    "judge": JudgeConfig,
 }
+JUDGE_STAGES = ("candidates", "judge")
+"""What training reads the work of, as a table: it keeps its weights if they change."""
 
 RUNS: dict[str, RunConfig] = {
     "movielens": RunConfig(name="movielens"),

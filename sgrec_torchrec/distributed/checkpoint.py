@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
+from sgrec_torchrec.config import JUDGE_STAGES
 from sgrec_torchrec.distributed.checkpoint_files import (
     FOLDER_NAME,
     SafeReader,
@@ -44,6 +45,7 @@ FREE_FIELDS = (
     "align",
     "evaluation",
     "evidence",
+    *JUDGE_STAGES,
     "pretrain.valid_every_epochs",
     "pretrain.checkpoint_every_steps",
     "pretrain.keep_checkpoints",

@@ -211,7 +211,7 @@ def _prior_weight(plain: RunConfig, ranks: Ranks) -> float:
 
     def key() -> str:
         weights = made_of(plain.run_dir / "best", AlignConfig())
-        return _sum_of({"weights": weights, "run": json.loads(without.to_json())})
+        return _sum_of({"weights": weights, "run": without.of_training()})
 
     def known() -> float | None:
         if path.is_file():
@@ -235,7 +235,7 @@ def _arm_config(pretrained: _Pretrained, arm: str, settings: AlignConfig) -> Run
         settings = dataclasses.replace(settings, num_steps=0)
     else:
         settings = dataclasses.replace(settings, fusion=fusion)
-    facts = json.loads(dataclasses.replace(plain, align=settings).to_json())
+    facts = dataclasses.replace(plain, align=settings).of_training()
     for name in ("table", "business_table"):
         # Where a table lies does not matter: its sum is in made_of.
         del facts["align"][name]

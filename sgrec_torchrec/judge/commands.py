@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sgrec_torchrec.config import JudgeConfig
+from sgrec_torchrec.config.options import option, settings_of
+
 if TYPE_CHECKING:
     from sgrec_torchrec.judge.ask.cases import CaseReader
     from sgrec_torchrec.judge.ask.prompt import PromptSettings
@@ -18,11 +21,20 @@ app = typer.Typer(
 RunDir = Annotated[Path, typer.Argument(help="Folder of a run, as runs/movielens.")]
 Model = Annotated[
     str | None,
-    typer.Option(help="Hugging Face folder or name; else the packaged SmolLM2."),
+    option("judge.model", "Hugging Face folder or name; else the packaged SmolLM2."),
 ]
 
 Bf16 = Annotated[
-    bool, typer.Option(help="bfloat16: twice as fast on a CPU with AVX512 BF16 or AMX.")
+    bool | None,
+    option("judge.bf16", "bfloat16: twice as fast on a CPU with AVX512 BF16 or AMX."),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="judge.FIELD=VALUE",
+        help="Override one setting of the run; other options go before it.",
+    ),
 ]
 
 
@@ -30,25 +42,36 @@ Bf16 = Annotated[
 def label(
     run_dir: RunDir,
     out: Annotated[Path | None, typer.Option(help="Else RUN/labels.")] = None,
-    cases_per_user: Annotated[int, typer.Option(min=1)] = 4,
+    cases_per_user: Annotated[
+        int | None, option("judge.cases_per_user", "Cases of a label user.", least=1)
+    ] = None,
     max_cases: Annotated[
-        int, typer.Option(help="About so many in all: training takes seconds a case.")
-    ] = 4_000,
+        int | None,
+        option(
+            "judge.max_cases", "About so many in all: training takes seconds a case."
+        ),
+    ] = None,
     compare: Annotated[
         Path | None, typer.Option(help="Labels to report the agreement with.")
     ] = None,
+    assignments: Assignments = None,
 ) -> None:
     """Make weak labels from the behaviour of users that post-training leaves out."""
     from sgrec_torchrec.item_graph.graph import ItemGraph
     from sgrec_torchrec.judge.learn.labels import read_labels, write_labels
     from sgrec_torchrec.judge.learn.told import agreement_table, print_table
-    from sgrec_torchrec.judge.learn.weak_labels import WeakLabelSettings, weak_labels
+    from sgrec_torchrec.judge.learn.weak_labels import weak_labels
 
-    reader = _reader(run_dir)
-    settings = WeakLabelSettings(
-        cases_per_user=cases_per_user, max_cases=max_cases, seed=_log_seed(run_dir)
+    config = settings_of(
+        run_dir,
+        "judge",
+        assignments,
+        cases_per_user=cases_per_user,
+        max_cases=max_cases,
     )
-    made = weak_labels(reader, ItemGraph.load(run_dir / "graph"), settings)
+    reader = _reader(run_dir, _prompt(config.judge))
+    graph = ItemGraph.load(run_dir / "graph")
+    made = weak_labels(reader, graph, config.judge, config.log.seed)
     folder = out or run_dir / "labels"
     write_labels(made, reader, folder)
     typer.echo(f"{len(made)} cases: {folder}")
@@ -62,55 +85,50 @@ def train(
     labels: Annotated[Path | None, typer.Option(help="Else RUN/labels.")] = None,
     out: Annotated[Path | None, typer.Option(help="Else RUN/judge.")] = None,
     model: Model = None,
-    max_history: Annotated[int, typer.Option(help="Titles a prompt shows.")] = 10,
-    sft_epochs: float = 1.0,
-    sft_updates: Annotated[
-        int | None, typer.Option(help="Of supervision at most, 4 to 8 s each.", min=1)
+    max_history: Annotated[
+        int | None, option("judge.max_history", "Titles a prompt shows.")
     ] = None,
-    grpo_steps: int = 80,
-    bf16: Bf16 = False,
+    sft_epochs: Annotated[
+        float | None, option("judge.sft_epochs", "Of supervision.")
+    ] = None,
+    sft_updates: Annotated[
+        int | None,
+        option("judge.sft_updates", "Of supervision at most, 4 to 8 s each.", least=1),
+    ] = None,
+    grpo_steps: Annotated[
+        int | None, option("judge.grpo_steps", "Updates of GRPO after that.")
+    ] = None,
+    bf16: Bf16 = None,
     max_held_out: Annotated[
-        int, typer.Option(help="Cases that every stage is measured on.")
-    ] = 60,
+        int | None,
+        option("judge.max_held_out", "Cases that every stage is measured on."),
+    ] = None,
     max_weight_cases: Annotated[
-        int, typer.Option(help="Cases that the weights are learned from.")
-    ] = 100,
+        int | None,
+        option("judge.max_weight_cases", "Cases that the weights are learned from."),
+    ] = None,
     form: Annotated[
-        str, typer.Option(help="How users weigh aspects: network, or llm (slower).")
-    ] = "network",
+        str | None,
+        option("judge.form", "How users weigh aspects: network, or llm (slower)."),
+    ] = None,
+    assignments: Assignments = None,
 ) -> None:
     """Train the judge: supervised, then GRPO, then the weights; report each stage."""
-    from sgrec_torchrec.judge.ask.prompt import PromptSettings
-    from sgrec_torchrec.judge.learn.labels import read_labels
-    from sgrec_torchrec.judge.learn.metrics import baseline_scores
-    from sgrec_torchrec.judge.learn.told import print_table, report_tables
-    from sgrec_torchrec.judge.learn.train_aspects import AspectTraining
-    from sgrec_torchrec.judge.learn.train_judge import JudgeTraining, train_judge
-
-    reader = _reader(run_dir, PromptSettings(max_history=max_history))
-    settings = JudgeTraining(
+    settings = settings_of(
+        run_dir,
+        "judge",
+        assignments,
         model=model,
-        aspects=AspectTraining(
-            sft_epochs=sft_epochs,
-            sft_updates=sft_updates,
-            grpo_steps=grpo_steps,
-            bf16=bf16,
-        ),
+        max_history=max_history,
+        sft_epochs=sft_epochs,
+        sft_updates=sft_updates,
+        grpo_steps=grpo_steps,
+        bf16=bf16,
         max_held_out=max_held_out,
         max_weight_cases=max_weight_cases,
         form=form,
-    )
-    folder = out or run_dir / "judge"
-    report = train_judge(
-        reader,
-        read_labels(labels or run_dir / "labels", reader),
-        settings,
-        folder,
-        baseline_scores(reader),
-    )
-    for table in report_tables(report):
-        print_table(table)
-    typer.echo(f"judge: {folder}")
+    ).judge
+    _train(run_dir, settings, labels or run_dir / "labels", out or run_dir / "judge")
 
 
 @app.command()
@@ -131,21 +149,28 @@ def run(
     url: Annotated[
         str | None, typer.Option(help="openai: the server's address.")
     ] = None,
-    bf16: Bf16 = False,
+    bf16: Bf16 = None,
     written: Annotated[
-        int, typer.Option(help="Best candidates of a user that get evidence.", min=0)
-    ] = 0,
+        int | None,
+        option(
+            "judge.written", "Best candidates of a user that get evidence.", least=0
+        ),
+    ] = None,
     price_per_hour: Annotated[float, typer.Option(help="Of the machine.", min=0)] = 0.0,
+    assignments: Assignments = None,
 ) -> None:
     """Judge the candidates; killed at any point, the next call goes on."""
     from sgrec_torchrec.judge.judge_requests import read_requests
     from sgrec_torchrec.judge.judging import judge_requests
 
+    chosen = settings_of(
+        run_dir, "judge", assignments, bf16=bf16, written=written
+    ).judge
     settings: dict[str, str | bool] = {} if url is None else {"base_url": url}
-    if bf16:
+    if chosen.bf16:
         settings["bf16"] = True
     folder = judge or run_dir / "judge"
-    ready = _open(run_dir, folder, backend, settings, written)
+    ready = _open(run_dir, folder, backend, settings, chosen.written)
     requests = read_requests(candidates or run_dir / "candidates", ready.reader, pairs)
     folder = out or run_dir / "judged"
     facts = judge_requests(requests, ready, folder, price_per_hour=price_per_hour)
@@ -154,18 +179,31 @@ def run(
     typer.echo(f"judged: {folder}")
 
 
-def _reader(run_dir: Path, settings: "PromptSettings | None" = None) -> "CaseReader":
-    from sgrec_torchrec.judge.ask.cases import CaseReader
+def _train(run_dir: Path, settings: JudgeConfig, labels: Path, out: Path) -> None:
+    from sgrec_torchrec.judge.learn.labels import read_labels
+    from sgrec_torchrec.judge.learn.metrics import baseline_scores
+    from sgrec_torchrec.judge.learn.told import print_table, report_tables
+    from sgrec_torchrec.judge.learn.train_judge import train_judge
+
+    reader = _reader(run_dir, _prompt(settings))
+    cases = read_labels(labels, reader)
+    report = train_judge(reader, cases, settings, out, baseline_scores(reader))
+    for table in report_tables(report):
+        print_table(table)
+    typer.echo(f"judge: {out}")
+
+
+def _prompt(settings: JudgeConfig) -> "PromptSettings":
     from sgrec_torchrec.judge.ask.prompt import PromptSettings
+
+    return PromptSettings(max_history=settings.max_history)
+
+
+def _reader(run_dir: Path, settings: "PromptSettings") -> "CaseReader":
+    from sgrec_torchrec.judge.ask.cases import CaseReader
     from sgrec_torchrec.logs.split import load_split
 
-    return CaseReader(load_split(run_dir / "split"), settings or PromptSettings())
-
-
-def _log_seed(run_dir: Path) -> int:
-    from sgrec_torchrec.config import RunConfig
-
-    return RunConfig.read(run_dir / "config.json").log.seed
+    return CaseReader(load_split(run_dir / "split"), settings)
 
 
 def _open(

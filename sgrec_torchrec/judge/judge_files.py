@@ -21,7 +21,6 @@ MODEL = "model"
 NETWORK = "aggregator.safetensors"
 WEIGHTS_ADAPTER = "weights_adapter"
 LEARNED = "learned.safetensors"
-FORMS = ("network", "llm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

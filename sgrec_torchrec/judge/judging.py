@@ -56,7 +56,7 @@ class Judge:
     reader: CaseReader
     weigh: Weigh
     """Cases -> float32 [len, A] weights, rows sum to 1."""
-    num_written: int = 0
+    num_written: int
     """Of a user's candidates, so many of the best get sentences of evidence."""
 
 

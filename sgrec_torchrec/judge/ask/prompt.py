@@ -45,7 +45,7 @@ _MARKUP = str.maketrans({"<": "(", ">": ")", "|": "/", "[": "(", "]": ")", '"': 
 class PromptSettings:
     """What a prompt shows."""
 
-    max_history: int = 20
+    max_history: int
     """Newest items shown with their titles; the profile counts all."""
     max_title_chars: int = 60
     shows_grades: bool = True

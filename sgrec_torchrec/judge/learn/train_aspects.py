@@ -19,7 +19,7 @@ Letters: C candidates, Q questions, S levels, G draws.
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgrec_torchrec.config import JudgeConfig
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.distributed.schedule import warmup_cosine
 from sgrec_torchrec.judge.ask.aspects import LEVELS
@@ -51,31 +52,7 @@ WRITTEN_EVERY = 4
 """Every so many cases also teach a written answer, for one candidate."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AspectTraining:
-    """How Part A is trained."""
-
-    lora_rank: int = 16
-    trained_share: float = 1 / 3
-    """Of the layers, the uppermost: those below need no backward."""
-    batch_size: int = 1
-    """Cases an update; each teaches all its candidates and aspects."""
-    sft_epochs: float = 1.0
-    sft_updates: int | None = None
-    """At most so many updates of supervision, whatever the epochs."""
-    sft_lr: float = 2e-3
-    grpo_steps: int = 80
-    grpo_lr: float = 1e-4
-    num_draws: int = 16
-    """G."""
-    kl_weight: float = 0.05
-    """beta, on KL(policy || supervised policy)."""
-    bf16: bool = False
-    """Matrix products in bfloat16: twice as fast where a CPU has them natively."""
-    seed: int = 0
-
-
-def with_lora(model: Any, settings: AspectTraining) -> Any:
+def with_lora(model: Any, settings: JudgeConfig) -> Any:
     """The model with a fresh LoRA on all linear maps of its uppermost layers."""
     from peft import LoraConfig, get_peft_model
 
@@ -150,7 +127,7 @@ def supervise(
     chat: Chat,
     cases: Sequence[LabelledCase],
     reader: CaseReader,
-    settings: AspectTraining,
+    settings: JudgeConfig,
 ) -> list[Figures]:
     """Train the LoRA on labels.
 
@@ -183,7 +160,7 @@ def reinforce(
     chat: Chat,
     cases: Sequence[LabelledCase],
     reader: CaseReader,
-    settings: AspectTraining,
+    settings: JudgeConfig,
     supervised: Path,
 ) -> list[Figures]:
     """GRPO on from the supervised adapter, which lies in the folder ``supervised``.
@@ -227,7 +204,7 @@ def reinforce_levels(
     prompt_of: Callable[[LabelledCase], UserPrompt],
     reward_of: Callable[[LabelledCase], Reward],
     as_reference: Callable[[], AbstractContextManager[Any]],
-    settings: AspectTraining,
+    settings: JudgeConfig,
     description: str,
 ) -> list[Figures]:
     """GRPO over the levels that answer a prompt: what both parts of the judge learn by.
@@ -284,7 +261,7 @@ def train_cases(
     loss_of: Callable[[LabelledCase, int], tuple[Tensor, Figures]],
     num_updates: int,
     lr: float,
-    settings: AspectTraining,
+    settings: JudgeConfig,
     description: str,
 ) -> list[Figures]:
     """AdamW over the adapter, cases in seeded order; a short warm-up, a cosine to 0."""

@@ -14,7 +14,7 @@ A stage whose files are there is not done again, so training goes on where it st
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from sgrec_torchrec.config import JudgeConfig
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.files.atomic import (
     atomic_file,
@@ -35,7 +36,6 @@ from sgrec_torchrec.judge.ask.prompt import rating
 from sgrec_torchrec.judge.backends.language_model import load_model, model_folder
 from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
 from sgrec_torchrec.judge.judge_files import (
-    FORMS,
     MODEL,
     NETWORK,
     WEIGHTS_ADAPTER,
@@ -45,14 +45,12 @@ from sgrec_torchrec.judge.judge_files import (
 from sgrec_torchrec.judge.learn.labels import LabelledCase
 from sgrec_torchrec.judge.learn.metrics import Judged, baseline_aucs, measure
 from sgrec_torchrec.judge.learn.train_aspects import (
-    AspectTraining,
     Figures,
     reinforce,
     supervise,
     with_lora,
 )
 from sgrec_torchrec.judge.learn.user_weights import (
-    AggregatorTraining,
     reinforce_weights,
     save_network,
     train_network,
@@ -65,35 +63,19 @@ PROBABILITIES = "probabilities.safetensors"
 LOG = "log.json"
 REPORT = "report.json"
 INPUTS = "inputs.json"
-PART_A = ("model", "aspects", "max_held_out", "max_weight_cases")
-"""Settings that finished stages depend on."""
+PART_A = ("model", "max_held_out", "max_weight_cases")
+ASPECTS = (
+    *("lora_rank", "trained_share", "batch_size", "sft_epochs", "sft_updates"),
+    *("sft_lr", "grpo_steps", "grpo_lr", "num_draws", "kl_weight", "bf16", "seed"),
+)
+"""Beside ``PART_A``, the settings that finished stages depend on."""
 Baseline = Callable[[Judged], Float32Array]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JudgeTraining:
-    """How a judge is trained and measured."""
-
-    model: str | None = None
-    """Hugging Face folder or name; None: the packaged default."""
-    aspects: AspectTraining = field(default_factory=AspectTraining)
-    aggregator: AggregatorTraining = field(default_factory=AggregatorTraining)
-    max_held_out: int = 60
-    """Cases that every stage is measured on."""
-    max_weight_cases: int = 100
-    """Cases that Part B learns from."""
-    form: str = "network"
-    """How Part B weighs: network or llm."""
-
-    def __post_init__(self) -> None:
-        if self.form not in FORMS:
-            raise ValueError(f"form {self.form!r}: choose one of {', '.join(FORMS)}")
 
 
 def train_judge(
     reader: CaseReader,
     labels: Sequence[LabelledCase],
-    settings: JudgeTraining,
+    settings: JudgeConfig,
     out: Path,
     baselines: dict[str, Baseline],
 ) -> dict[str, Any]:
@@ -141,7 +123,7 @@ def _check_inputs(
     out: Path,
     reader: CaseReader,
     labels: Sequence[LabelledCase],
-    settings: JudgeTraining,
+    settings: JudgeConfig,
 ) -> None:
     """Note what this judge is made of; finished stages serve nothing else."""
     digest = hashlib.sha256()
@@ -153,7 +135,10 @@ def _check_inputs(
         "labels": digest.hexdigest(),
         "prompt_version": reader.prompt_version,
         # Part B is made anew each time: its settings may change.
-        "settings": {name: asdict(settings)[name] for name in PART_A},
+        "settings": {
+            **{name: getattr(settings, name) for name in PART_A},
+            "aspects": {name: getattr(settings, name) for name in ASPECTS},
+        },
     }
     path = out / INPUTS
     if path.is_file():
@@ -171,16 +156,16 @@ def _learn_weights(stage: "_Stages") -> list[Figures]:
     """Part B over the finished Part A."""
     judged, settings, out = stage.to_weigh(), stage.settings, stage.out
     if settings.form == "network":
-        network, log = train_network(judged, stage.reader, settings.aggregator)
+        network, log = train_network(judged, stage.reader, settings)
         with atomic_file(out / NETWORK) as temporary:
             save_network(network, temporary)
         return log
     folder = out / WEIGHTS_ADAPTER
     if not folder.is_dir():
         model, tokenizer = load_model(str(out / MODEL))
-        model = with_lora(model, settings.aspects)
+        model = with_lora(model, settings)
         log = reinforce_weights(
-            model, Chat.of(tokenizer), judged, stage.reader, settings.aspects
+            model, Chat.of(tokenizer), judged, stage.reader, settings
         )
         with atomic_folder(folder) as temporary:
             model.save_pretrained(temporary)
@@ -195,7 +180,7 @@ class _Stages:
     reader: CaseReader
     learn: list[LabelledCase]
     held_out: list[LabelledCase]
-    settings: JudgeTraining
+    settings: JudgeConfig
     out: Path
 
     def before(self) -> list[Float32Array]:
@@ -214,8 +199,8 @@ class _Stages:
         folder = self.out / SFT
         if not folder.is_dir():
             model, chat = self._base()
-            model = with_lora(model, self.settings.aspects)
-            log = supervise(model, chat, self.learn, self.reader, self.settings.aspects)
+            model = with_lora(model, self.settings)
+            log = supervise(model, chat, self.learn, self.reader, self.settings)
             self._finish(folder, model, chat, log)
         return _load(folder / PROBABILITIES)
 
@@ -230,7 +215,7 @@ class _Stages:
                 chat,
                 self.learn,
                 self.reader,
-                self.settings.aspects,
+                self.settings,
                 self.out / SFT,
             )
             model.delete_adapter("reference")
@@ -283,7 +268,7 @@ class _Stages:
         stage: str,
     ) -> None:
         backend = TransformersBackend(
-            model, chat.tokenizer, "training", bf16=self.settings.aspects.bf16
+            model, chat.tokenizer, "training", bf16=self.settings.bf16
         )
         asked = rating(self.reader.aspects)
         said = {

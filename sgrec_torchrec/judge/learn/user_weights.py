@@ -10,7 +10,7 @@ Letters: A aspects, S levels, G draws, P pairs, F features.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sgrec_torchrec.config import JudgeConfig
 from sgrec_torchrec.judge.ask.aspects import LEVELS, expected_score
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 from sgrec_torchrec.judge.ask.chat import Chat
@@ -31,7 +32,6 @@ from sgrec_torchrec.judge.judge_files import JudgeFiles
 from sgrec_torchrec.judge.learn.group_reward import group_policy_loss
 from sgrec_torchrec.judge.learn.metrics import Judged, is_trade_off
 from sgrec_torchrec.judge.learn.train_aspects import (
-    AspectTraining,
     Figures,
     Reward,
     reinforce_levels,
@@ -40,22 +40,6 @@ from sgrec_torchrec.schema import Float32Array
 
 NUM_FEATURES = 6
 Weigh = Callable[[Sequence[Case]], Float32Array]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AggregatorTraining:
-    """How Part B is trained."""
-
-    hidden: int = 32
-    num_passes: int = 60
-    """Over the users with trade-off pairs, of the small network."""
-    batch_size: int = 16
-    lr: float = 1e-2
-    num_draws: int = 32
-    """G."""
-    kl_weight: float = 0.02
-    """beta, on KL(policy || start)."""
-    seed: int = 0
 
 
 class UserNetwork(nn.Module):
@@ -127,7 +111,7 @@ def pairwise_reward(judged: Judged) -> Reward | None:
 
 
 def train_network(
-    judged: Sequence[Judged], reader: CaseReader, settings: AggregatorTraining
+    judged: Sequence[Judged], reader: CaseReader, settings: JudgeConfig
 ) -> tuple[UserNetwork, list[Figures]]:
     """The small form. Seconds on a CPU; the figures are the reward and KL by pass.
 
@@ -142,7 +126,7 @@ def train_network(
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        network = UserNetwork(len(reader.aspects), settings.hidden)
+        network = UserNetwork(len(reader.aspects), settings.weights_hidden)
         return network, _fit(network, open_cases, reader, settings)
 
 
@@ -150,20 +134,20 @@ def _fit(
     network: UserNetwork,
     open_cases: Sequence[tuple[Judged, Reward]],
     reader: CaseReader,
-    settings: AggregatorTraining,
+    settings: JudgeConfig,
 ) -> list[Figures]:
     features_BF = torch.from_numpy(
         np.stack([user_features(reader, one.case.case) for one, _ in open_cases])
     )
-    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.lr)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.weights_lr)
     noise = torch.Generator().manual_seed(settings.seed)
     start_AS = torch.zeros(network.num_aspects, len(LEVELS))
     log = []
-    for _ in range(settings.num_passes):
+    for _ in range(settings.weights_passes):
         network.train()
         figures: list[Figures] = []
         order = torch.randperm(len(open_cases), generator=noise)
-        for rows in torch.split(order, settings.batch_size):
+        for rows in torch.split(order, settings.weights_batch_size):
             losses = []
             for row, logits_AS in zip(
                 rows.tolist(), network(features_BF[rows]), strict=True
@@ -172,8 +156,8 @@ def _fit(
                     logits_AS,
                     start_AS,
                     open_cases[row][1],
-                    num_draws=settings.num_draws,
-                    kl_weight=settings.kl_weight,
+                    num_draws=settings.weights_draws,
+                    kl_weight=settings.weights_kl_weight,
                     generator=noise,
                 )
                 losses.append(loss)
@@ -240,7 +224,7 @@ def reinforce_weights(
     chat: Chat,
     judged: Sequence[Judged],
     reader: CaseReader,
-    settings: AspectTraining,
+    settings: JudgeConfig,
 ) -> list[Figures]:
     """The paper's form: a LoRA of its own on the prompt that asks of the user alone.
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sgrec_torchrec.config import JudgeConfig
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.hashing import CANDIDATE, FOLD, hash64, uniform
 from sgrec_torchrec.item_graph.graph import ItemGraph
@@ -49,41 +50,24 @@ NEAR = 20
 MAX_TITLE_CHARS = 60
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeakLabelSettings:
-    """How cases are drawn from label users."""
-
-    cases_per_user: int = 4
-    max_cases: int = 4_000
-    """About so many: beyond, some label users are left out, by a hash of their ids."""
-    min_history: int = 5
-    num_soon: int = 5
-    """Choices that count as soon: level 5, and preferred."""
-    horizon: int = 20
-    """Choices that count as near: level 4."""
-    num_chosen: int = 3
-    """Candidates from the horizon."""
-    num_hard: int = 3
-    """From the item graph's best, never chosen."""
-    num_easy: int = 2
-    """By popularity, never chosen."""
-    hard_depth: int = 50
-    seed: int = 0
-
-
 def weak_labels(
-    reader: CaseReader, graph: ItemGraph, settings: WeakLabelSettings
+    reader: CaseReader, graph: ItemGraph, settings: JudgeConfig, seed: int
 ) -> list[LabelledCase]:
     """Cases of label users with levels, evidence and preferences.
 
     Cuts into levels are taken from the cases to learn from, not from held-out ones.
     Ranks do not communicate. Memory grows with ``max_cases``.
 
+    Args:
+        seed: ``log.seed``, which tells who is a label user.
+
     Raises:
         ValueError: where no label user has a case.
     """
     drawn = list(
-        progress(_Drawer(reader, graph, settings), description="cases", unit="case")
+        progress(
+            _Drawer(reader, graph, settings, seed), description="cases", unit="case"
+        )
     )
     if not drawn:
         raise ValueError(
@@ -113,25 +97,24 @@ class _Drawer:
     """Draws cases and candidates; every draw is a hash of user, time and purpose."""
 
     def __init__(
-        self, reader: CaseReader, graph: ItemGraph, settings: WeakLabelSettings
+        self, reader: CaseReader, graph: ItemGraph, settings: JudgeConfig, seed: int
     ) -> None:
         self.sequences = reader.split.sequences
         self.user_ids = reader.split.user_ids
         self.graph = graph
-        self.settings = settings
+        self.settings, self.seed = settings, seed
         self.popularity = np.cumsum(graph.popularity_N)
 
     def __iter__(self) -> Iterator[_Drawn]:
-        seed = self.settings.seed
         for user in self._users():
             key = id_hash(self.user_ids[user])
-            is_held_out = uniform(hash64(seed, FOLD, key)) < HELD_OUT_SHARE
+            is_held_out = uniform(hash64(self.seed, FOLD, key)) < HELD_OUT_SHARE
             for as_of in self._times(int(user), key):
                 yield self._draw(int(user), key, int(as_of), bool(is_held_out))
 
     def _users(self) -> Int64Array:
         """Label users in the order of the log, no more than ``max_cases`` need."""
-        seed, settings = self.settings.seed, self.settings
+        seed, settings = self.seed, self.settings
         users = np.flatnonzero(is_label_user(self.user_ids, seed))
         keys = id_hashes(self.user_ids[user] for user in users)
         order = np.argsort(hash64(seed, CANDIDATE, keys), kind="stable")
@@ -148,7 +131,7 @@ class _Drawer:
         times = self.sequences.timestamps_R[self._train(user)]
         starts = np.flatnonzero(np.diff(times) > 0) + 1
         starts = starts[starts >= self.settings.min_history]
-        order = np.argsort(hash64(self.settings.seed, CANDIDATE, key, starts))
+        order = np.argsort(hash64(self.seed, CANDIDATE, key, starts))
         few: Int64Array = np.sort(starts[order[: self.settings.cases_per_user]])
         return few
 
@@ -160,7 +143,7 @@ class _Drawer:
 
         def draw(purpose: int, count: int) -> npt.NDArray[np.float64]:
             places = np.arange(count)
-            drawn = hash64(settings.seed, CANDIDATE, key, as_of, purpose, places)
+            drawn = hash64(self.seed, CANDIDATE, key, as_of, purpose, places)
             return uniform(drawn)
 
         near = np.unique(future[1 : settings.horizon])
@@ -269,7 +252,7 @@ class _Cuts:
         )
 
     def levels(
-        self, one: _Likeness, aspects: tuple[Aspect, ...], settings: WeakLabelSettings
+        self, one: _Likeness, aspects: tuple[Aspect, ...], settings: JudgeConfig
     ) -> Int8Array:
         """int8 [C, A], 1 to 5."""
         place = one.place_C
@@ -298,7 +281,7 @@ def _labelled(
     one: _Likeness,
     cuts: _Cuts,
     reader: CaseReader,
-    settings: WeakLabelSettings,
+    settings: JudgeConfig,
 ) -> LabelledCase:
     is_chosen = [source in CHOSEN for source in drawn.sources]
     preferences = tuple(

@@ -25,8 +25,8 @@ from sgrec_torchrec.candidates.draw import (
     restore,
     write_candidates,
 )
-from sgrec_torchrec.candidates.items import SOURCES, CandidateConfig
-from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.candidates.items import SOURCES
+from sgrec_torchrec.config import CandidatesConfig, RunConfig
 from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.generator.beam import sample_distinct
 from sgrec_torchrec.hashing import CANDIDATE, JUDGED_USER, hash64
@@ -36,7 +36,7 @@ from sgrec_torchrec.logs.prompts import eligible_prompts
 from sgrec_torchrec.logs.stream import eval_batches
 from sgrec_torchrec.schema import EvalRows
 
-SMALL = CandidateConfig(share=0.2, num_rollouts=6, beam=5, hard=3, easy=3)
+SMALL = CandidatesConfig(share=0.2, num_rollouts=6, beam=5, hard=3, easy=3)
 
 
 @pytest.fixture(scope="module")

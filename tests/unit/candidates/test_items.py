@@ -10,16 +10,16 @@ import pytest
 from sgrec_torchrec.candidates.items import (
     SOURCES,
     Candidate,
-    CandidateConfig,
     ItemPicker,
     limited,
     refuse_foreign,
 )
+from sgrec_torchrec.config import CandidatesConfig
 from sgrec_torchrec.item_graph.graph import ItemGraph
 from sgrec_torchrec.logs.split import load_split
 from sgrec_torchrec.schema import EvalRows, SplitLog
 
-SMALL = CandidateConfig(hard=3, easy=3)
+SMALL = CandidatesConfig(hard=3, easy=3)
 NOTHING = np.zeros((200, 0), dtype=np.int32)
 
 
@@ -50,7 +50,7 @@ def prompts(split: SplitLog) -> EvalRows:
 def picker_of(
     split: SplitLog,
     graph: ItemGraph,
-    settings: CandidateConfig,
+    settings: CandidatesConfig,
     *,
     filter_seen: bool = True,
     seed: int = 0,
@@ -173,14 +173,14 @@ def test_limit_takes_from_the_sources_in_turn() -> None:
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, float("nan")])
 def test_share_out_of_range_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match=r"candidates\.share = .*at most 1"):
-        CandidateConfig(share=share)
+        CandidatesConfig(share=share)
 
 
 def test_other_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"candidates\.num_rollouts = 0"):
-        CandidateConfig(num_rollouts=0)
+        CandidatesConfig(num_rollouts=0)
     with pytest.raises(ValueError, match=r"candidates\.max_users = 0"):
-        CandidateConfig(max_users=0)
+        CandidatesConfig(max_users=0)
 
 
 def test_folder_of_other_files_is_not_replaced(tmp_path) -> None:

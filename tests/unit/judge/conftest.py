@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from sgrec_torchrec.config import GraphConfig
+from sgrec_torchrec.config import GraphConfig, JudgeConfig
 from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph
 from sgrec_torchrec.item_graph.text import tf_idf
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 from sgrec_torchrec.judge.ask.prompt import PromptSettings, UserPrompt
 from sgrec_torchrec.judge.learn.labels import LabelledCase
-from sgrec_torchrec.judge.learn.train_aspects import AspectTraining
-from sgrec_torchrec.judge.learn.user_weights import AggregatorTraining
-from sgrec_torchrec.judge.learn.weak_labels import WeakLabelSettings, weak_labels
+from sgrec_torchrec.judge.learn.weak_labels import weak_labels
 from sgrec_torchrec.schema import Catalogue, EvalRows, Sequences, SplitLog
 
 NUM_ITEMS = 30
@@ -25,9 +23,7 @@ KINDS = ("Lamps", "Chairs", "Desks", "Rugs", "Shelves")
 STUFFS = ("Oak", "Steel", "Glass")
 DAY_S = 24 * 3600
 BEGIN = 1_600_000_000
-FAST = AspectTraining(
-    lora_rank=2, batch_size=2, sft_epochs=0.0, grpo_steps=2, num_draws=8
-)
+FAST = JudgeConfig(lora_rank=2, batch_size=2, sft_epochs=0.0, grpo_steps=2, num_draws=8)
 """Two updates of GRPO, one of supervision."""
 
 
@@ -151,7 +147,7 @@ def graph(split: SplitLog) -> ItemGraph:
 @pytest.fixture(scope="session")
 def labels(reader: CaseReader, graph: ItemGraph) -> list[LabelledCase]:
     """Weak labels of the small log."""
-    return weak_labels(reader, graph, WeakLabelSettings())
+    return weak_labels(reader, graph, JudgeConfig(), 0)
 
 
 @pytest.fixture
@@ -208,13 +204,13 @@ def tiny_judge(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Folder of a judge trained for two updates. Do not change what it holds."""
-    from sgrec_torchrec.judge.learn.train_judge import JudgeTraining, train_judge
+    from sgrec_torchrec.judge.learn.train_judge import train_judge
 
     out = tmp_path_factory.mktemp("judge") / "judge"
-    settings = JudgeTraining(
+    settings = dataclasses.replace(
+        FAST,
         model=str(tiny_folder),
-        aspects=FAST,
-        aggregator=AggregatorTraining(num_passes=2),
+        weights_passes=2,
         max_held_out=5,
         max_weight_cases=12,
     )
@@ -228,6 +224,6 @@ def _by_place(judged: Any) -> Any:
 
 
 @pytest.fixture
-def fast_training() -> Callable[..., AspectTraining]:
+def fast_training() -> Callable[..., JudgeConfig]:
     """fast_training(**changes): small, two updates of GRPO, one of supervision."""
     return lambda **changes: dataclasses.replace(FAST, **changes)

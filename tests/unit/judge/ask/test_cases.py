@@ -83,7 +83,7 @@ def changed_future(
 def test_no_future_changes_a_prompt(
     split, make_split, next_case, user, seed, shows_grades
 ) -> None:
-    shown = PromptSettings(shows_grades=shows_grades)
+    shown = PromptSettings(max_history=20, shows_grades=shows_grades)
     reader = CaseReader(split, shown)
     case = next_case(reader, user, (0, 1, 17, 29))
     other = CaseReader(changed_future(split, case, seed, make_split), shown)
@@ -99,13 +99,15 @@ def test_no_future_changes_a_prompt(
 
 
 def test_a_changed_past_does_change_the_prompt(split, make_split, next_case) -> None:
-    reader = CaseReader(split, PromptSettings())
+    reader = CaseReader(split, PromptSettings(max_history=20))
     case = next_case(reader, 7, (0, 1))
     events = events_of(split)
     item, time = events[7][case.as_of - 1]
     events[7][case.as_of - 1] = ((item + 1) % 30, time)
     ends = split.sequences.train_end_U.tolist()
-    other = CaseReader(with_events(split, events, ends, make_split), PromptSettings())
+    other = CaseReader(
+        with_events(split, events, ends, make_split), PromptSettings(max_history=20)
+    )
     asked = rating(reader.aspects)
     assert other.prompt(case, asked) != reader.prompt(case, asked)
     assert other.history_hash(case) != reader.history_hash(case)
@@ -121,7 +123,7 @@ def small(make_split) -> Callable[..., CaseReader]:
             [(1, 15), (2, 25), (0, 35), (3, 45)],
         ]
         split = make_split(users, [3, 4], TITLES, has_clock=has_clock)
-        return CaseReader(split, PromptSettings())
+        return CaseReader(split, PromptSettings(max_history=20))
 
     return make
 
@@ -180,7 +182,7 @@ def test_grades_are_shown_where_there_is_a_past(small) -> None:
     assert "profile " in candidate
     (candidate,) = reader.prompt(case_of(0, 0, 10, 0), asked).candidates
     assert "profile " not in candidate
-    plain = CaseReader(reader.split, PromptSettings(shows_grades=False))
+    plain = CaseReader(reader.split, PromptSettings(max_history=20, shows_grades=False))
     (candidate,) = plain.prompt(case_of(0, 3, 40, 0), asked).candidates
     assert "profile " not in candidate
 
@@ -206,7 +208,7 @@ def test_fame_by_hand(make_split) -> None:
     choices = [item for item in range(100) for _ in range(item + 1)]
     users = [[(item, second)] for second, item in enumerate(choices)]
     split = make_split(users, [1] * len(users), [f"T{n}" for n in range(100)])
-    reader = CaseReader(split, PromptSettings())
+    reader = CaseReader(split, PromptSettings(max_history=20))
 
     def fame(item: int, now: int) -> str:
         prompt = reader.prompt(case_of(0, 0, now, item), rating(reader.aspects))
@@ -229,7 +231,7 @@ def test_fame_by_hand(make_split) -> None:
 
 
 def test_alike_items_share_a_category_or_else_the_brand(split) -> None:
-    reader = CaseReader(split, PromptSettings())
+    reader = CaseReader(split, PromptSettings(max_history=20))
     # Kinds n % 5 and n // 5 % 3: item 1 is a chair of oak, 6 one of steel, 7 a desk of
     # steel.
     assert reader.num_alike(1, [6, 7, 1]) == 2
@@ -238,7 +240,7 @@ def test_alike_items_share_a_category_or_else_the_brand(split) -> None:
     empty = [""] * len(split.catalogue)
     catalogue = dataclasses.replace(split.catalogue, categories=empty)
     branded = CaseReader(
-        dataclasses.replace(split, catalogue=catalogue), PromptSettings()
+        dataclasses.replace(split, catalogue=catalogue), PromptSettings(max_history=20)
     )
     # Of brands n % 3.
     assert branded.num_alike(1, [4, 6, 7]) == 2

@@ -53,7 +53,11 @@ def prompt_of(title: str) -> UserPrompt:
     item = ShownItem(title=title, kinds=(title,))
     past = [PastItem(item=item, timestamp=1_600_000_000)]
     return user_prompt(
-        past, [item, item], rating(ASPECTS), PromptSettings(), 1_600_000_500
+        past,
+        [item, item],
+        rating(ASPECTS),
+        PromptSettings(max_history=20),
+        1_600_000_500,
     )
 
 

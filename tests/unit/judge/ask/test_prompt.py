@@ -65,7 +65,9 @@ def asked_of(title: str, kinds: tuple[str, ...] = ("Light", "Home")) -> UserProm
     ]
     grades = grades_of(title)
     candidates = [ShownItem(title=title, kinds=kinds, fame=2, grades=grades)]
-    return user_prompt(past, candidates, rating(ASPECTS), PromptSettings(), MONDAY_NOON)
+    return user_prompt(
+        past, candidates, rating(ASPECTS), PromptSettings(max_history=20), MONDAY_NOON
+    )
 
 
 def test_a_prompt_with_a_clock_reads_so() -> None:
@@ -85,7 +87,7 @@ def test_a_prompt_with_a_clock_reads_so() -> None:
     ]
     novelty = (ASPECTS[2],)
     prompt = user_prompt(
-        past, candidates, rating(novelty), PromptSettings(), MONDAY_NOON
+        past, candidates, rating(novelty), PromptSettings(max_history=20), MONDAY_NOON
     )
     assert prompt.shared == (
         "Candidates come with grades from 0 to 9: likeness, whether people choose it "
@@ -135,7 +137,9 @@ def test_a_part_of_a_prompt_asks_the_same_of_fewer(hand_prompt) -> None:
 def test_a_prompt_without_a_clock_shows_no_time_and_asks_no_context() -> None:
     past = [PastItem(item=shown(), timestamp=None)]
     aspects = asked_aspects(has_clock=False)
-    prompt = user_prompt(past, [shown()], rating(aspects), PromptSettings(), None)
+    prompt = user_prompt(
+        past, [shown()], rating(aspects), PromptSettings(max_history=20), None
+    )
     (first, *_) = prompt.texts()
     assert not re.search(r"Now|\d{4}|since|context|the time", first)
     assert len(prompt.questions) == 3
@@ -144,7 +148,7 @@ def test_a_prompt_without_a_clock_shows_no_time_and_asks_no_context() -> None:
 
 def test_grades_are_explained_only_where_it_is_shown() -> None:
     for shows in (True, False):
-        settings = PromptSettings(shows_grades=shows)
+        settings = PromptSettings(max_history=20, shows_grades=shows)
         prompt = user_prompt([], [shown()], rating(ASPECTS), settings, None)
         assert (
             prompt.shared.startswith("Candidates come with grades from 0 to 9: ")
@@ -153,7 +157,9 @@ def test_grades_are_explained_only_where_it_is_shown() -> None:
 
 
 def test_a_user_without_a_history_is_said_to_have_none() -> None:
-    prompt = user_prompt([], [shown()], rating(ASPECTS), PromptSettings(), MONDAY_NOON)
+    prompt = user_prompt(
+        [], [shown()], rating(ASPECTS), PromptSettings(max_history=20), MONDAY_NOON
+    )
     assert "Profile: 0 items so far\nHistory: none yet\nNow: Monday" in prompt.shared
     assert "after the last choice" not in prompt.shared
 
@@ -187,17 +193,19 @@ def test_newest_items_are_shown_and_the_profile_counts_all() -> None:
 def test_time_since_the_last_choice(seconds: int, words: str) -> None:
     past = [PastItem(item=shown(), timestamp=MONDAY_NOON - seconds)]
     prompt = user_prompt(
-        past, [shown()], rating(ASPECTS), PromptSettings(), MONDAY_NOON
+        past, [shown()], rating(ASPECTS), PromptSettings(max_history=20), MONDAY_NOON
     )
     assert f"12h, {words} after the last choice\n" in prompt.shared
 
 
 def test_weighing_and_writing_ask_other_questions() -> None:
-    weigh = user_prompt([], [], weighing(ASPECTS), PromptSettings(), None)
+    weigh = user_prompt([], [], weighing(ASPECTS), PromptSettings(max_history=20), None)
     assert weigh.candidates == ("",)
     assert weigh.questions[2] == "Rate how much novelty matters to this person."
     assert weigh.texts()[2] == weigh.shared + weigh.questions[2]
-    write = user_prompt([], [shown()], writing(ASPECTS), PromptSettings(), None)
+    write = user_prompt(
+        [], [shown()], writing(ASPECTS), PromptSettings(max_history=20), None
+    )
     assert len(write.questions) == 1
     assert "JSON" in write.questions[0]
 
@@ -235,7 +243,7 @@ def test_ordinary_titles_are_left_alone() -> None:
 @pytest.mark.parametrize("title", HOSTILE)
 def test_a_hostile_title_leaves_the_prompt_as_it_is(title: str) -> None:
     plain, hostile = asked_of("PLAIN"), asked_of(title)
-    quoted = clean(title, PromptSettings().max_title_chars)
+    quoted = clean(title, PromptSettings(max_history=20).max_title_chars)
     assert hostile.shared == plain.shared.replace('"PLAIN"', quoted)
     assert hostile.candidates == (plain.candidates[0].replace('"PLAIN"', quoted),)
     assert hostile.questions == plain.questions
@@ -258,21 +266,25 @@ def test_look_alikes_of_markup_are_markup() -> None:
 def test_kinds_of_which_nothing_is_left_are_not_shown() -> None:
     for kinds, line in ((("\u200b", "Home"), "; Home"), (("\u200b",), "")):
         prompt = user_prompt(
-            [], [shown("Lamp", kinds)], rating(ASPECTS), PromptSettings(), None
+            [],
+            [shown("Lamp", kinds)],
+            rating(ASPECTS),
+            PromptSettings(max_history=20),
+            None,
         )
         assert prompt.candidates == (f'Candidate: "Lamp"{line}\n',)
 
 
 def test_version_names_whatever_changes_the_words() -> None:
-    version = PromptSettings().version(ASPECTS)
-    assert version == PromptSettings().version(ASPECTS)
+    version = PromptSettings(max_history=20).version(ASPECTS)
+    assert version == PromptSettings(max_history=20).version(ASPECTS)
     assert re.fullmatch(r"v\d+-[0-9a-f]{6}", version)
     meant = dataclasses.replace(ASPECTS[0], meaning="it is red")
     others = {
         PromptSettings(max_history=19).version(ASPECTS),
-        PromptSettings(max_title_chars=61).version(ASPECTS),
-        PromptSettings(shows_grades=False).version(ASPECTS),
-        PromptSettings().version(ASPECTS[:3]),
-        PromptSettings().version((meant, *ASPECTS[1:])),
+        PromptSettings(max_history=20, max_title_chars=61).version(ASPECTS),
+        PromptSettings(max_history=20, shows_grades=False).version(ASPECTS),
+        PromptSettings(max_history=20).version(ASPECTS[:3]),
+        PromptSettings(max_history=20).version((meant, *ASPECTS[1:])),
     }
     assert len(others | {version}) == 6

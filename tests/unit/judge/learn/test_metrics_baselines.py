@@ -34,7 +34,7 @@ def test_popularity_and_cosine_by_hand(
     split = make_split(users, [3, 3], ["Lamp", "Desk", "Rug"])
     rows = np.array([[1, 0], [0, 1], [0.6, 0.8]], dtype=np.float32)
     monkeypatch.setattr(module, "text_embedding", lambda texts: rows)
-    reader = CaseReader(split, PromptSettings())
+    reader = CaseReader(split, PromptSettings(max_history=20))
     case = Case(user=0, as_of=2, request_timestamp=30, items=(2, 1, 0))
     judged = judged_of(case)
     scores = baseline_scores(reader)
@@ -49,6 +49,8 @@ def test_joint_choices_by_hand(make_split) -> None:
     users = [[(0, 10), (1, 30)], *[[(0, 5), (2, 6)]] * 4, *[[(1, 7)]] * 28]
     split = make_split(users, [len(u) for u in users], ["Lamp", "Desk", "Rug"])
     case = Case(user=0, as_of=1, request_timestamp=20, items=(2, 1))
-    together = baseline_scores(CaseReader(split, PromptSettings()))["chosen together"]
+    together = baseline_scores(CaseReader(split, PromptSettings(max_history=20)))[
+        "chosen together"
+    ]
     # 4.5 / (4 * 4 / 33 + .5) = 4.6, and 2 log2 of it 4.4; the desk has less than one.
     assert together(judged_of(case)).tolist() == [4, 0]

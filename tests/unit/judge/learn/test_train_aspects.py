@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from sgrec_torchrec.config import JudgeConfig
 from sgrec_torchrec.judge.ask.aspects import read_answer
 from sgrec_torchrec.judge.ask.cases import CaseReader
 from sgrec_torchrec.judge.ask.chat import Chat
@@ -18,7 +19,6 @@ from sgrec_torchrec.judge.learn import train_aspects as module
 from sgrec_torchrec.judge.learn.group_reward import chance_reward
 from sgrec_torchrec.judge.learn.labels import LabelledCase
 from sgrec_torchrec.judge.learn.train_aspects import (
-    AspectTraining,
     linear_names,
     reinforce,
     supervise,
@@ -264,7 +264,7 @@ def test_bfloat16_moves_the_weights_about_as_float32_does(
 
 def test_without_cases_there_is_nothing_to_learn(adapted, reader) -> None:
     with pytest.raises(ValueError, match="no cases to learn from"):
-        supervise(*adapted(), [], reader, AspectTraining())
+        supervise(*adapted(), [], reader, JudgeConfig())
 
 
 def test_each_epoch_visits_every_case_once(cases, fast_training) -> None:

@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sgrec_torchrec.config import JudgeConfig
 from sgrec_torchrec.judge.backends.language_model import load_model
 from sgrec_torchrec.judge.judge_files import open_judge
 from sgrec_torchrec.judge.learn import train_judge as module
-from sgrec_torchrec.judge.learn.train_judge import JudgeTraining, train_judge
-from sgrec_torchrec.judge.learn.user_weights import AggregatorTraining, weigher
+from sgrec_torchrec.judge.learn.train_judge import train_judge
+from sgrec_torchrec.judge.learn.user_weights import weigher
 
 STAGES = ["before", "sft", "grpo", "grpo + weights"]
 
 
 @pytest.fixture
-def settings(tiny_folder: Path, fast_training) -> JudgeTraining:
+def settings(tiny_folder: Path, fast_training) -> JudgeConfig:
     """As ``tiny_judge`` was trained."""
-    return JudgeTraining(
+    return fast_training(
         model=str(tiny_folder),
-        aspects=fast_training(),
-        aggregator=AggregatorTraining(num_passes=2),
+        weights_passes=2,
         max_held_out=5,
         max_weight_cases=12,
     )
@@ -51,6 +51,32 @@ def test_training_leaves_the_files_it_promises(tiny_judge: Path) -> None:
     }
     assert not [name for name in names if name.endswith((".tmp", ".bin", ".pkl"))]
     assert open_judge(tiny_judge).form == "network"
+
+
+def test_inputs_are_noted_as_before_their_settings_were_in_the_run(
+    tiny_judge: Path, tiny_folder: Path
+) -> None:
+    """Else a judge that an earlier release began could not be gone on with."""
+    inputs = json.loads((tiny_judge / "inputs.json").read_text())
+    assert inputs["settings"] == {
+        "model": str(tiny_folder),
+        "aspects": {
+            "lora_rank": 2,
+            "trained_share": 1 / 3,
+            "batch_size": 2,
+            "sft_epochs": 0.0,
+            "sft_updates": None,
+            "sft_lr": 2e-3,
+            "grpo_steps": 2,
+            "grpo_lr": 1e-4,
+            "num_draws": 8,
+            "kl_weight": 0.05,
+            "bf16": False,
+            "seed": 0,
+        },
+        "max_held_out": 5,
+        "max_weight_cases": 12,
+    }
 
 
 def test_report_shows_what_each_stage_adds(tiny_judge: Path, reader) -> None:
@@ -194,8 +220,8 @@ def test_the_llm_form_weighs_with_an_adapter_of_its_own(
 
 
 def test_an_unknown_form_is_refused() -> None:
-    with pytest.raises(ValueError, match="form 'guess': choose one of network, llm"):
-        JudgeTraining(form="guess")
+    with pytest.raises(ValueError, match="form = 'guess': choose one of network, llm"):
+        JudgeConfig(form="guess")
 
 
 @pytest.mark.parametrize("is_held_out", [True, False])

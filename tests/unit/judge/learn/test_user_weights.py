@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from sgrec_torchrec.config import JudgeConfig
 from sgrec_torchrec.judge.ask.aspects import expected_score
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 from sgrec_torchrec.judge.ask.chat import Chat
@@ -18,7 +19,6 @@ from sgrec_torchrec.judge.learn.labels import LabelledCase, Preference
 from sgrec_torchrec.judge.learn.metrics import Judged
 from sgrec_torchrec.judge.learn.train_aspects import with_lora
 from sgrec_torchrec.judge.learn.user_weights import (
-    AggregatorTraining,
     UserNetwork,
     llm_weights,
     load_network,
@@ -120,7 +120,7 @@ def test_no_trade_off_no_reward(reader, next_case) -> None:
 @pytest.mark.parametrize("aspect", [0, 2])
 def test_network_learns_the_aspect_that_decides(reader, taught, aspect: int) -> None:
     judged = taught(aspect)
-    network, log = train_network(judged, reader, AggregatorTraining())
+    network, log = train_network(judged, reader, JudgeConfig())
     assert log[-1]["reward"] > log[0]["reward"] + 0.1
     cases = [one.case.case for one in judged]
     weight_EA = network_weights(network, reader, cases)
@@ -134,13 +134,13 @@ def test_network_tells_users_apart(make_split) -> None:
     # Users of many events go by the first aspect, those of few by the second.
     users = [[(0, 60 * n) for n in range(80 if u % 2 else 2)] for u in range(40)]
     split = make_split(users, [len(events) for events in users], ["Lamp"] * 5)
-    reader = CaseReader(split, PromptSettings())
+    reader = CaseReader(split, PromptSettings(max_history=20))
     judged = []
     for user, events in enumerate(users):
         at = Case(user=user, as_of=len(events) - 1, request_timestamp=9999, items=())
         pair = ((0, 1),) if user % 2 else ((1, 0),)
         judged.append(judged_of(at, [[5, 1, 3, 3], [1, 5, 3, 3]], pair))
-    settings = AggregatorTraining(num_passes=40, lr=1e-2)
+    settings = JudgeConfig(weights_passes=40, weights_lr=1e-2)
     network, _ = train_network(judged, reader, settings)
     weight_EA = network_weights(network, reader, [one.case.case for one in judged])
     is_first = weight_EA[:, 0] > weight_EA[:, 1]
@@ -153,7 +153,7 @@ def test_a_set_without_a_trade_off_is_refused(reader, next_case, load_tiny) -> N
         for user in range(3)
     ]
     with pytest.raises(ValueError, match="no pair has an aspect trade-off"):
-        train_network(judged, reader, AggregatorTraining())
+        train_network(judged, reader, JudgeConfig())
     model, tokenizer = load_tiny()
     with pytest.raises(ValueError, match="no pair has an aspect trade-off"):
         reinforce_weights(model, Chat.of(tokenizer), judged, reader, None)
@@ -162,7 +162,7 @@ def test_a_set_without_a_trade_off_is_refused(reader, next_case, load_tiny) -> N
 def test_same_seed_same_network_and_no_trace_in_the_global_generator(
     reader, taught
 ) -> None:
-    settings = AggregatorTraining(num_passes=2)
+    settings = JudgeConfig(weights_passes=2)
     state = torch.get_rng_state()
     logs = [train_network(taught(1), reader, settings)[1] for _ in range(2)]
     torch.testing.assert_close(torch.get_rng_state(), state, rtol=0, atol=0)
@@ -182,7 +182,7 @@ def test_features_by_hand(make_split) -> None:
     events = [(0, 0), (0, DAY_S), (5, DAY_S + 9), (1, 4 * DAY_S), (7, 9 * DAY_S)]
     titles = [f"T{n}" for n in range(10)]
     split = make_split([events], [5], titles)
-    reader = CaseReader(split, PromptSettings())
+    reader = CaseReader(split, PromptSettings(max_history=20))
     case = Case(user=0, as_of=4, request_timestamp=6 * DAY_S, items=(0,))
     # Kinds: 0 lamp/oak, 5 lamp/steel, 1 chair/oak. Alike among the four (0, 0, 5, 1):
     # 0: all 4; 0: 4; 5: itself and the lamps, 3; 1: itself and the oaks, 3.
@@ -198,13 +198,14 @@ def test_features_by_hand(make_split) -> None:
     none = dataclasses.replace(case, as_of=0)
     assert not user_features(reader, none).any()
     ordinal = CaseReader(
-        make_split([events], [5], titles, has_clock=False), PromptSettings()
+        make_split([events], [5], titles, has_clock=False),
+        PromptSettings(max_history=20),
     )
     assert user_features(ordinal, case)[3:5].tolist() == [0, 0]
 
 
 def test_network_survives_writing_and_reading(reader, taught, tmp_path: Path) -> None:
-    network, _ = train_network(taught(1), reader, AggregatorTraining(num_passes=2))
+    network, _ = train_network(taught(1), reader, JudgeConfig(weights_passes=2))
     path = tmp_path / "network.safetensors"
     save_network(network, path)
     cases = [one.case.case for one in taught(1)]

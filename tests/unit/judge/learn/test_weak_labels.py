@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from sgrec_torchrec.config import GraphConfig
+from sgrec_torchrec.config import GraphConfig, JudgeConfig
 from sgrec_torchrec.item_graph.graph import ItemGraph, graph_of
 from sgrec_torchrec.judge.ask.cases import CaseReader
 from sgrec_torchrec.judge.ask.prompt import PromptSettings, rating
 from sgrec_torchrec.judge.learn.labels import CHOSEN, LabelledCase
-from sgrec_torchrec.judge.learn.weak_labels import WeakLabelSettings, weak_labels
+from sgrec_torchrec.judge.learn.weak_labels import weak_labels
 from sgrec_torchrec.logs.judged_users import is_label_user
 from sgrec_torchrec.logs.prompts import eligible_prompts
 from sgrec_torchrec.schema import Sequences, SplitLog
 
-SETTINGS = WeakLabelSettings()
+SETTINGS = JudgeConfig()
+SEED = 0
 
 
 def with_items(split: SplitLog, items_R: np.ndarray) -> SplitLog:
@@ -37,14 +38,14 @@ def same(ours: LabelledCase, theirs: LabelledCase) -> bool:
 
 
 def test_cases_are_of_label_users_and_of_no_one_else(split, labels) -> None:
-    is_label_U = is_label_user(split.user_ids, SETTINGS.seed)
+    is_label_U = is_label_user(split.user_ids, SEED)
     users = {one.case.user for one in labels}
     assert users == set(np.flatnonzero(is_label_U).tolist())
     assert 5 < len(users) < len(split.user_ids)
 
 
 def test_no_label_user_is_asked_in_post_training(split, labels) -> None:
-    prompts = eligible_prompts(split, SETTINGS.seed, max_history=20)
+    prompts = eligible_prompts(split, SEED, max_history=20)
     asked = set(prompts.user_E.tolist())
     assert len(asked) > 50
     assert not asked & {one.case.user for one in labels}
@@ -124,10 +125,10 @@ def test_evidence_is_of_the_schema_and_of_what_was_seen(labels, reader) -> None:
 
 
 def test_same_seed_same_labels_other_seed_others(reader, graph, labels) -> None:
-    again = weak_labels(reader, graph, SETTINGS)
+    again = weak_labels(reader, graph, SETTINGS, SEED)
     assert len(again) == len(labels)
     assert all(map(same, again, labels))
-    other = weak_labels(reader, graph, dataclasses.replace(SETTINGS, seed=1))
+    other = weak_labels(reader, graph, SETTINGS, 1)
     assert {one.case.user for one in other} != {one.case.user for one in labels}
 
 
@@ -139,7 +140,7 @@ def test_events_after_the_train_period_change_no_label(split, graph, labels) -> 
         items_R[rows.start + end : rows.stop] = 29
     assert (items_R != sequences.items_R).any()
     other = CaseReader(with_items(split, items_R), PromptSettings(max_history=3))
-    assert all(map(same, weak_labels(other, graph, SETTINGS), labels))
+    assert all(map(same, weak_labels(other, graph, SETTINGS, SEED), labels))
 
 
 def test_held_out_users_move_no_cut(split, graph, labels) -> None:
@@ -151,7 +152,7 @@ def test_held_out_users_move_no_cut(split, graph, labels) -> None:
     other = CaseReader(with_items(split, items_R), PromptSettings(max_history=3))
     moved = {
         (one.case.user, one.case.as_of): one
-        for one in weak_labels(other, graph, SETTINGS)
+        for one in weak_labels(other, graph, SETTINGS, SEED)
     }
     learned = [one for one in labels if not one.is_held_out]
     assert len(learned) > 20
@@ -170,7 +171,9 @@ def test_draws_belong_to_a_user_by_id(split, graph, labels, make_split) -> None:
     train_end = sequences.train_end_U[60:].tolist()
     fewer = make_split(users, train_end, split.catalogue.titles)
     fewer = dataclasses.replace(fewer, user_ids=split.user_ids[60:])
-    found = weak_labels(CaseReader(fewer, PromptSettings()), graph, SETTINGS)
+    found = weak_labels(
+        CaseReader(fewer, PromptSettings(max_history=20)), graph, SETTINGS, SEED
+    )
     ours = [
         (one.case.user - 60, one.case.as_of, one.case.items)
         for one in labels
@@ -193,11 +196,11 @@ def one_user(make_split) -> Callable[..., tuple[CaseReader, ItemGraph]]:
         ]
         split = make_split([events], [12], titles)
         names = [f"u{n}" for n in range(99)]
-        learned = names[int(np.argmax(is_label_user(names, SETTINGS.seed)))]
+        learned = names[int(np.argmax(is_label_user(names, SEED)))]
         split = dataclasses.replace(split, user_ids=[learned])
         popular = np.ones(len(titles), dtype=np.int64)
         empty = sp.csr_matrix((len(titles), len(titles)), dtype=np.float32)
-        return CaseReader(split, PromptSettings()), graph_of(
+        return CaseReader(split, PromptSettings(max_history=20)), graph_of(
             empty, popular, GraphConfig(text_weight=0.0)
         )
 
@@ -209,7 +212,7 @@ def test_future_interest_by_hand(one_user) -> None:
     settings = dataclasses.replace(
         SETTINGS, cases_per_user=99, num_soon=2, horizon=4, num_chosen=99, num_easy=9
     )
-    cases = {one.case.as_of: one for one in weak_labels(reader, graph, settings)}
+    cases = {one.case.as_of: one for one in weak_labels(reader, graph, settings, SEED)}
     assert sorted(cases) == [5, 6, 7, 8, 9, 10, 11]
     one = cases[5]  # items 5, 6 come soon, 7 and 8 within the horizon
     level = {
@@ -229,7 +232,7 @@ def test_novelty_and_profile_by_hand(one_user) -> None:
     named = [aspect.name for aspect in reader.aspects]
     novelty, profile = named.index("novelty"), named.index("profile")
     seen_lamp, seen_kite = [], []
-    for one in weak_labels(reader, graph, settings):
+    for one in weak_labels(reader, graph, settings, SEED):
         for place, item in enumerate(one.case.items):
             (seen_lamp if item == 12 else seen_kite if item == 14 else []).append(
                 one.levels_CA[place]
@@ -244,8 +247,8 @@ def test_novelty_and_profile_by_hand(one_user) -> None:
 
 
 def test_without_a_clock_there_is_no_context(ordinal_split, graph) -> None:
-    reader = CaseReader(ordinal_split, PromptSettings())
-    (one, *_) = weak_labels(reader, graph, SETTINGS)
+    reader = CaseReader(ordinal_split, PromptSettings(max_history=20))
+    (one, *_) = weak_labels(reader, graph, SETTINGS, SEED)
     assert one.levels_CA.shape[1] == 3
     assert len(one.evidence[0]) == 3
     assert reader.prompt(one.case, rating(reader.aspects)).questions[-1] == (
@@ -256,13 +259,13 @@ def test_without_a_clock_there_is_no_context(ordinal_split, graph) -> None:
 def test_a_log_without_a_case_says_what_to_do(reader, graph) -> None:
     settings = dataclasses.replace(SETTINGS, min_history=99)
     with pytest.raises(ValueError, match="no label user has a train period long"):
-        weak_labels(reader, graph, settings)
+        weak_labels(reader, graph, settings, SEED)
 
 
 def test_cases_are_bounded_by_leaving_out_whole_users(reader, graph, labels) -> None:
     most = {one.case.user for one in labels}
     bounded = dataclasses.replace(SETTINGS, max_cases=3 * SETTINGS.cases_per_user)
-    few = weak_labels(reader, graph, bounded)
+    few = weak_labels(reader, graph, bounded, SEED)
     users = {one.case.user for one in few}
     assert len(users) == 3
     assert users < most
