@@ -7,8 +7,6 @@ import subprocess
 from importlib import metadata as installed
 from pathlib import Path
 
-import torch
-
 PACKAGES = (
     "sgrec_torchrec",
     "torch",
@@ -35,6 +33,9 @@ def origin() -> dict[str, object]:
 
 def describe_run() -> dict[str, object]:
     """``origin`` with this machine's hardware and the date (ISO 8601, UTC)."""
+    # Seconds of import, which the pipeline does without: it asks for cpuinfo alone.
+    import torch
+
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     hardware = {
         "cpu": cpu_name(),
