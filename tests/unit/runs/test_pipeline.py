@@ -306,7 +306,8 @@ def test_the_pipeline_itself_imports_neither_torch_nor_a_judge() -> None:
 
 def test_training_imports_no_judge() -> None:
     """Nor do the stages that it imports: ``test_architecture`` holds them to that."""
-    source = Path(pipeline.__file__).with_name("train.py").read_text(encoding="utf-8")
+    path = Path(pipeline.__file__).parents[1] / "train.py"
+    source = path.read_text(encoding="utf-8")
     names = {
         node.module or ""
         for node in ast.walk(ast.parse(source))
