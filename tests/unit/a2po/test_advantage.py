@@ -208,3 +208,101 @@ def test_a_slot_without_an_item_takes_part_in_nothing(fusion) -> None:
     assert (stats.advantage_BG[:, 3] == 0).all()
     # a constant reward stays dead, whatever the empty slot holds
     assert stats.is_live_B.tolist() == [True, False]
+
+
+def test_two_rollouts_and_a_large_eps_by_hand() -> None:
+    # r_biz: mean 1/2, sample std 1/sqrt 2; A_biz = +-.5 / (1/sqrt 2 + 1)
+    # r_sem: mean 1, sample std sqrt 2; A_sem = +-1 / (sqrt 2 + 1)
+    biz, sem = 0.5 / (math.sqrt(0.5) + 1), 1 / (math.sqrt(2.0) + 1)
+    judged = torch.ones(1, 2, dtype=torch.bool)
+    rewards = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 0.0]]), judged
+    stats = a2po_advantage(*rewards, eps=1.0)
+    # they agree: lambda = smaller / (larger + 1)
+    lambda_ = biz / (sem + 1)
+    size = biz + lambda_ * sem
+    torch.testing.assert_close(stats.lambda_BG, torch.full((1, 2), lambda_))
+    torch.testing.assert_close(stats.advantage_BG, torch.tensor([[size, -size]]))
+
+
+@pytest.mark.parametrize(
+    ("rewards", "is_live"),
+    # The sample deviation is gap / sqrt 2: it counts from a millionth of the largest.
+    [
+        ([1000.0, 1000.001], False),
+        ([1000.0, 1000.0014], False),
+        ([1000.0, 1000.0015], True),
+        ([-1000.0, -1000.0015], True),
+        ([1e-5, 3e-5], True),
+    ],
+)
+def test_rewards_within_a_millionth_of_the_largest_are_alike(
+    rewards: list[float], is_live: bool
+) -> None:
+    r_biz = torch.tensor([rewards], dtype=torch.float64)
+    nobody = torch.zeros(1, 2, dtype=torch.bool)
+    stats = grpo_advantage(r_biz, r_biz, nobody)
+    assert stats.is_live_B.tolist() == [is_live]
+    assert (stats.advantage_BG != 0).all() == is_live
+
+
+def test_advantages_off_the_bounds_are_counted() -> None:
+    # A_biz = (3, -1, -1, -1) / 2. Rewards of two and two have mean 1/2 and sample std
+    # sqrt(1/3): A_sem = +-sqrt(3) / 2 = +-.866.
+    r_biz = torch.tensor([[1.0, 0.0, 0.0, 0.0]] * 3)
+    r_sem = torch.tensor(
+        [
+            # sums 2.37, -1.37, -1.37, .37: in bounds, beyond 2 |-.5| twice, other sign
+            [1.0, 0.0, 0.0, 1.0],
+            # sums .63, -1.37, .37, .37: short of 1.5, beyond, other sign twice
+            [0.0, 0.0, 1.0, 1.0],
+            # A_sem = A_biz: exactly twice
+            [1.0, 0.0, 0.0, 0.0],
+        ]
+    )
+    judged = torch.ones(3, 4, dtype=torch.bool)
+    counts = [
+        advantage_sum(*(part[row : row + 1] for part in (r_biz, r_sem, judged)))
+        for row in range(3)
+    ]
+    assert [stats.bound_violations for stats in counts] == [3, 4, 0]
+
+
+def test_shares_are_of_judged_rollouts_in_groups_that_teach_and_differ() -> None:
+    r_biz = torch.tensor(
+        [
+            [1.0, 0.0, -1.0],
+            [5.0, 5.0, 5.0],  # dead
+            [1.0, 0.0, -1.0],  # judged alike
+            [1.0, 0.0, -1.0],  # judged once
+        ]
+    )
+    r_sem = torch.tensor(
+        [[1.0, 0.0, 9.0], [1.0, 0.0, -1.0], [4.0, 4.0, 4.0], [1.0, 0.0, -1.0]]
+    )
+    judged = torch.tensor(
+        [[True, True, False], [True] * 3, [True] * 3, [True, False, False]]
+    )
+    stats = a2po_advantage(r_biz, r_sem, judged)
+    assert stats.is_live_B.tolist() == [True, False, True, True]
+    assert stats.is_judged_B.tolist() == [True, True, False, False]
+    assert stats.dead_share == 0.25
+    # Of the first group's two judged ones: A_biz 1 and 0, A_sem +-1/sqrt 2.
+    assert stats.same_sign_share == 0.5
+    assert stats.mean_lambda == pytest.approx(math.sqrt(0.5) / 2)
+
+
+def test_no_groups_and_nobody_judged_give_shares_of_zero() -> None:
+    none, nobody = torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.bool)
+    stats = a2po_advantage(none, none, nobody)
+    assert stats.advantage_BG.shape == (0, 3)
+    assert (stats.dead_share, stats.same_sign_share, stats.mean_lambda) == (0, 0, 0)
+    r_biz = torch.tensor([[1.0, 0.0]])
+    stats = advantage_sum(r_biz, r_biz, torch.zeros(1, 2, dtype=torch.bool))
+    assert (stats.dead_share, stats.same_sign_share, stats.mean_lambda) == (0, 0, 0)
+
+
+def test_of_many_rewards_that_are_not_finite_the_first_is_named() -> None:
+    bad = torch.zeros(3, 3)
+    bad[1, 2] = bad[2, 0] = bad[2, 1] = math.inf
+    with pytest.raises(ValueError, match=r"r_biz\[1, 2\] is inf"):
+        a2po_advantage(bad, torch.zeros(3, 3), torch.zeros(3, 3, dtype=torch.bool))

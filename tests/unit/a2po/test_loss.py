@@ -225,3 +225,23 @@ def test_figures_and_terms_carry_no_gradient(random_terms) -> None:
     _, figures = policy_loss(logprob_SL, terms)
     assert not figures.kl_S.requires_grad
     assert not figures.ratio_S.requires_grad
+
+
+def test_a_ratio_beyond_e_to_the_20_is_cut_and_counted() -> None:
+    # Sums of exact numbers: log ratios of 20 and 21. e^20 = 485,165,195.
+    old_SL, new_SL = spread([20.0, 21.0])
+    _, figures = policy_loss(new_SL, terms_of(old_SL, [1.0, 1.0]))
+    assert figures.ratio_S.tolist() == pytest.approx([485165195.4] * 2, rel=1e-6)
+    assert figures.clamp_share == 0.5
+
+
+def test_a_reference_far_above_in_one_code_is_cut_and_counted() -> None:
+    # Gaps to the reference of 20 and 21 in one code; the policy itself has not moved.
+    old_SL, new_SL = spread([0.0, 0.0, 0.0])
+    gap_SL = torch.tensor([[20.0, 0.0], [0.0, 21.0], [0.0, 0.0]])
+    terms = terms_of(old_SL, [1.0] * 3, reference_SL=old_SL + gap_SL)
+    _, figures = policy_loss(new_SL, terms)
+    # r - 1 - ln r at e^20: 485,165,195 - 1 - 20
+    expected = [pytest.approx(485165174.4, rel=1e-6)] * 2
+    assert figures.kl_S.tolist() == [*expected, 0.0]
+    assert figures.clamp_share == pytest.approx(1 / 3)

@@ -29,6 +29,17 @@ def test_a_list_with_an_item_twice_is_refused() -> None:
         target_ranks(np.array([[1, 2, 3], [5, 2, 5]]), np.array([1, 2]))
 
 
+def test_of_many_lists_with_an_item_twice_the_first_is_named() -> None:
+    items_EK = np.array([[1, 2, 3], [0, 0, 1], [2, 4, 4], [5, 5, 5]])
+    with pytest.raises(ValueError, match=r"row 1 lists an item twice \(\[0, 0, 1\]\)"):
+        target_ranks(items_EK, np.array([1, 2, 3, 4]))
+
+
+def test_one_list_for_all_targets_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"shape \(3,\), target_E \(3,\)"):
+        target_ranks(np.array([1, 2, 3]), np.array([1, 2, 3]))
+
+
 def test_lists_and_targets_must_pair() -> None:
     with pytest.raises(ValueError, match=r"shape \(2, 1\), target_E \(3,\)"):
         target_ranks(np.array([[1], [2]]), np.array([1, 2, 3]))
@@ -64,6 +75,17 @@ def test_every_row_agrees_with_cornac(k: int) -> None:
         assert values[row].tolist() == pytest.approx([expected_hit, expected_ndcg])
 
 
+def test_the_metrics_of_a_run_are_these() -> None:
+    ks = (1, 3, 5, 10, 20, 50)
+    names = [f"{metric}@{k}" for metric in ("HR", "NDCG") for k in ks]
+    assert metric_names() == names
+    # Found at 5, 6, 50 and 51.
+    table = ranking_table(np.array([5, 6, 50, 51], np.int32), np.arange(4), seed=0)
+    assert list(table.metrics) == list(table.intervals) == names
+    hit_rates = [table.metrics[f"HR@{k}"] for k in ks]
+    assert hit_rates == [0, 0, 1 / 4, 2 / 4, 2 / 4, 3 / 4]
+
+
 def test_names_follow_the_columns() -> None:
     assert metric_names((1, 5)) == ["HR@1", "HR@5", "NDCG@1", "NDCG@5"]
     # Rank 2: a hit at 5 alone, with gain 1 / log2(3).
@@ -89,6 +111,26 @@ def test_interval_is_that_of_a_loop_over_resampled_users() -> None:
         means.append(hits_U[users].sum() / rows_U[users].sum())
     expected = np.percentile(means, [2.5, 97.5])
     np.testing.assert_allclose([low[0], high[0]], expected, atol=0.012)
+
+
+def test_interval_is_that_of_1000_resamples_one_by_one() -> None:
+    noise = np.random.default_rng(1)
+    user_E = noise.integers(0, 30, size=90)
+    rank_E = noise.integers(0, 4, size=90).astype(np.int32)
+    hits_of: dict[int, list[int]] = {user: [] for user in range(30)}
+    for rank, user in zip(rank_E.tolist(), user_E.tolist(), strict=True):
+        hits_of[user].append(int(0 < rank <= 3))
+    users = [hits for _, hits in sorted(hits_of.items()) if hits]
+    generator = np.random.default_rng(7)
+    means = []
+    for _ in range(1000):
+        times = generator.multinomial(len(users), [1 / len(users)] * len(users))
+        hits = sum(time * sum(of) for time, of in zip(times, users, strict=True))
+        rows = sum(time * len(of) for time, of in zip(times, users, strict=True))
+        means.append(hits / rows)
+    expected = tuple(np.percentile(means, [2.5, 97.5]))
+    found = ranking_table(rank_E, user_E, seed=7).intervals["HR@3"]
+    assert found == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_resample_divides_by_its_own_rows() -> None:

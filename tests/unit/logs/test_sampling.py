@@ -80,6 +80,44 @@ def test_windows_ask_every_event_once_behind_enough_history(lengths, max_history
     assert asked == dict.fromkeys(wanted, 1)
 
 
+def test_windows_by_hand():
+    # Up to 4 events and one asked, stride 2: nine events are three windows, which ask
+    # the first five, then two and two.
+    windows = cut_windows(np.array([0, 9, 5]), 4)
+    assert len(windows) == 4
+    assert windows.user_W.tolist() == [1, 1, 1, 2]
+    assert windows.start_W.tolist() == [0, 2, 4, 0]
+    assert windows.end_W.tolist() == [5, 7, 9, 5]
+    assert windows.first_target_W.tolist() == [0, 5, 7, 0]
+    assert windows.num_targets(np.array([0, 2, 3])) == 5 + 2 + 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": [2, 5]}, "of different lengths"),
+        ({"items": [[1, 2], [3, 4]]}, "of different lengths"),
+        ({"cumulative": [[0.5, 1.0]] * 4}, "of different lengths"),
+        ({"rows": [2, 9, 5]}, "row_E must rise"),
+        ({"rows": [2, 5, 5]}, "row_E must rise"),
+        ({"cumulative": [[0.5, 1.0], [0.5, 0.4], [1.0, 1.0]]}, "must not fall"),
+        ({"cumulative": [[-0.5, 1.0], [0.5, 1.0], [1.0, 1.0]]}, "must not fall"),
+        ({"cumulative": [[0.5, 1.0], [0.0, 0.0], [1.0, 1.0]]}, "nor end at 0"),
+        ({"items": [[1, 2], [3, 7], [0, 8]]}, "name item 7, the tokens describe 7"),
+        ({"items": [[1, 2], [-1, 3], [-5, 8]]}, "name item -1, the tokens"),
+    ],
+)
+def test_bad_soft_targets_are_named(change, message: str) -> None:
+    parts = {
+        "rows": [2, 5, 9],
+        "items": [[1, 0], [3, 6], [6, -1]],
+        "cumulative": [[0.5, 1.0], [0.25, 1.0], [1.0, 1.0]],
+    }
+    make_soft_targets(**parts).validate(7)
+    with pytest.raises(ValueError, match=message):
+        make_soft_targets(**(parts | change)).validate(7)
+
+
 def test_an_epochs_order_is_a_permutation_of_its_own():
     assert sorted(epoch_order(50, 0, 1)) == list(range(50))
     assert not np.array_equal(epoch_order(50, 0, 0), epoch_order(50, 0, 1))

@@ -84,6 +84,11 @@ def prepare(tmp_path, rows, *, has_clock=True, **config):
     return prepare_split(canonical, LogConfig(**config), tmp_path / "split")
 
 
+def count_of(tmp_path, name):
+    manifest = json.loads((tmp_path / "split" / "manifest.json").read_text())
+    return manifest["counts"][name]
+
+
 def user_events(split, user):
     sequences = split.sequences
     first, last = sequences.offsets_U1[user : user + 2]
@@ -146,6 +151,16 @@ def test_leave_last_out_equals_the_reference(tmp_path, seed):
         check_rows(split, asked, max_history=3)
 
 
+def test_users_of_one_and_two_baskets_only_train(tmp_path):
+    # The first has a basket of one event, then one of two; the second one basket.
+    rows = [(1, 100, 1), (1, 101, 2), (1, 102, 2), (2, 100, 5), (2, 101, 5)]
+    split = prepare(tmp_path, [*rows, (3, 103, 1), (3, 104, 2), (3, 105, 3)])
+    assert split.sequences.train_end_U.tolist() == [3, 2, 1]
+    assert split.sequences.valid_end_U.tolist() == [3, 2, 2]
+    assert (split.valid.target_E.tolist(), split.test.target_E.tolist()) == ([4], [5])
+    assert count_of(tmp_path, "users_train_only") == 2
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_chronological_equals_the_reference(tmp_path, seed):
     rows = random_rows(seed)
@@ -172,8 +187,7 @@ def test_chronological_equals_the_reference(tmp_path, seed):
         )
         assert sorted(tuple(map(int, row)) for row in triples) == sorted(asked[name])
         check_rows(split, found, max_history=200)
-    manifest = json.loads((tmp_path / "split" / "manifest.json").read_text())
-    assert manifest["counts"]["targets_dropped_no_history"] == dropped
+    assert count_of(tmp_path, "targets_dropped_no_history") == dropped
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -192,6 +206,18 @@ def test_given_asks_every_valid_and_test_row(tmp_path, seed):
         check_rows(split, found, max_history=4)
     train_rows = sum(row[3] == "train" for row in rows)
     assert split.sequences.train_end_U.sum() == train_rows
+
+
+def test_given_keeps_and_counts_targets_without_a_history(tmp_path):
+    rows = [(1, 100, 1, "valid"), (1, 101, 1, "valid"), (1, 102, 2, "test")]
+    rows += [(2, 103, 5, "train"), (2, 104, 6, "test"), (3, 105, 4, "test")]
+    split = prepare(tmp_path, rows, protocol="given")
+    assert split.sequences.train_end_U.tolist() == [0, 1, 0]
+    assert split.sequences.valid_end_U.tolist() == [2, 1, 0]
+    assert split.valid.history_end_E.tolist() == [0, 0]
+    assert split.test.history_end_E.tolist() == [2, 1, 0]
+    # Both of user 1's first basket, and user 3's.
+    assert count_of(tmp_path, "targets_kept_no_history") == 3
 
 
 def test_basket_order_is_a_seeded_shuffle_free_of_item_order(tmp_path):
@@ -317,6 +343,16 @@ def test_a_cut_outside_a_sequence_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"train_end_U\[0\] = .* is outside \[0, "):
         prepare(tmp_path, random_rows(0))
     assert not (tmp_path / "split").exists()
+
+
+def test_the_first_row_that_mixes_times_is_named(tmp_path):
+    rows = [(3, 100, 1, "test"), (8, 101, 5, "test"), (8, 102, 6, "valid")]
+    rows += [(8, 103, 7, "train"), (9, 104, 1, "test"), (9, 105, 2, "train")]
+    with pytest.raises(ValueError, match="user '8', timestamp 6: an event of an ear"):
+        prepare(tmp_path / "a", rows, protocol="given")
+    rows += [(9, 106, 2, "valid"), (9, 107, 3, "test"), (9, 108, 3, "train")]
+    with pytest.raises(ValueError, match="user '9', timestamp 2: events at one time"):
+        prepare(tmp_path / "b", rows, protocol="given")
 
 
 def test_an_unknown_protocol_is_an_error(tmp_path):
