@@ -42,5 +42,5 @@ def _nothing(array: Any, index: Any) -> None:
     """What a hint is in plain Python."""
 
 
-prefetch: Any = _nothing if config.DISABLE_JIT else intrinsic(_prefetch)
+prefetch: Any = _nothing if vars(config)["DISABLE_JIT"] else intrinsic(_prefetch)
 """``prefetch(array, index)``; with NUMBA_DISABLE_JIT=1 it does nothing."""
