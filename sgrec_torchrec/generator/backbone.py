@@ -4,7 +4,7 @@ Letters: T positions of all sequences end to end, B sequences, P past positions 
 sequence, Y layers, H heads, D width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,11 @@ from sgrec_torchrec.generator.attention import (
 from sgrec_torchrec.generator.noise import hash_dropout
 
 ROTARY_BASE = 10_000.0
+Rotation = tuple[Tensor, Tensor]
+"""cos and sin of each position, as ``rotary_angles`` gives them."""
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Number of a layer, its queries, keys and values -> what attention makes of them, of
+the queries' shape."""
 
 
 class Backbone(nn.Module):
@@ -63,10 +68,11 @@ class Backbone(nn.Module):
         state_TD: Tensor = self.input_norm(input_TD)
         if position_key_T is not None:
             state_TD = hash_dropout(state_TD, position_key_T, 0, self.dropout)
-        for layer in self.stack():
-            query, key, value = layer.query_key_value_of(state_TD, rotation)
-            attended = jagged_causal_attention(query, key, value, groups)
-            state_TD = layer(state_TD, attended, position_key_T)
+
+        def attend(_: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return jagged_causal_attention(query, key, value, groups)
+
+        state_TD = walk(self.stack(), state_TD, rotation, attend, position_key_T)
         state_TD = self.output_norm(state_TD)
         return state_TD
 
@@ -99,11 +105,12 @@ class Backbone(nn.Module):
         state_TD: Tensor = self.input_norm(input_TD)
         keep: list[tuple[Tensor, Tensor]] = []
         *below, top = self.stack()
-        for layer in below:
-            query, key, value = layer.query_key_value_of(state_TD, rotation)
+
+        def attend(_: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             keep.append((key, value))
-            attended = jagged_causal_attention(query, key, value, groups)
-            state_TD = layer(state_TD, attended, None)
+            return jagged_causal_attention(query, key, value, groups)
+
+        state_TD = walk(below, state_TD, rotation, attend)
         key, value = top.key_value_of(state_TD, rotation)
         keep.append((key, value))
         last_B = offsets_B1[1:] - 1
@@ -113,7 +120,7 @@ class Backbone(nn.Module):
         hidden_BD: Tensor = self.output_norm(top(state_BD, attended, None))
         return hidden_BD, keep
 
-    def _rotation(self, input_TD: Tensor, offsets_B1: Tensor) -> tuple[Tensor, Tensor]:
+    def _rotation(self, input_TD: Tensor, offsets_B1: Tensor) -> Rotation:
         place_T = torch.arange(len(input_TD), device=input_TD.device)
         start_T = offsets_B1[:-1].repeat_interleave(
             offsets_B1.diff(), output_size=len(input_TD)
@@ -143,10 +150,7 @@ class Backbone(nn.Module):
         past = PaddedPast(past_B, offsets_B1)
         rotation = rotary_angles(past.place_T, self.head_dim)
         state_TD: Tensor = self.input_norm(input_TD)
-        for index, layer in enumerate(self.stack()):
-            query, key, value = layer.query_key_value_of(state_TD, rotation)
-            attended = past.attend(index, query, key, value)
-            state_TD = layer(state_TD, attended, None)
+        state_TD = walk(self.stack(), state_TD, rotation, past.attend)
         state_TD = self.output_norm(state_TD)
         return state_TD, past.grown()
 
@@ -167,14 +171,14 @@ class Layer(nn.Module):
         self.feed_out = nn.Linear(2 * dim, dim, bias=False)
 
     def query_key_value_of(
-        self, state_TD: Tensor, rotation: tuple[Tensor, Tensor]
+        self, state_TD: Tensor, rotation: Rotation
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Three times float [T, H, D]; queries and keys know their positions."""
         mixed = self.query_key_value(self.attention_norm(state_TD))
         query, key, value = mixed.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         return rotate(query, rotation), rotate(key, rotation), value
 
-    def query_of(self, state_TD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    def query_of(self, state_TD: Tensor, rotation: Rotation) -> Tensor:
         """The first of ``query_key_value_of`` alone."""
         weight = self.query_key_value.weight[: state_TD.shape[-1]]
         query = F.linear(self.attention_norm(state_TD), weight)
@@ -182,7 +186,7 @@ class Layer(nn.Module):
         return rotate(heads, rotation)
 
     def key_value_of(
-        self, state_TD: Tensor, rotation: tuple[Tensor, Tensor]
+        self, state_TD: Tensor, rotation: Rotation
     ) -> tuple[Tensor, Tensor]:
         """The other two alone."""
         weight = self.query_key_value.weight[state_TD.shape[-1] :]
@@ -206,7 +210,32 @@ class Layer(nn.Module):
         return hash_dropout(branch, key_T, salt, self.dropout)
 
 
-def rotary_angles(place_T: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+def walk(
+    layers: Sequence[Layer],
+    state_TD: Tensor,
+    rotation: Rotation,
+    attend: Attend,
+    position_key_T: Tensor | None = None,
+) -> Tensor:
+    """float [T, D] -> float [T, D]: through the layers, from the bottom to the top.
+
+    What a position sees is ``attend``'s affair, and so is what it keeps of the layers'
+    keys and values. Positions may have several dimensions, as [R, P, D].
+
+    Args:
+        layers: all, or the lower ones.
+        rotation: of each position.
+        attend: called once a layer, in order.
+        position_key_T: int64 [T], keys of the dropout noise; None: no dropout.
+    """
+    for index, layer in enumerate(layers):
+        query, key, value = layer.query_key_value_of(state_TD, rotation)
+        attended = attend(index, query, key, value)
+        state_TD = layer(state_TD, attended, position_key_T)
+    return state_TD
+
+
+def rotary_angles(place_T: Tensor, head_dim: int) -> Rotation:
     """cos and sin, float [T, 1, head_dim / 2] (rotary embedding, arXiv 2104.09864)."""
     half = head_dim // 2
     power = torch.arange(half, device=place_T.device) / half
@@ -214,7 +243,7 @@ def rotary_angles(place_T: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     return angle.cos()[:, None], angle.sin()[:, None]
 
 
-def rotate(heads_THD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(heads_THD: Tensor, rotation: Rotation) -> Tensor:
     """Turn each pair of channels by its position's angle: float [T, H, D]."""
     cos, sin = rotation
     first, second = heads_THD.chunk(2, dim=-1)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgrec_torchrec.generator.attention import AttentionGroups
-from sgrec_torchrec.generator.backbone import Backbone, rotary_angles
+from sgrec_torchrec.generator.backbone import Backbone, rotary_angles, walk
 from sgrec_torchrec.generator.decoder import CodeDecoder
 from sgrec_torchrec.serving.network import DensePart
 
@@ -160,14 +160,20 @@ class PaddedReader(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """float [R, D] at the last positions and [R, Y, P, 2, H, D / H]."""
         state_RPD = self.backbone.input_norm(input_RPD)
-        keep = []
+        keep: list[Tensor] = []
         *below, top = self.backbone.stack()
-        for layer in below:
-            heads = layer.query_key_value_of(state_RPD, (cos, sin))
-            keep.append(torch.stack(heads[1:], dim=2))
-            query, key, value = (one.transpose(1, 2) for one in heads)
-            mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-            state_RPD = layer(state_RPD, mixed.transpose(1, 2), None)
+
+        def attend(_: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            keep.append(torch.stack((key, value), dim=2))
+            mixed = F.scaled_dot_product_attention(
+                query.transpose(1, 2),
+                key.transpose(1, 2),
+                value.transpose(1, 2),
+                is_causal=True,
+            )
+            return mixed.transpose(1, 2)
+
+        state_RPD = walk(below, state_RPD, (cos, sin), attend)
         key, value = top.key_value_of(state_RPD, (cos, sin))
         keep.append(torch.stack((key, value), dim=2))
         # len() would make the size a constant of the program.
