@@ -21,7 +21,7 @@ from peers.workload import (
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sgrec_torchrec.a2po.advantage import a2po_advantage
+from sgrec_torchrec.a2po.advantage import Rewards, a2po_advantage
 from sgrec_torchrec.a2po.reward import Group, next_item_reward
 from sgrec_torchrec.a2po.rollout import (
     RolledOut,
@@ -162,7 +162,8 @@ def advantages(item_BG: Tensor, target_B: Tensor) -> Tensor:
     semantic_BG = (item_BG % 97).float() / 97
     judged_BG = torch.ones_like(item_BG, dtype=torch.bool)
     business_BG = next_item_reward(group_of(item_BG, target_B))
-    return a2po_advantage(business_BG, semantic_BG, judged_BG).advantage_BG
+    rewards = Rewards.of(business_BG, semantic_BG, judged_BG)
+    return a2po_advantage(rewards).advantage_BG
 
 
 def regrouped(rolled: RolledOut, item_BG: Tensor, reference_BGL: Tensor) -> RolledOut:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
-from sgrec_torchrec.a2po.advantage import a2po_advantage
+from sgrec_torchrec.a2po.advantage import Rewards, a2po_advantage
 from sgrec_torchrec.a2po.loss import PolicyTerms, policy_loss
 from sgrec_torchrec.reward_table import RewardTable, build_reward_table
 
@@ -69,11 +69,12 @@ def main() -> None:
         reward_S, found_S = table.lookup(
             user_B.repeat_interleave(NUM_ROLLOUTS), item_BG.reshape(-1)
         )
-        stats = a2po_advantage(
+        rewards = Rewards.of(
             (item_BG == next_B1).float(),
             reward_S.view_as(item_BG),
             found_S.view_as(item_BG),
         )
+        stats = a2po_advantage(rewards)
         terms = PolicyTerms(
             logprob_old_SL=None,
             logprob_reference_SL=taken_S1.detach(),

@@ -47,113 +47,28 @@ class AdvantageStats:
         )
 
 
-Fusion = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], AdvantageStats]
-
-
-def a2po_advantage(
-    r_biz_BG: Tensor,
-    r_sem_BG: Tensor,
-    judged_BG: Tensor,
-    eps: float = EPS,
-    real_BG: Tensor | None = None,
-) -> AdvantageStats:
-    """The business reward anchors; semantics are added where both agree.
-
-        A_biz = (r_biz - mean) / (std + eps)
-        A_sem = (r_sem - mean over judged) / (std + eps), 0 where missing
-        lambda = 1[sign A_biz = sign A_sem] min(|A_biz|, |A_sem|)
-                 / (max(|A_biz|, |A_sem|) + eps)
-        A = A_biz + lambda A_sem
-
-    S-GRec, arXiv 2602.10606, asymmetric advantage. So sign(A) = sign(A_biz),
-    |A_biz| <= |A| <= 2 |A_biz|, and A = A_biz in a group without judgements. Differs
-    from the paper: statistics are in float64, with the sample deviation; an advantage
-    is exactly 0 where the rewards are alike (std <= 1e-6 max |r|) or fewer than two.
-
-    Args:
-        r_biz_BG: float, finite.
-        r_sem_BG: float, finite where judged; anything elsewhere.
-        judged_BG: bool.
-        eps: added to deviations and to lambda's denominator.
-        real_BG: bool, False where a slot has no item: it takes part in nothing and gets
-            0. None: all are real.
-
-    Raises:
-        ValueError: naming the first group and rollout whose reward is not finite, or
-            shapes that differ.
-    """
-    parts = _Parts.of(r_biz_BG, r_sem_BG, judged_BG, eps, real_BG)
-    biz, sem = parts.biz_BG, parts.sem_BG
-    size_biz, size_sem = biz.abs(), sem.abs()
-    ratio = torch.minimum(size_biz, size_sem) / (
-        torch.maximum(size_biz, size_sem) + eps
-    )
-    lambda_BG = torch.where(biz.sign() == sem.sign(), ratio, torch.zeros_like(ratio))
-    return parts.stats(biz + lambda_BG * sem, lambda_BG)
-
-
-def grpo_advantage(
-    r_biz_BG: Tensor,
-    r_sem_BG: Tensor,
-    judged_BG: Tensor,
-    eps: float = EPS,
-    real_BG: Tensor | None = None,
-) -> AdvantageStats:
-    """The business reward alone: A = A_biz (Shao et al. 2024, arXiv 2402.03300)."""
-    parts = _Parts.of(r_biz_BG, r_sem_BG, judged_BG, eps, real_BG)
-    return parts.stats(parts.biz_BG, torch.zeros_like(parts.biz_BG))
-
-
-def reward_sum_advantage(
-    r_biz_BG: Tensor,
-    r_sem_BG: Tensor,
-    judged_BG: Tensor,
-    eps: float = EPS,
-    real_BG: Tensor | None = None,
-) -> AdvantageStats:
-    """Rewards are added, then standardised: the paper's Reward-Sum ablation.
-
-    A judged rollout earns r_biz + r_sem; an unjudged one of a judged group gets the
-    group's mean r_sem, so that want of a judgement is neither praise nor blame.
-    """
-    parts = _Parts.of(r_biz_BG, r_sem_BG, judged_BG, eps, real_BG)
-    known = parts.judged_BG & parts.is_judged_B[:, None]
-    sem = torch.where(known, r_sem_BG.double(), torch.zeros_like(parts.sem_BG))
-    mean = sem.sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
-    total = r_biz_BG.double() + torch.where(known, sem, mean)
-    summed, _ = _standardised(total, parts.real_BG, eps)
-    return parts.stats(summed, torch.ones_like(summed))
-
-
-def advantage_sum(
-    r_biz_BG: Tensor,
-    r_sem_BG: Tensor,
-    judged_BG: Tensor,
-    eps: float = EPS,
-    real_BG: Tensor | None = None,
-) -> AdvantageStats:
-    """Advantages are added whether they agree or not: the paper's Adv-Sum ablation."""
-    parts = _Parts.of(r_biz_BG, r_sem_BG, judged_BG, eps, real_BG)
-    return parts.stats(parts.biz_BG + parts.sem_BG, torch.ones_like(parts.biz_BG))
-
-
-FUSIONS: dict[str, Fusion] = {
-    "a2po": a2po_advantage,
-    "grpo": grpo_advantage,
-    "reward-sum": reward_sum_advantage,
-    "adv-sum": advantage_sum,
-}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Parts:
-    """What every fusion starts from, in float64."""
+class Rewards:
+    """Rewards of groups of rollouts, checked and standardised once, by ``of``.
 
-    biz_BG: Tensor
-    sem_BG: Tensor
-    real_BG: Tensor
+    float64 [B, G] unless it says otherwise.
+    """
+
+    business_BG: Tensor
+    semantic_BG: Tensor
+    """Anything where nobody judged."""
     judged_BG: Tensor
+    """bool."""
+    real_BG: Tensor
+    """bool, False where a slot has no item: it takes part in nothing and gets 0."""
+    eps: float
+    """Added to deviations and to lambda's denominator."""
+    a_biz_BG: Tensor
+    """(r_biz - mean) / (std + eps); exactly 0 in a group that is not live."""
+    a_sem_BG: Tensor
+    """(r_sem - mean over judged) / (std + eps), 0 where missing."""
     is_live_B: Tensor
+    """bool [B], as in ``AdvantageStats``."""
     is_judged_B: Tensor
 
     @staticmethod
@@ -161,9 +76,25 @@ class _Parts:
         r_biz_BG: Tensor,
         r_sem_BG: Tensor,
         judged_BG: Tensor,
-        eps: float,
-        real_BG: Tensor | None,
-    ) -> "_Parts":
+        eps: float = EPS,
+        real_BG: Tensor | None = None,
+    ) -> "Rewards":
+        """What a fusion starts from.
+
+        Statistics are in float64, with the sample deviation; an advantage is exactly 0
+        where the rewards are alike (std <= 1e-6 max |r|) or fewer than two.
+
+        Args:
+            r_biz_BG: float, finite.
+            r_sem_BG: float, finite where judged; anything elsewhere.
+            judged_BG: bool.
+            eps: added to deviations and to lambda's denominator.
+            real_BG: bool, False where a slot has no item. None: all are real.
+
+        Raises:
+            ValueError: naming the first group and rollout whose reward is not finite,
+                or shapes that differ.
+        """
         if not r_biz_BG.shape == r_sem_BG.shape == judged_BG.shape:
             raise ValueError(
                 f"r_biz {tuple(r_biz_BG.shape)}, r_sem {tuple(r_sem_BG.shape)} and "
@@ -173,30 +104,59 @@ class _Parts:
         judged_BG = judged_BG & real_BG
         _check_finite("r_biz", r_biz_BG, real_BG)
         _check_finite("r_sem", r_sem_BG, judged_BG)
-        biz, is_live = _standardised(r_biz_BG.double(), real_BG, eps)
-        sem, is_judged = _standardised(r_sem_BG.double(), judged_BG, eps)
-        return _Parts(
-            biz_BG=biz,
-            sem_BG=sem,
-            real_BG=real_BG,
+        business_BG, semantic_BG = r_biz_BG.double(), r_sem_BG.double()
+        a_biz_BG, is_live_B = _standardised(business_BG, real_BG, eps)
+        a_sem_BG, is_judged_B = _standardised(semantic_BG, judged_BG, eps)
+        return Rewards(
+            business_BG=business_BG,
+            semantic_BG=semantic_BG,
             judged_BG=judged_BG,
-            is_live_B=is_live,
-            is_judged_B=is_judged,
+            real_BG=real_BG,
+            eps=eps,
+            a_biz_BG=a_biz_BG,
+            a_sem_BG=a_sem_BG,
+            is_live_B=is_live_B,
+            is_judged_B=is_judged_B,
         )
 
-    def stats(self, advantage_BG: Tensor, lambda_BG: Tensor) -> AdvantageStats:
+    def lambda_BG(self) -> Tensor:
+        """How far both advantages agree, in [0, 1): 0 where their signs differ.
+
+        1[sign A_biz = sign A_sem] min(|A_biz|, |A_sem|) / (max(|A_biz|, |A_sem|) + eps)
+        """
+        size_biz, size_sem = self.a_biz_BG.abs(), self.a_sem_BG.abs()
+        ratio = torch.minimum(size_biz, size_sem) / (
+            torch.maximum(size_biz, size_sem) + self.eps
+        )
+        agrees = self.a_biz_BG.sign() == self.a_sem_BG.sign()
+        return torch.where(agrees, ratio, torch.zeros_like(ratio))
+
+    def known_or_mean_BG(self) -> Tensor:
+        """r_sem; an unjudged rollout of a judged group gets the group's mean.
+
+        So that want of a judgement is neither praise nor blame. 0 in other groups.
+        """
+        known_BG = self.judged_BG & self.is_judged_B[:, None]
+        zero = torch.zeros_like(self.semantic_BG)
+        sem_BG = torch.where(known_BG, self.semantic_BG, zero)
+        count_B1 = known_BG.sum(1, keepdim=True).clamp(min=1)
+        mean_B1 = sem_BG.sum(1, keepdim=True) / count_B1
+        return torch.where(known_BG, sem_BG, mean_B1)
+
+    def fused(self, advantage_BG: Tensor, lambda_BG: Tensor) -> AdvantageStats:
         """The record, with the figures that a run watches."""
+        biz_BG, sem_BG = self.a_biz_BG, self.a_sem_BG
         spoken_BG = self.judged_BG & (self.is_live_B & self.is_judged_B)[:, None]
-        same_BG = self.biz_BG.sign() == self.sem_BG.sign()
+        same_BG = biz_BG.sign() == sem_BG.sign()
         slack = 1e-9
-        size_biz, size = self.biz_BG.abs(), advantage_BG.abs()
-        is_off = (advantage_BG.sign() != self.biz_BG.sign()) | (
+        size_biz, size = biz_BG.abs(), advantage_BG.abs()
+        is_off = (advantage_BG.sign() != biz_BG.sign()) | (
             (size < size_biz * (1 - slack)) | (size > 2 * size_biz * (1 + slack))
         )
         return AdvantageStats(
             advantage_BG=advantage_BG.float(),
-            business_BG=self.biz_BG.float(),
-            semantic_BG=self.sem_BG.float(),
+            business_BG=biz_BG.float(),
+            semantic_BG=sem_BG.float(),
             lambda_BG=lambda_BG.float(),
             is_live_B=self.is_live_B,
             is_judged_B=self.is_judged_B,
@@ -204,6 +164,52 @@ class _Parts:
             mean_lambda=_share(lambda_BG, spoken_BG),
             bound_violations=int(is_off.sum()),
         )
+
+
+Fusion = Callable[[Rewards], AdvantageStats]
+
+
+def a2po_advantage(rewards: Rewards) -> AdvantageStats:
+    """The business reward anchors; semantics are added where both agree.
+
+        A = A_biz + lambda A_sem
+
+    S-GRec, arXiv 2602.10606, asymmetric advantage. So sign(A) = sign(A_biz),
+    |A_biz| <= |A| <= 2 |A_biz|, and A = A_biz in a group without judgements. Differs
+    from the paper by what ``Rewards.of`` says.
+    """
+    lambda_BG = rewards.lambda_BG()
+    advantage_BG = rewards.a_biz_BG + lambda_BG * rewards.a_sem_BG
+    return rewards.fused(advantage_BG, lambda_BG)
+
+
+def grpo_advantage(rewards: Rewards) -> AdvantageStats:
+    """The business reward alone: A = A_biz (Shao et al. 2024, arXiv 2402.03300)."""
+    return rewards.fused(rewards.a_biz_BG, torch.zeros_like(rewards.a_biz_BG))
+
+
+def reward_sum_advantage(rewards: Rewards) -> AdvantageStats:
+    """Rewards are added, then standardised: the paper's Reward-Sum ablation.
+
+    A judged rollout earns r_biz + r_sem; of others see ``Rewards.known_or_mean_BG``.
+    """
+    total_BG = rewards.business_BG + rewards.known_or_mean_BG()
+    summed_BG, _ = _standardised(total_BG, rewards.real_BG, rewards.eps)
+    return rewards.fused(summed_BG, torch.ones_like(summed_BG))
+
+
+def advantage_sum(rewards: Rewards) -> AdvantageStats:
+    """Advantages are added whether they agree or not: the paper's Adv-Sum ablation."""
+    summed_BG = rewards.a_biz_BG + rewards.a_sem_BG
+    return rewards.fused(summed_BG, torch.ones_like(summed_BG))
+
+
+FUSIONS: dict[str, Fusion] = {
+    "a2po": a2po_advantage,
+    "grpo": grpo_advantage,
+    "reward-sum": reward_sum_advantage,
+    "adv-sum": advantage_sum,
+}
 
 
 def _standardised(

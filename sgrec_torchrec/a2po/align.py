@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sgrec_torchrec.a2po.advantage import FUSIONS, AdvantageStats
+from sgrec_torchrec.a2po.advantage import FUSIONS, AdvantageStats, Rewards
 from sgrec_torchrec.a2po.aligner import (
     BEST,
     NEWEST,
@@ -172,9 +172,9 @@ def _step(
     )
     r_biz_BG, r_sem_BG, judged_BG, is_good_B = _rewards(aligner, group)
     settings = aligner.config.align
-    stats = FUSIONS[settings.fusion](
-        r_biz_BG, r_sem_BG, judged_BG, settings.eps, group.item_BG >= 0
-    )
+    is_real_BG = group.item_BG >= 0
+    rewards = Rewards.of(r_biz_BG, r_sem_BG, judged_BG, settings.eps, is_real_BG)
+    stats = FUSIONS[settings.fusion](rewards)
     if has_own:
         sample.add(step, stats, judged_BG)
     # Sums of rewards may teach where the business reward alone is dead.

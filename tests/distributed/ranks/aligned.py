@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sgrec_torchrec.a2po import align as loop
 from sgrec_torchrec.a2po import rollout
-from sgrec_torchrec.a2po.advantage import AdvantageStats, a2po_advantage
+from sgrec_torchrec.a2po.advantage import AdvantageStats, Rewards, a2po_advantage
 from sgrec_torchrec.a2po.aligner import Aligner, build_aligner
 from sgrec_torchrec.a2po.figures import StepFigures, combined
 from sgrec_torchrec.a2po.reward import Group, next_item_reward
@@ -142,7 +142,8 @@ def replay(
         entropy_B=torch.zeros(len(item_BG)),
     )
     r_biz_BG, r_sem_BG = noise_3BGL[1:, ..., 0]
-    return rolled, a2po_advantage(r_biz_BG, r_sem_BG, noise_3BGL[2, ..., 1] > 0)
+    rewards = Rewards.of(r_biz_BG, r_sem_BG, noise_3BGL[2, ..., 1] > 0)
+    return rolled, a2po_advantage(rewards)
 
 
 def own_figures(ranker: Ranker) -> StepFigures:

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -6,15 +7,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sgrec_torchrec.a2po.advantage import (
-    FUSIONS,
-    a2po_advantage,
-    advantage_sum,
-    grpo_advantage,
-    reward_sum_advantage,
-)
+from sgrec_torchrec.a2po import advantage as fusions
+from sgrec_torchrec.a2po.advantage import AdvantageStats, Fusion, Rewards
 
 EPS = 1e-8
+
+
+def of_tensors(fusion: Fusion) -> Callable[..., AdvantageStats]:
+    """The fusion of what ``Rewards.of`` takes."""
+    return lambda *rewards: fusion(Rewards.of(*rewards))
+
+
+FUSIONS = {name: of_tensors(fusion) for name, fusion in fusions.FUSIONS.items()}
+a2po_advantage = of_tensors(fusions.a2po_advantage)
+grpo_advantage = of_tensors(fusions.grpo_advantage)
+reward_sum_advantage = of_tensors(fusions.reward_sum_advantage)
+advantage_sum = of_tensors(fusions.advantage_sum)
 REWARD = st.floats(-100, 100, width=32)
 
 

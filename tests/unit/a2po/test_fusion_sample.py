@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from sgrec_torchrec.a2po import fusion_sample
-from sgrec_torchrec.a2po.advantage import a2po_advantage
+from sgrec_torchrec.a2po.advantage import Rewards, a2po_advantage
 from sgrec_torchrec.a2po.fusion_sample import FusionSample
 
 BUSINESS_BG = torch.tensor([[1.0, 0.0, -1.0], [1.0, 0.0, -1.0], [1.0, 1.0, 1.0]])
 SEMANTIC_BG = torch.tensor([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.9, 0.5, 0.1]])
 JUDGED_BG = torch.tensor([[True, True, False], [False] * 3, [True] * 3])
 """The second group is not judged, the third is dead."""
-STATS = a2po_advantage(BUSINESS_BG, SEMANTIC_BG, JUDGED_BG)
+STATS = a2po_advantage(Rewards.of(BUSINESS_BG, SEMANTIC_BG, JUDGED_BG))
 
 
 def kept(folder: Path) -> list[dict]:
