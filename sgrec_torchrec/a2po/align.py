@@ -18,15 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sgrec_torchrec.a2po.advantage import FUSIONS, AdvantageStats, Rewards
-from sgrec_torchrec.a2po.aligner import (
-    BEST,
-    NEWEST,
-    Aligner,
-    AlignState,
-    is_current,
-    load_state,
-    save_state,
-)
+from sgrec_torchrec.a2po.aligner import NEWEST, Aligner, AlignState, is_current
 from sgrec_torchrec.a2po.figures import (
     StepFigures,
     combined,
@@ -81,9 +73,9 @@ def align(
         state = _run(aligner, tracker, sample, state, validate)
     aligner.write_misses()
     if validate or state.has_collapsed:
-        load_state(aligner, BEST)
+        aligner.keeper.load(aligner.keeper.best)
     else:
-        save_state(aligner, BEST, state, keep=1)
+        aligner.keeper.ship(state)
     if is_main_rank():
         print(_verdict(state, is_validated=validate is not None))
     return state
@@ -132,7 +124,7 @@ def _run(
         is_last = is_last or state.is_over(settings.patience)
         if is_last or state.step % settings.checkpoint_every_steps == 0:
             sample.write()
-            save_state(aligner, NEWEST, state, settings.keep_checkpoints)
+            aligner.keeper.keep(state)
     return state
 
 
@@ -145,14 +137,14 @@ def _begin(
 ) -> AlignState:
     """The newest checkpoint's state, or that of the pretrained model, which is best."""
     if resume and is_current(aligner, NEWEST):
-        return load_state(aligner, NEWEST)
+        return aligner.keeper.load(aligner.keeper.newest)
     if is_main_rank():
         shutil.rmtree(aligner.folder, ignore_errors=True)
     state = AlignState(made_of=aligner.made_of)
     if validate:
         ndcg = validate() if start_ndcg is None else start_ndcg
         state = replace(state, best_ndcg=ndcg, start_ndcg=ndcg)
-    save_state(aligner, BEST, state, keep=1)
+    aligner.keeper.ship(state)
     return state
 
 
@@ -319,8 +311,4 @@ def _note_validation(aligner: Aligner, state: AlignState, ndcg: float) -> AlignS
                 f"{ndcg:.4f}, pretrained {state.start_ndcg:.4f}"
             )
         return replace(state, has_collapsed=True)
-    if ndcg <= state.best_ndcg:
-        return replace(state, stale_validations=state.stale_validations + 1)
-    state = replace(state, best_step=state.step, best_ndcg=ndcg, stale_validations=0)
-    save_state(aligner, BEST, state, keep=1)
-    return state
+    return aligner.keeper.note(state, ndcg)

@@ -1,6 +1,6 @@
 """What post-training trains: policy, reference, prompts, rewards, and their files."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,10 @@ from sgrec_torchrec.config import AlignConfig, RunConfig
 from sgrec_torchrec.distributed.checkpoint import (
     FREE_FIELDS,
     latest_checkpoint,
-    load_checkpoint,
     read_extra,
-    save_checkpoint,
 )
 from sgrec_torchrec.distributed.checkpoint_files import MANIFEST as CHECKPOINT_MANIFEST
+from sgrec_torchrec.distributed.keeper import Keeper, LoopState
 from sgrec_torchrec.distributed.launch import Ranks
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.optimizer import build_optimizer
@@ -51,18 +50,13 @@ FREE = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AlignState:
-    """Where post-training stands: what a checkpoint holds beside weights."""
+class AlignState(LoopState):
+    """Where post-training stands; ``best_step`` 0: the pretrained model is the best."""
 
-    step: int = 0
-    best_step: int = 0
-    """0: the pretrained model is still the best."""
-    best_ndcg: float = -1.0
     start_ndcg: float = -1.0
     """Validation NDCG@10 of the pretrained model; -1 without validation."""
     start_distinct: float = -1.0
     """Share of distinct top-1 items among the first step's prompts."""
-    stale_validations: int = 0
     has_collapsed: bool = False
     made_of: str = ""
     """Names the pretrained weights and the reward tables."""
@@ -95,6 +89,20 @@ class Aligner:
     def folder(self) -> Path:
         """Checkpoints, the weights that ship, and metrics."""
         return self.config.run_dir / FOLDER
+
+    @property
+    def keeper(self) -> Keeper[AlignState]:
+        """Of what ``folder`` holds."""
+        return Keeper(
+            state_type=AlignState,
+            newest=self.folder / NEWEST,
+            best=self.folder / BEST,
+            num_newest=self.config.align.keep_checkpoints,
+            dmp=self.dmp,
+            optimizer=self.optimizer,
+            config=self.config,
+            free_fields=FREE,
+        )
 
     def write_misses(self) -> None:
         """Pairs that this rank asked the table for in vain, for the judge's next run.
@@ -242,31 +250,4 @@ def restore_aligned(aligner: Aligner) -> AlignState:
             f"{aligner.folder} holds nothing made of these pretrained weights and this "
             "table: post-train the run"
         )
-    return load_state(aligner, BEST)
-
-
-def save_state(aligner: Aligner, name: str, state: AlignState, keep: int) -> None:
-    """Weights, optimizer and state below ``aligner.folder / name``; collective."""
-    save_checkpoint(
-        aligner.folder / name,
-        state.step,
-        aligner.dmp,
-        aligner.optimizer,
-        extra=asdict(state),
-        config_json=aligner.config.to_json(),
-        keep=keep,
-    )
-
-
-def load_state(aligner: Aligner, name: str) -> AlignState:
-    """What ``save_state`` wrote last; collective. There must be one."""
-    newest = latest_checkpoint(aligner.folder / name)
-    assert newest is not None
-    extra = load_checkpoint(
-        newest,
-        aligner.dmp,
-        aligner.optimizer,
-        config_json=aligner.config.to_json(),
-        free_fields=FREE,
-    )
-    return AlignState(**extra)
+    return aligner.keeper.load(aligner.keeper.best)

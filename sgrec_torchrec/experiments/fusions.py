@@ -22,12 +22,10 @@ import numpy as np
 from sgrec_torchrec.a2po.align import align
 from sgrec_torchrec.a2po.aligner import (
     FOLDER,
-    NEWEST,
     Aligner,
     AlignState,
     build_aligner,
     check_rewards,
-    load_state,
     made_of,
     table_sum,
 )
@@ -318,7 +316,7 @@ def _measure(
         found[HELD_OUT] = (valid, valid_E, ranker.top_items(valid, (0.0,))[0])
     last = alone
     if aligner is not None:
-        load_state(aligner, NEWEST)
+        aligner.keeper.load(aligner.keeper.newest)
         (last,) = ranker.top_items(test, (0.0,))
     found[LAST_STEP] = (test, test_E, last)
     if not is_main_rank():

@@ -7,19 +7,15 @@ validation rows best. The state is explicit, so a run goes on exactly where it s
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from sgrec_torchrec.distributed.checkpoint import (
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from sgrec_torchrec.distributed.checkpoint import latest_checkpoint
+from sgrec_torchrec.distributed.keeper import Keeper, LoopState
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.optimizer import (
     gradient_norm,
@@ -37,16 +33,8 @@ FLUSH_EVERY_STEPS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PretrainState:
-    """Where a run stands: what a checkpoint holds beside weights."""
-
-    step: int = 0
-    """Optimizer steps done; with the seed it fixes the data position."""
-    best_step: int = 0
-    best_ndcg: float = -1.0
-    """Best validation NDCG@10 so far; -1 before the first."""
-    stale_validations: int = 0
-    """Validations since the best one."""
+class PretrainState(LoopState):
+    """Where pretraining stands."""
 
 
 def pretrain(
@@ -65,7 +53,10 @@ def pretrain(
             older run of this name left is removed.
     """
     settings = trainee.config.pretrain
-    state = _load(trainee, trainee.checkpoints) if resume else PretrainState()
+    keeper = _keeper(trainee)
+    state = PretrainState()
+    if resume and latest_checkpoint(keeper.newest):
+        state = keeper.load(keeper.newest)
     if state.step == 0:
         _forget_older_run(trainee)
     num_epochs = resolved("pretrain.num_epochs", settings.num_epochs)
@@ -80,16 +71,16 @@ def pretrain(
         _run_segment(trainee, pipeline, state.step, end, total_steps)
         state = replace(state, step=end)
         if validate and (end % _validation_steps(trainee) == 0 or end == total_steps):
-            state = _note_validation(trainee, state, validate())
+            state = _note_validation(trainee, keeper, state, validate())
         if end % settings.checkpoint_every_steps == 0:
-            _save(trainee, trainee.checkpoints, state, settings.keep_checkpoints)
+            keeper.keep(state)
     if state.step % settings.checkpoint_every_steps:
         # So that a finished run resumes as finished.
-        _save(trainee, trainee.checkpoints, state, settings.keep_checkpoints)
+        keeper.keep(state)
     if validate:
         restore_best(trainee)
     else:
-        _save(trainee, trainee.best, state, keep=1)
+        keeper.ship(state)
     return state
 
 
@@ -99,9 +90,8 @@ def restore_best(trainee: Trainee) -> PretrainState:
     Raises:
         FileNotFoundError: where the run has not been trained yet.
     """
-    if latest_checkpoint(trainee.best) is None:
-        raise FileNotFoundError(f"{trainee.best} holds no checkpoint: train the run")
-    return _load(trainee, trainee.best)
+    keeper = _keeper(trainee)
+    return keeper.load(keeper.best)
 
 
 def _forget_older_run(trainee: Trainee) -> None:
@@ -209,36 +199,19 @@ def _validation_steps(trainee: Trainee) -> int:
 
 
 def _note_validation(
-    trainee: Trainee, state: PretrainState, ndcg: float
+    trainee: Trainee, keeper: Keeper[PretrainState], state: PretrainState, ndcg: float
 ) -> PretrainState:
     trainee.tracker.log(state.step - 1, {"NDCG@10": ndcg}, "valid")
-    if ndcg <= state.best_ndcg:
-        return replace(state, stale_validations=state.stale_validations + 1)
-    state = replace(state, best_step=state.step, best_ndcg=ndcg, stale_validations=0)
-    _save(trainee, trainee.best, state, keep=1)
-    return state
+    return keeper.note(state, ndcg)
 
 
-def _save(trainee: Trainee, folder: Path, state: PretrainState, keep: int) -> None:
-    save_checkpoint(
-        folder,
-        state.step,
-        trainee.dmp,
-        trainee.optimizer,
-        extra=asdict(state),
-        config_json=trainee.config.to_json(),
-        keep=keep,
+def _keeper(trainee: Trainee) -> Keeper[PretrainState]:
+    return Keeper(
+        state_type=PretrainState,
+        newest=trainee.checkpoints,
+        best=trainee.best,
+        num_newest=trainee.config.pretrain.keep_checkpoints,
+        dmp=trainee.dmp,
+        optimizer=trainee.optimizer,
+        config=trainee.config,
     )
-
-
-def _load(trainee: Trainee, folder: Path) -> PretrainState:
-    newest = latest_checkpoint(folder)
-    if newest is None:
-        return PretrainState()
-    extra = load_checkpoint(
-        newest,
-        trainee.dmp,
-        trainee.optimizer,
-        config_json=trainee.config.to_json(),
-    )
-    return PretrainState(**extra)

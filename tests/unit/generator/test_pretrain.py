@@ -13,6 +13,7 @@ import torch
 
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.config.arguments import parse_run
+from sgrec_torchrec.distributed import keeper
 from sgrec_torchrec.distributed.checkpoint import load_unsharded, read_extra
 from sgrec_torchrec.files.tracking import MetricLine, Tracker, read_metrics
 from sgrec_torchrec.generator import pretrain as loop
@@ -198,7 +199,7 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         saved.append((folder.name, step))
 
     monkeypatch.setattr(loop, "_run_segment", run_segment)
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(keeper, "save_checkpoint", save)
     monkeypatch.setattr(loop, "restore_best", lambda _: saved.append(("restored", 0)))
     monkeypatch.setattr(loop, "TrainPipelineSparseDist", lambda *_, **__: None)
 
@@ -270,7 +271,7 @@ def test_a_fresh_start_removes_what_an_older_run_left(counting) -> None:
     assert not made.trainee.best.exists()
 
 
-def test_nothing_trained_yet_is_said_so(tmp_path: Path) -> None:
-    trainee = SimpleNamespace(best=tmp_path / "best")
+def test_nothing_trained_yet_is_said_so(counting) -> None:
+    # The real one: the fixture's does not read.
     with pytest.raises(FileNotFoundError, match="holds no checkpoint: train the run"):
-        restore_best(trainee)
+        restore_best(counting().trainee)
