@@ -44,6 +44,8 @@ class KnownHistory:
     has_times: bool
     num_given: int
     """Events that the caller gave."""
+    made_by: object = None
+    """The model's ``Parts.name``, whose numbers of items and events these are."""
 
     def __len__(self) -> int:
         return len(self.items_H)
@@ -80,6 +82,7 @@ def check_history(
     catalogue: ServedCatalogue,
     event_types: Sequence[str],
     where: str,
+    made_by: object = None,
 ) -> KnownHistory:
     """The newest ``MAX_EVENTS`` events of a history as columns.
 
@@ -88,6 +91,7 @@ def check_history(
         catalogue: knows the items.
         event_types: their names; an event's number is its place among them.
         where: how errors call the history, as "history 3".
+        made_by: names the model whose catalogue and event types these are.
 
     Raises:
         ValueError: naming the entry and what to change.
@@ -117,6 +121,7 @@ def check_history(
         values_H=_values(columns.get("values"), size, where),
         has_times="timestamps" in columns,
         num_given=num_given,
+        made_by=made_by,
     )
 
 

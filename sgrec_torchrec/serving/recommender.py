@@ -29,7 +29,7 @@ from sgrec_torchrec.serving.filters import (
     leaf_filter,
     prefix_cap,
 )
-from sgrec_torchrec.serving.history import History, check_history
+from sgrec_torchrec.serving.history import History, KnownHistory, check_history
 from sgrec_torchrec.serving.parts import Parts
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ CHUNK_PLACES = 1 << 22
 """Most (user, beam, code) places of one search, but for a single user's: bounds its
 memory to some 200 MB."""
 NO_FILTERS = Filters()
-Histories = Sequence[History | Sequence[ItemId]]
+Histories = Sequence[History | KnownHistory | Sequence[ItemId]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +124,8 @@ class Recommender:
         A user without history is served too, by what the model gives at the begin.
 
         Args:
-            histories: item ids, oldest first, or ``History`` where more is known.
+            histories: item ids, oldest first, or ``History`` where more is known; one
+                that ``check`` gave is not looked up again.
             k: for all users, or one each.
             filters: for all users, or one each.
             with_evidence: False asks the network alone.
@@ -136,6 +137,26 @@ class Recommender:
         self._check_requests(_count(histories, "histories"), k, filters)
         states = self.encode(histories, with_evidence=with_evidence)
         return self.decode(states, k, filters=filters, with_evidence=with_evidence)
+
+    def check(
+        self, history: History | Sequence[ItemId], where: str = "history"
+    ) -> KnownHistory:
+        """Look a history's items up once, for the calls that follow.
+
+        Args:
+            history: item ids, oldest first, or more.
+            where: how errors call the history.
+
+        Raises:
+            ValueError: naming the entry and what to change.
+        """
+        return check_history(
+            history,
+            self.catalogue,
+            self.settings.event_types,
+            where,
+            self.parts.name,
+        )
 
     def encode(
         self,
@@ -162,9 +183,7 @@ class Recommender:
         if len(known) != num_users:
             raise ValueError(f"known has {len(known)} states for {num_users} histories")
         checked = [
-            check_history(
-                history, self.catalogue, self.settings.event_types, f"history {user}"
-            )
+            self._known(history, f"history {user}")
             for user, history in enumerate(histories)
         ]
         uses_evidence = self._weight(with_evidence) > 0
@@ -263,6 +282,15 @@ class Recommender:
                 )
             )
         return lists
+
+    def _known(
+        self, history: History | KnownHistory | Sequence[ItemId], where: str
+    ) -> KnownHistory:
+        if not isinstance(history, KnownHistory):
+            return self.check(history, where)
+        if history.made_by is not self.parts.name:
+            raise ValueError(f"{where} was checked by another model: check it again")
+        return history
 
     def _weight(self, with_evidence: bool) -> float:
         """The evidence's share; 0 where it is left out."""

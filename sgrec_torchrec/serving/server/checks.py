@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from sgrec_torchrec.serving.filters import Filters, check_filters
-from sgrec_torchrec.serving.history import History, check_history
+from sgrec_torchrec.serving.history import History, KnownHistory
 from sgrec_torchrec.serving.server.errors import RequestError
 from sgrec_torchrec.serving.server.served_model import ServedModel
 from sgrec_torchrec.serving.server.settings import ServerSettings
@@ -20,7 +20,7 @@ class Asked:
     """A sound request to one model."""
 
     model: ServedModel
-    history: History
+    history: KnownHistory
     k: int
     filters: Filters
     with_evidence: bool
@@ -45,7 +45,7 @@ def check_request(
         raise RequestError(422, f"k = {request.k} is outside [1, {most}]")
     _check_listed(request.filters, settings.max_listed)
     notes: list[str] = []
-    history = _newest(request, settings.max_events, notes)
+    given = _newest(request, settings.max_events, notes)
     filters = Filters(
         seen=request.filters.seen,
         blocked=request.filters.blocked,
@@ -56,7 +56,7 @@ def check_request(
     )
     parts = model.recommender
     try:
-        check_history(history, parts.catalogue, parts.settings.event_types, "history")
+        history = parts.check(given)
         check_filters(
             filters,
             parts.catalogue,
@@ -66,7 +66,7 @@ def check_request(
         )
     except ValueError as error:
         raise RequestError(422, str(error)) from error
-    num_read = min(len(history.item_ids), parts.settings.max_history)
+    num_read = min(len(history), parts.settings.max_history)
     if num_read < len(request.history):
         notes.append(
             f"the history has {len(request.history)} events; the network read the "
@@ -116,9 +116,8 @@ def _check_listed(filters: FilterFields, most: int) -> None:
             )
 
 
-def _key(user: str | None, history: History) -> Hashable:
+def _key(user: str | None, history: KnownHistory) -> Hashable:
     """The user, so that a grown history finds the old one's state; else the items."""
     if user is not None:
         return ("user", user)
-    text = "\n".join(map(str, history.item_ids))
-    return ("items", hashlib.sha256(text.encode()).digest())
+    return ("items", hashlib.sha256(history.items_H.tobytes()).digest())

@@ -17,9 +17,8 @@ def answer(asked: Asked, found: Recommended, explain: bool) -> RecommendAnswer:
     history: list[Known] | None = None
     near: list[list[Near] | None] = [None] * len(found.item_ids)
     if explain:
-        newest = list(asked.history.item_ids)[-SHOWN_EVENTS:]
-        items = model.recommender.catalogue.indices(newest, "history item")
-        history = model.titles.known(items.tolist())
+        newest_H = asked.history.items_H[-SHOWN_EVENTS:]
+        history = model.titles.known(newest_H.tolist())
         near = [nearest(list(codes), history) for codes in found.codes]
     rows = zip(
         found.item_ids, found.titles, found.scores, found.codes, near, strict=True

@@ -99,6 +99,28 @@ def test_the_same_request_gives_the_same_list_alone_or_not(
         assert_same(recommender.recommend([history], 10)[0], found)
 
 
+def test_a_checked_history_is_not_looked_up_again(
+    recommender, row_histories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = row_histories[:5]
+    checked = [recommender.check(history) for history in some]
+    expected = recommender.recommend(some, 10)
+
+    def never(*_: object) -> None:
+        raise AssertionError("looked up again")
+
+    monkeypatch.setattr(recommender_module, "check_history", never)
+    assert recommender.recommend(checked, 10) == expected
+
+
+def test_a_history_that_another_model_checked_is_refused(
+    recommender, served_run
+) -> None:
+    other = Recommender.load(served_run)
+    with pytest.raises(ValueError, match="history 1 was checked by another model"):
+        recommender.encode([["i1"], other.check(["i1"])])
+
+
 def test_each_user_may_ask_for_other_things(recommender, row_histories) -> None:
     some = row_histories[:4]
     sizes = [1, 55, 3, 60]

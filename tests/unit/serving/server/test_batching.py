@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from sgrec_torchrec.serving import recommender as recommender_module
+from sgrec_torchrec.serving.history import check_history
 from sgrec_torchrec.serving.server.batching import Batcher
 from sgrec_torchrec.serving.server.checks import check_request
 from sgrec_torchrec.serving.server.errors import RequestError
@@ -156,7 +158,7 @@ def test_an_idle_server_takes_one_however_slow_it_is(served: ServedModel) -> Non
 def test_a_request_that_fails_does_not_take_others_along(served: ServedModel) -> None:
     good = [asked(served, f"i{n}", k=3) for n in range(3)]
     bad = asked(served, "i1", k=3)
-    object.__setattr__(bad.history, "item_ids", ["gone"])
+    object.__setattr__(bad.history, "made_by", "another model")
 
     async def work(batcher: Batcher):
         found = await answers(batcher, [good[0], bad, *good[1:]])
@@ -166,6 +168,22 @@ def test_a_request_that_fails_does_not_take_others_along(served: ServedModel) ->
     assert isinstance(found[1], ValueError)
     kept = [found[0], *found[2:]]
     assert [one.item_ids for one in kept] == [one.item_ids for one in again]
+
+
+def test_a_history_is_checked_once(
+    served: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def counted(history: Any, *rest: Any) -> Any:
+        calls.append(len(history.item_ids))
+        return check_history(history, *rest)
+
+    monkeypatch.setattr(recommender_module, "check_history", counted)
+    request = asked(served, "i1", "i2", k=3)
+    (found,) = in_loop(lambda batcher: answers(batcher, [request]))
+    assert len(found.item_ids) == 3
+    assert calls == [2]
 
 
 def test_stopping_answers_what_was_admitted(served: ServedModel) -> None:
