@@ -1,5 +1,5 @@
 """Support for many processes: launch, sharding, optimizers, checkpoints, progress.
 
-Reads a module and the environment of ``torchrun``; writes checkpoints and metrics.
+Reads a module and the environment of ``torchrun``; writes checkpoints.
 Knows nothing of logs, items or models.
 """

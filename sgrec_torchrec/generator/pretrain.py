@@ -1,4 +1,4 @@
-"""Pretraining: next-item cross-entropy over code levels, the item graph as a teacher.
+"""Pretraining: next-item cross-entropy over code levels, the evidence as a teacher.
 
 Turns a sharded generator and a stream of batches into the weights that rank the
 validation rows best. The state is explicit, so a run goes on exactly where it stopped.

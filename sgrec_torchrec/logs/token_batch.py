@@ -17,8 +17,8 @@ from sgrec_torchrec.schema import StepOutput
 class TokenBatch(Pipelineable):  # type: ignore[misc]
     """One rank's share of a global batch, ready for the device.
 
-    ``features`` has keys ``FEATURES(L)``, all with the same lengths [B]: position 0 of
-    every sequence is the begin marker (id 0 of every table), then one position per
+    ``features`` has keys ``feature_names(L)``, all with the same lengths [B]: position
+    0 of every sequence is the begin marker (id 0 of every table), then one position per
     event, so a sequence of n events has n + 1 positions:
 
         key      seq 0        seq 1 (no events yet)

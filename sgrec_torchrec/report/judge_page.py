@@ -69,7 +69,7 @@ def write_page(
     """Write the page, by default as ``judged/index.html``; call it on one rank only.
 
     Pairs are read in a stream that spills to the folder for temporary files. The size
-    of the page is bounded by ``max_users`` and ``page_pairs.MAX_ROWS``.
+    of the page is bounded by ``max_users`` and ``judged_pairs.MAX_ROWS``.
 
     Args:
         judged: ``part-*.parquet``, ``users.parquet`` and ``manifest.json``; without

@@ -1,5 +1,5 @@
 """Models that answer prompts: one protocol, three implementations.
 
-Reads ``prompt.UserPrompt``, writes level distributions or JSON. Each backend imports
-its own stack when it is made, never earlier.
+Reads ``judge.ask.prompt.UserPrompt``, writes level distributions or JSON. Each
+backend imports its own stack when it is made, never earlier.
 """
