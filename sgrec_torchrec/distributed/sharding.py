@@ -87,16 +87,6 @@ def shard(
     return dmp
 
 
-def describe_plan(dmp: DistributedModelParallel) -> dict[str, str]:
-    """``table name -> "sharding type, compute kernel"`` as the planner chose."""
-    lines = {}
-    for module_plan in dmp.plan.plan.values():
-        for table, parameter in module_plan.items():
-            kind = f"{parameter.sharding_type}, {parameter.compute_kernel}"
-            lines[table] = kind
-    return lines
-
-
 def _collections(model: nn.Module) -> list[EmbeddingCollection]:
     return [one for one in model.modules() if isinstance(one, EmbeddingCollection)]
 

@@ -17,30 +17,6 @@ MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 CHUNK_ELEMENTS = 1 << 16
 
 
-def hashed_uniform(
-    seed: int,
-    table_name: str,
-    first_row: int,
-    num_rows: int,
-    dim: int,
-    bound: float,
-    device: torch.device | None = None,
-) -> Tensor:
-    """Rows [first_row, first_row + num_rows) of a table, uniform in (-bound, bound).
-
-    Each element is a pure function of (seed, table name, row, column, dim): output
-    ``row * dim + column`` of splitmix64 (Steele, Lea and Flood 2014) started at a hash
-    of seed and name, its top 24 bits mapped to an odd multiple of bound / 2^24. CPU
-    and CUDA give the same bits. No communication.
-
-    Returns:
-        float32 [num_rows, dim].
-    """
-    out = torch.empty(num_rows, dim, dtype=torch.float32, device=device)
-    _fill(out, seed=seed, table_name=table_name, first_row=first_row, bound=bound)
-    return out
-
-
 @torch.no_grad()
 def init_tables(module: nn.Module, seed: int) -> None:
     """Fill every table of every (sharded) EmbeddingCollection inside ``module``.
@@ -81,50 +57,35 @@ def local_shards(weight: Tensor) -> list[tuple[Tensor, tuple[int, int]]]:
 def _fill_shard(
     shard: Tensor, config: EmbeddingConfig, seed: int, offsets: tuple[int, int]
 ) -> None:
+    """Write a rectangle of the table into ``shard``, by chunks: uniform in (-b, b).
+
+    Each element is a pure function of (seed, table name, row, column, dim): output
+    ``row * dim + column`` of splitmix64 (Steele, Lea and Flood 2014) started at a hash
+    of seed and name, its top 24 bits mapped to an odd multiple of b / 2^24. CPU and
+    CUDA give the same bits.
+    """
     low, bound = config.get_weight_init_min(), config.get_weight_init_max()
     if low != -bound:
         raise ValueError(
             f"table {config.name}: weight_init_min = {low} must be -weight_init_max "
             f"= {-bound}"
         )
-    _fill(
-        shard,
-        seed=seed,
-        table_name=config.name,
-        first_row=offsets[0],
-        bound=bound,
-        dim=config.embedding_dim,
-        first_column=offsets[1],
-    )
-
-
-def _fill(
-    out: Tensor,
-    *,
-    seed: int,
-    table_name: str,
-    first_row: int,
-    bound: float,
-    dim: int | None = None,
-    first_column: int = 0,
-) -> None:
-    """Write the hash values of a rectangle of the table into ``out``, by chunks."""
-    num_rows, num_columns = out.shape
-    dim = num_columns if dim is None else dim
-    start = _table_key(seed, table_name)
+    num_rows, num_columns = shard.shape
+    first_row, first_column = offsets
+    start = _table_key(seed, config.name)
     columns = torch.arange(
-        first_column, first_column + num_columns, device=out.device, dtype=torch.int64
+        first_column, first_column + num_columns, device=shard.device, dtype=torch.int64
     )
     rows_per_chunk = max(1, CHUNK_ELEMENTS // max(1, num_columns))
     for begin in range(0, num_rows, rows_per_chunk):
         end = min(num_rows, begin + rows_per_chunk)
         rows = torch.arange(
-            first_row + begin, first_row + end, device=out.device, dtype=torch.int64
+            first_row + begin, first_row + end, device=shard.device, dtype=torch.int64
         )
-        state = rows[:, None] * dim + (columns + 1)[None, :]
+        state = rows[:, None] * config.embedding_dim + (columns + 1)[None, :]
         bits = _splitmix64(state.mul_(GOLDEN_GAMMA).add_(start))
         odd = _shift_right(bits, 40).mul_(2).add_(1 - (1 << 24))
-        out[begin:end] = odd.to(torch.float32).mul_(bound / (1 << 24))
+        shard[begin:end] = odd.to(torch.float32).mul_(bound / (1 << 24))
 
 
 def _table_key(seed: int, table_name: str) -> int:

@@ -70,11 +70,6 @@ class ItemGraph:
         """N."""
         return len(self.indptr_N1) - 1
 
-    @property
-    def num_edges(self) -> int:
-        """E."""
-        return len(self.neighbours_E)
-
     def validate(self) -> None:
         """Check shapes, ranges and order once, where a graph enters the process.
 

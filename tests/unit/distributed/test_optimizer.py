@@ -9,7 +9,6 @@ from sgrec_torchrec.distributed.optimizer import (
     set_learning_rates,
 )
 from sgrec_torchrec.distributed.schedule import warmup_cosine
-from sgrec_torchrec.distributed.sharding import describe_plan
 
 
 @pytest.mark.parametrize(
@@ -33,8 +32,12 @@ def test_schedule_without_warmup_starts_at_one():
 
 def test_plan_is_row_wise_and_fused_on_the_cpu(world, small_model):
     dmp, _ = small_model.make_trainee(world)
-    expected = {"item": "row_wise, fused", "kind": "row_wise, fused"}
-    assert describe_plan(dmp) == expected
+    (plan,) = dmp.plan.plan.values()
+    chosen = {
+        table: (parameter.sharding_type, parameter.compute_kernel)
+        for table, parameter in plan.items()
+    }
+    assert chosen == {"item": ("row_wise", "fused"), "kind": ("row_wise", "fused")}
 
 
 def step_once(dmp, optimizer, small_model, dense_lr, table_lr) -> None:

@@ -3,7 +3,7 @@ import torch
 from torchrec import EmbeddingCollection, EmbeddingConfig
 
 from sgrec_torchrec.distributed import table_init
-from sgrec_torchrec.distributed.table_init import hashed_uniform, init_tables
+from sgrec_torchrec.distributed.table_init import init_tables
 
 MASK = (1 << 64) - 1
 
@@ -27,8 +27,41 @@ def test_splitmix64_gives_the_published_sequence():
     assert [int(x) & MASK for x in out] == expected
 
 
+def table_of(
+    seed: int, name: str, num_rows: int, dim: int, bound: float | None = None
+) -> torch.Tensor:
+    """A whole table, as ``init_tables`` fills it."""
+    config = EmbeddingConfig(
+        name=name,
+        num_embeddings=num_rows,
+        embedding_dim=dim,
+        feature_names=[name],
+        weight_init_min=None if bound is None else -bound,
+        weight_init_max=bound,
+    )
+    module = EmbeddingCollection(tables=[config])
+    init_tables(module, seed)
+    return module.embeddings[name].weight.detach()
+
+
+def rows_of(first_row: int, num_rows: int, dim: int) -> torch.Tensor:
+    """Rows of a shard of a table "item" of seed 0 and bound 1."""
+    config = EmbeddingConfig(
+        name="item",
+        num_embeddings=first_row + num_rows,
+        embedding_dim=dim,
+        feature_names=["item"],
+        weight_init_min=-1.0,
+        weight_init_max=1.0,
+    )
+    shard = torch.empty(num_rows, dim)
+    table_init._fill_shard(shard, config, 0, (first_row, 0))
+    return shard
+
+
 def test_every_element_equals_a_slow_reference():
-    table, first_row, dim, bound = hashed_uniform(3, "item", 5, 4, 6, 0.25), 5, 6, 0.25
+    first_row, dim, bound = 5, 6, 0.25
+    table = table_of(3, "item", 9, dim, bound)[first_row:]
     start = table_init._table_key(3, "item")
     for row in range(4):
         for column in range(6):
@@ -39,20 +72,20 @@ def test_every_element_equals_a_slow_reference():
 
 
 def test_rows_do_not_depend_on_where_a_shard_begins(monkeypatch):
-    whole = hashed_uniform(0, "item", 0, 100, 8, 1.0)
+    whole = table_of(0, "item", 100, 8, 1.0)
     monkeypatch.setattr(table_init, "CHUNK_ELEMENTS", 24)
-    pieces = [hashed_uniform(0, "item", first, 25, 8, 1.0) for first in (0, 25, 50, 75)]
+    pieces = [rows_of(first, 25, 8) for first in (0, 25, 50, 75)]
     assert torch.equal(torch.cat(pieces), whole)
 
 
 def test_rows_far_down_a_large_table_are_distinct():
-    far = hashed_uniform(0, "item", 10**11, 64, 64, 1.0)
+    far = rows_of(10**11, 64, 64)
     assert far.unique().numel() > 4090
-    assert not torch.equal(far, hashed_uniform(0, "item", 0, 64, 64, 1.0))
+    assert not torch.equal(far, rows_of(0, 64, 64))
 
 
 def test_values_are_uniform_inside_the_bound():
-    values = hashed_uniform(1, "item", 0, 4000, 64, 0.5)
+    values = table_of(1, "item", 4000, 64, 0.5)
     assert values.dtype == torch.float32
     assert values.abs().max() < 0.5
     # Mean 0 and variance bound^2 / 3, to 5 standard errors of 256,000 draws.
@@ -64,38 +97,34 @@ def test_values_are_uniform_inside_the_bound():
 
 @pytest.mark.parametrize("other", [(1, "item"), (0, "code")])
 def test_seeds_and_tables_are_unrelated(other):
-    first = hashed_uniform(0, "item", 0, 2000, 8, 1.0).flatten()
-    second = hashed_uniform(*other, 0, 2000, 8, 1.0).flatten()
+    first = table_of(0, "item", 2000, 8, 1.0).flatten()
+    second = table_of(*other, 2000, 8, 1.0).flatten()
     assert abs(torch.corrcoef(torch.stack((first, second)))[0, 1]) < 0.04
 
 
-def tables(**settings: float) -> EmbeddingCollection:
+def test_unsharded_table_gets_the_default_bound():
+    expected = table_of(2, "item", 25, 4, 0.2)  # sqrt(1 / 25)
+    assert torch.equal(table_of(2, "item", 25, 4), expected)
+
+
+def test_asymmetric_range_is_refused():
     config = EmbeddingConfig(
         name="item",
         num_embeddings=25,
         embedding_dim=4,
         feature_names=["item"],
-        **settings,
+        weight_init_min=0.0,
+        weight_init_max=1.0,
     )
-    return EmbeddingCollection(tables=[config])
-
-
-def test_unsharded_table_gets_the_default_bound():
-    module = tables()
-    init_tables(module, seed=2)
-    expected = hashed_uniform(2, "item", 0, 25, 4, 0.2)  # sqrt(1 / 25)
-    assert torch.equal(module.embeddings["item"].weight, expected)
-
-
-def test_asymmetric_range_is_refused():
-    module = tables(weight_init_min=0.0, weight_init_max=1.0)
     with pytest.raises(ValueError, match="table item: weight_init_min"):
-        init_tables(module, seed=2)
+        init_tables(EmbeddingCollection(tables=[config]), seed=2)
 
 
 def test_columns_of_a_column_wise_shard_match_the_whole_table():
-    whole = hashed_uniform(0, "item", 0, 25, 4, 0.2)
+    whole = table_of(0, "item", 25, 4)
     right = torch.empty(10, 2)
-    config = tables().embedding_configs()[0]
+    config = EmbeddingConfig(
+        name="item", num_embeddings=25, embedding_dim=4, feature_names=["item"]
+    )
     table_init._fill_shard(right, config, 0, (5, 2))
     assert torch.equal(right, whole[5:15, 2:])
