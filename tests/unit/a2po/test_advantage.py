@@ -224,7 +224,7 @@ def test_two_rollouts_and_a_large_eps_by_hand() -> None:
     biz, sem = 0.5 / (math.sqrt(0.5) + 1), 1 / (math.sqrt(2.0) + 1)
     judged = torch.ones(1, 2, dtype=torch.bool)
     rewards = torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 0.0]]), judged
-    stats = a2po_advantage(*rewards, eps=1.0)
+    stats = a2po_advantage(*rewards, 1.0)
     # they agree: lambda = smaller / (larger + 1)
     lambda_ = biz / (sem + 1)
     size = biz + lambda_ * sem
