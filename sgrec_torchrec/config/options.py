@@ -12,7 +12,7 @@ from sgrec_torchrec.config.runs import STAGES, RunConfig
 
 
 def option(field: str, words: str, *names: str, least: int | None = None) -> Any:
-    """A typer option for a field, named with its stage; give the argument the default None.
+    """A typer option for a field with its stage; give the argument the default None.
 
     Args:
         words: what --help says; the field's own default is shown beside them.
