@@ -11,6 +11,7 @@ import typer
 
 from sgrec_torchrec.candidates.commands import app as candidates_app
 from sgrec_torchrec.config.arguments import errors_in_one_line
+from sgrec_torchrec.files.run_folder import CONFIG, EVALUATION
 from sgrec_torchrec.judge.commands import app as judge_app
 from sgrec_torchrec.report.commands import app as page_app
 from sgrec_torchrec.reward_table.commands import app as table_app
@@ -137,7 +138,7 @@ def evaluate(run_dir: RunDir) -> None:
     from sgrec_torchrec.distributed.launch import process_group
     from sgrec_torchrec.train import run
 
-    config = RunConfig.read(run_dir / "config.json").at(run_dir)
+    config = RunConfig.read(run_dir / CONFIG).at(run_dir)
     with process_group() as ranks:
         run(config, ranks, evaluate_only=True)
 
@@ -160,7 +161,7 @@ def compare(
     from sgrec_torchrec.evaluation.compare import compare as compare_hits
     from sgrec_torchrec.evaluation.compare import hits_path, render
 
-    paths = [hits_path(run / "evaluation", system) for run in (run_a, run_b)]
+    paths = [hits_path(run / EVALUATION, system) for run in (run_a, run_b)]
     render(compare_hits(*paths))
 
 

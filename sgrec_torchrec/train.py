@@ -27,13 +27,13 @@ from sgrec_torchrec.evaluation.baselines import BASELINES, Baseline
 from sgrec_torchrec.evaluation.gain import write_gain
 from sgrec_torchrec.evaluation.generate import Ranker
 from sgrec_torchrec.evaluation.offline import (
-    PRETRAINED,
     check_rows,
     evaluate,
     validation_ndcg,
 )
 from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.origin import describe_run
+from sgrec_torchrec.files.run_folder import CONFIG, EVALUATION_PRETRAINED, META
 from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.generator.pretrain import pretrain, restore_best
 from sgrec_torchrec.generator.trainee import build_trainee
@@ -110,7 +110,8 @@ def run(
         if config.align.num_steps:
             aligner = build_aligner(trainee, split, tokens, ranks)
             watch.together(
-                "evaluate pretrained", lambda: evaluate(ranker, {}, {}, PRETRAINED)
+                "evaluate pretrained",
+                lambda: evaluate(ranker, {}, {}, EVALUATION_PRETRAINED),
             )
             watch.together(
                 "restore" if evaluate_only else "align",
@@ -139,8 +140,8 @@ def report(config: RunConfig) -> None:
 def write_config(config: RunConfig) -> None:
     """The resolved settings, commit and versions, into the run's folder."""
     if is_main_rank():
-        write_json(config.run_dir / "config.json", dataclasses.asdict(config))
-        write_json(config.run_dir / "meta.json", describe_run())
+        write_json(config.run_dir / CONFIG, dataclasses.asdict(config))
+        write_json(config.run_dir / META, describe_run())
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ UP_TO_GENERATOR = UP_TO_TOKENS | {"generator"}
 MAY_IMPORT = {
     "schema": set(),
     "hashing": set(),
-    "config": set(),
+    "config": {"files"},
     "files": set(),
     "distributed": {"schema", "config", "files"},
     "logs": {"schema", "hashing", "config", "files", "distributed"},

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sgrec_torchrec.a2po.advantage import FUSIONS, AdvantageStats, Rewards
-from sgrec_torchrec.a2po.aligner import NEWEST, Aligner, AlignState, is_current
+from sgrec_torchrec.a2po.aligner import Aligner, AlignState, is_current
 from sgrec_torchrec.a2po.figures import (
     StepFigures,
     combined,
@@ -38,6 +38,7 @@ from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.optimizer import set_learning_rates
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.distributed.schedule import warmup_cosine
+from sgrec_torchrec.files.run_folder import CHECKPOINTS
 from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.hashing import ROLLOUT, hash64
 from sgrec_torchrec.logs.stream import EvalBatch, eval_batch
@@ -136,7 +137,7 @@ def _begin(
     resume: bool,
 ) -> AlignState:
     """The newest checkpoint's state, or that of the pretrained model, which is best."""
-    if resume and is_current(aligner, NEWEST):
+    if resume and is_current(aligner, CHECKPOINTS):
         return aligner.keeper.load(aligner.keeper.newest)
     if is_main_rank():
         shutil.rmtree(aligner.folder, ignore_errors=True)

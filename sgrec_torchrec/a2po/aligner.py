@@ -23,20 +23,24 @@ from sgrec_torchrec.distributed.checkpoint import (
     latest_checkpoint,
     read_extra,
 )
-from sgrec_torchrec.distributed.checkpoint_files import MANIFEST as CHECKPOINT_MANIFEST
 from sgrec_torchrec.distributed.keeper import Keeper, LoopState
 from sgrec_torchrec.distributed.launch import Ranks
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.optimizer import build_optimizer
 from sgrec_torchrec.files.atomic import sha256_file
+from sgrec_torchrec.files.run_folder import (
+    ALIGNED,
+    BEST,
+    CHECKPOINTS,
+    MANIFEST,
+    MISSES,
+    nth,
+)
 from sgrec_torchrec.generator.model import Tower
 from sgrec_torchrec.generator.trainee import Trainee
 from sgrec_torchrec.logs.features import EventColumns
-from sgrec_torchrec.reward_table.manifest import MANIFEST as TABLE_MANIFEST
 from sgrec_torchrec.schema import ItemTokens, SplitLog
 
-FOLDER = "aligned"
-BEST, NEWEST = "best", "checkpoints"
 FREE = (
     *(field for field in FREE_FIELDS if field != "align"),
     "align.valid_every_steps",
@@ -88,14 +92,14 @@ class Aligner:
     @property
     def folder(self) -> Path:
         """Checkpoints, the weights that ship, and metrics."""
-        return self.config.run_dir / FOLDER
+        return self.config.run_dir / ALIGNED
 
     @property
     def keeper(self) -> Keeper[AlignState]:
         """Of what ``folder`` holds."""
         return Keeper(
             state_type=AlignState,
-            newest=self.folder / NEWEST,
+            newest=self.folder / CHECKPOINTS,
             best=self.folder / BEST,
             num_newest=self.config.align.keep_checkpoints,
             dmp=self.dmp,
@@ -111,7 +115,7 @@ class Aligner:
         """
         misses = getattr(self.semantic, "misses", None)
         if misses:
-            misses.write(self.folder / f"misses-{self.ranks.rank:05d}.parquet")
+            misses.write(self.folder / nth(MISSES, self.ranks.rank))
 
 
 def check_rewards(split: SplitLog, config: RunConfig) -> None:
@@ -220,7 +224,7 @@ def made_of(best: Path, settings: AlignConfig) -> str:
     """
     pretrained, parts = latest_checkpoint(best), []
     if pretrained is not None:
-        parts.append(sha256_file(pretrained / CHECKPOINT_MANIFEST)[:16])
+        parts.append(sha256_file(pretrained / MANIFEST)[:16])
     if settings.table is not None:
         parts.append(table_sum(settings.table)[:16])
     if settings.business_table is not None:
@@ -230,7 +234,7 @@ def made_of(best: Path, settings: AlignConfig) -> str:
 
 def table_sum(folder: str) -> str:
     """SHA-256 of a reward table's manifest, which holds the sums of its files."""
-    return sha256_file(Path(folder) / TABLE_MANIFEST)
+    return sha256_file(Path(folder) / MANIFEST)
 
 
 def is_current(aligner: Aligner, name: str) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sgrec_torchrec.a2po.advantage import AdvantageStats
 from sgrec_torchrec.files.atomic import atomic_file
+from sgrec_torchrec.files.run_folder import ADVANTAGES, nth
 
 MAX_ROWS = 4096
 MAX_ROWS_PER_STEP = 128
@@ -35,7 +36,7 @@ class FusionSample:
         Raises:
             ValueError: naming a file that cannot be read.
         """
-        self.path = folder / f"advantages-{rank:05d}.parquet"
+        self.path = folder / nth(ADVANTAGES, rank)
         self._table = SCHEMA.empty_table()
         if first_step and self.path.is_file():
             try:

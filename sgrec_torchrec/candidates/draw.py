@@ -44,6 +44,7 @@ from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.files.atomic import atomic_folder, write_json
 from sgrec_torchrec.files.origin import origin
+from sgrec_torchrec.files.run_folder import BEST, CANDIDATES, CONFIG, MANIFEST
 from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.generator.beam import beam_search, sample_distinct
 from sgrec_torchrec.generator.model import Generator
@@ -66,7 +67,6 @@ from sgrec_torchrec.schema import (
 )
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +109,7 @@ def write_candidates(
     """``gather`` for the run in a folder. All ranks call together.
 
     Args:
-        out_dir: None takes ``run_dir / "candidates"``.
+        out_dir: None takes the run's own.
 
     Returns:
         The folder that was written.
@@ -118,8 +118,8 @@ def write_candidates(
         FileNotFoundError: where the run has no settings or no best checkpoint.
         ValueError: as ``gather``.
     """
-    config = RunConfig.read(run_dir / "config.json").at(run_dir)
-    out_dir = out_dir or config.run_dir / "candidates"
+    config = RunConfig.read(run_dir / CONFIG).at(run_dir)
+    out_dir = out_dir or config.run_dir / CANDIDATES
     refuse_foreign(out_dir)
     gather(restore(config, ranks), settings, out_dir)
     return out_dir
@@ -154,10 +154,10 @@ def restore(config: RunConfig, ranks: Ranks) -> Trained:
     Raises:
         FileNotFoundError: where there is none.
     """
-    best = latest_checkpoint(config.run_dir / "best")
+    best = latest_checkpoint(config.run_dir / BEST)
     if best is None:
         raise FileNotFoundError(
-            f"{config.run_dir / 'best'} holds no checkpoint: train the run first"
+            f"{config.run_dir / BEST} holds no checkpoint: train the run first"
         )
     split, config = main_rank_first(lambda: prepare_log(config))
     graph, config = main_rank_first(lambda: prepare_graph(split, config))

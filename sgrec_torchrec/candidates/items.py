@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from sgrec_torchrec.config import CandidatesConfig
 from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.files.run_folder import CANDIDATE_PAIRS, USERS
 from sgrec_torchrec.hashing import CANDIDATE, hash64, uniform
 from sgrec_torchrec.item_graph.covisitation import popularity
 from sgrec_torchrec.item_graph.graph import ItemGraph, histories
@@ -205,10 +206,8 @@ def write_tables(
     count_by_source = np.zeros(len(SOURCES), dtype=np.int64)
     beam_EW, rollout_EG = found
     with (
-        parquet_writer(
-            folder / "candidates.parquet", _schema(CANDIDATE_COLUMNS)
-        ) as pairs,
-        parquet_writer(folder / "users.parquet", _schema(USER_COLUMNS)) as users,
+        parquet_writer(folder / CANDIDATE_PAIRS, _schema(CANDIDATE_COLUMNS)) as pairs,
+        parquet_writer(folder / USERS, _schema(USER_COLUMNS)) as users,
     ):
         for start in progress(
             range(0, len(prompts), BATCH_USERS), description="items", unit="batch"
@@ -277,7 +276,7 @@ def summary(manifest: dict[str, Any]) -> list[str]:
 def refuse_foreign(out_dir: Path) -> None:
     """Raise ValueError where writing the folder would replace anything else."""
     if out_dir.is_dir():
-        is_ours = (out_dir / "candidates.parquet").is_file()
+        is_ours = (out_dir / CANDIDATE_PAIRS).is_file()
         if not is_ours and any(out_dir.iterdir()):
             raise ValueError(
                 f"--out {out_dir} holds other files, which would be lost: name a new "

@@ -9,6 +9,7 @@ import typer
 
 from sgrec_torchrec.config.arguments import override
 from sgrec_torchrec.config.runs import STAGES, RunConfig
+from sgrec_torchrec.files.run_folder import CONFIG
 
 
 def option(field: str, words: str, *names: str, least: int | None = None) -> Any:
@@ -42,7 +43,7 @@ def settings_of(
             raise ValueError(
                 f"--set {assignment!r}: this command takes {stage}.FIELD=VALUE"
             )
-    config = override(RunConfig.read(run_dir / "config.json"), list(assignments or ()))
+    config = override(RunConfig.read(run_dir / CONFIG), list(assignments or ()))
     changed = {name: value for name, value in given.items() if value is not None}
     part: Any = dataclasses.replace(getattr(config, stage), **changed)
     return dataclasses.replace(config, **{stage: part})

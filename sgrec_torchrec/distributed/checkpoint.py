@@ -36,9 +36,8 @@ from sgrec_torchrec.distributed.checkpoint_files import (
 )
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.files.atomic import write_json
+from sgrec_torchrec.files.run_folder import CONFIG, STATE
 
-CONFIG = "config.json"
-STATE = "state.json"
 FREE_FIELDS = (
     "name",
     "out_dir",

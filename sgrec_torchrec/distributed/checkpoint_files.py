@@ -20,9 +20,9 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 from sgrec_torchrec.distributed.launch import all_gather_rows
 from sgrec_torchrec.files.atomic import sha256_file, write_json
 from sgrec_torchrec.files.origin import origin
+from sgrec_torchrec.files.run_folder import MANIFEST
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 METADATA = ".metadata"
 MAX_NAME_BYTES = 96
 DIGEST_BYTES = 32

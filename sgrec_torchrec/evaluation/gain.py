@@ -8,15 +8,17 @@ from pathlib import Path
 
 from sgrec_torchrec.evaluation.compare import compare, hits_path
 from sgrec_torchrec.evaluation.offline import (
-    EVALUATION,
     GENERATOR,
     NETWORK_ALONE,
-    PRETRAINED,
     without_nan,
 )
 from sgrec_torchrec.files.atomic import write_json
-
-GAIN = "aligned/gain.json"
+from sgrec_torchrec.files.run_folder import (
+    ALIGNED,
+    EVALUATION,
+    EVALUATION_PRETRAINED,
+    GAIN,
+)
 
 
 def write_gain(run_dir: Path) -> None:
@@ -31,10 +33,11 @@ def write_gain(run_dir: Path) -> None:
     gains = {}
     for system in (GENERATOR, NETWORK_ALONE):
         before, after = (
-            hits_path(run_dir / folder, system) for folder in (PRETRAINED, EVALUATION)
+            hits_path(run_dir / folder, system)
+            for folder in (EVALUATION_PRETRAINED, EVALUATION)
         )
         if system == NETWORK_ALONE and not (before.is_file() and after.is_file()):
             continue
         gains[system] = asdict(compare(before, after))
     # Too few users allow no interval.
-    write_json(run_dir / GAIN, without_nan(gains))
+    write_json(run_dir / ALIGNED / GAIN, without_nan(gains))

@@ -39,6 +39,7 @@ from sgrec_torchrec.evaluation.ranking import (
     target_ranks,
 )
 from sgrec_torchrec.files.atomic import write_json
+from sgrec_torchrec.files.run_folder import EVALUATION, EXAMPLES, RESULTS
 from sgrec_torchrec.hashing import hash64
 from sgrec_torchrec.item_graph.text import item_texts, tf_idf
 from sgrec_torchrec.logs.judged_users import is_label_user
@@ -56,9 +57,6 @@ CHOICE_DEPTH = 20
 NUM_EXAMPLES = 8
 SHOWN_HISTORY = 12
 SHOWN_ITEMS = 10
-EVALUATION = "evaluation"
-PRETRAINED = "evaluation-pretrained"
-"""Folders of a run: of the model that ships, and of what post-training began with."""
 GENERATOR = "generator"
 NETWORK_ALONE = "generator without evidence"
 
@@ -275,7 +273,7 @@ def _write(
         "systems": systems,
         "seconds": seconds,
     }
-    write_json(folder / "results.json", without_nan(results))
+    write_json(folder / RESULTS, without_nan(results))
 
 
 def _figures(
@@ -313,7 +311,7 @@ def _write_examples(
     examples = [
         _example(ranker, rows, int(row), items_EK[row], score_EK[row]) for row in picked
     ]
-    write_json(folder / "examples.json", examples)
+    write_json(folder / EXAMPLES, examples)
 
 
 def _example(

@@ -17,8 +17,8 @@ from sgrec_torchrec.evaluation.offline import GENERATOR, NETWORK_ALONE
 from sgrec_torchrec.experiments.arm_metrics import METRICS, compare_arms
 from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.origin import describe_run
+from sgrec_torchrec.files.run_folder import ARM
 
-RESULTS = "arm.json"
 HELD_OUT = "without evidence, valid rows of users not asked"
 LAST_STEP = "without evidence, last step whatever the guard says"
 SYSTEMS = (NETWORK_ALONE, GENERATOR, LAST_STEP, HELD_OUT)
@@ -82,7 +82,7 @@ def write_report(
 
 
 def _results(config: RunConfig) -> JsonRow:
-    path = config.run_dir / RESULTS
+    path = config.run_dir / ARM
     results: JsonRow = json.loads(path.read_text(encoding="utf-8"))
     return results
 

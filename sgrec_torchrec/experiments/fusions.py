@@ -21,7 +21,6 @@ import numpy as np
 
 from sgrec_torchrec.a2po.align import align
 from sgrec_torchrec.a2po.aligner import (
-    FOLDER,
     Aligner,
     AlignState,
     build_aligner,
@@ -50,14 +49,20 @@ from sgrec_torchrec.experiments.arm_metrics import arm_rows, write_arm
 from sgrec_torchrec.experiments.arm_report import (
     HELD_OUT,
     LAST_STEP,
-    RESULTS,
     SYSTEMS,
     rows_path,
     write_report,
 )
 from sgrec_torchrec.experiments.arms import ARMS, GRPO, PRETRAINED, chosen_arms, heard
 from sgrec_torchrec.files.atomic import write_json
-from sgrec_torchrec.files.tracking import METRICS_FILE, Tracker, read_metrics
+from sgrec_torchrec.files.run_folder import (
+    ALIGNED,
+    ARM,
+    BEST,
+    METRICS,
+    PRIOR_CHOICE,
+)
+from sgrec_torchrec.files.tracking import Tracker, read_metrics
 from sgrec_torchrec.generator.pretrain import restore_best
 from sgrec_torchrec.generator.trainee import Trainee, build_trainee
 from sgrec_torchrec.logs.judged_users import is_label_user
@@ -129,7 +134,7 @@ def benchmark_a2po(
             for number, arm in enumerate(chosen, 1):
                 config = _arm_config(pretrained, arm, settings)
                 place = f"seed {seed}, arm {number} of {len(chosen)}, {arm}"
-                if not (resume and (config.run_dir / RESULTS).is_file()):
+                if not (resume and (config.run_dir / ARM).is_file()):
                     _run_arm(pretrained, arm, config, place, resume=resume)
                 elif is_main_rank():
                     print(f"{place}: done before, in {config.run_dir}")
@@ -205,10 +210,10 @@ def _restore(base: RunConfig, settings: AlignConfig, ranks: Ranks) -> _Pretraine
 def _prior_weight(plain: RunConfig, ranks: Ranks) -> float:
     """Pretrain and evaluate, or read what that chose for the weights that are there."""
     without = dataclasses.replace(plain, align=AlignConfig())
-    path = plain.run_dir / "pretrained.json"
+    path = plain.run_dir / PRIOR_CHOICE
 
     def key() -> str:
-        weights = made_of(plain.run_dir / "best", AlignConfig())
+        weights = made_of(plain.run_dir / BEST, AlignConfig())
         return _sum_of({"weights": weights, "run": without.of_training()})
 
     def known() -> float | None:
@@ -284,7 +289,7 @@ def _run_arm(
             "systems": systems,
             "seconds": seconds,
         }
-        write_json(config.run_dir / RESULTS, results)
+        write_json(config.run_dir / ARM, results)
         spent = ", ".join(f"{name} {part:.0f} s" for name, part in seconds.items())
         ndcg = systems[SYSTEMS[0]]["NDCG@10"]
         print(f"{place}: NDCG@10 {ndcg:.4f} of the network alone; {spent}")
@@ -344,7 +349,7 @@ def _figures(
 
 def _shares(config: RunConfig) -> JsonRow:
     """Means over the steps; nothing of an arm without any."""
-    path = config.run_dir / FOLDER / METRICS_FILE
+    path = config.run_dir / ALIGNED / METRICS
     if not config.align.num_steps:
         return {}
     steps = [line.values for line in read_metrics(path) if line.stage == "align"]

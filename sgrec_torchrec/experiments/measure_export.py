@@ -10,6 +10,7 @@ import numpy as np
 
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.evaluation.ranking import metric_values, target_ranks
+from sgrec_torchrec.files.run_folder import SPLIT
 from sgrec_torchrec.logs.split_store import load_split
 from sgrec_torchrec.schema import EvalRows, Float32Array, Int32Array, SplitLog
 from sgrec_torchrec.serving.history import History
@@ -38,7 +39,7 @@ def measure_package(run: Path, folder: Path) -> str:
         FileNotFoundError, ValueError: as ``Recommender.load``.
     """
     found = find_run(run)
-    split = load_split(found.run_dir / "split")
+    split = load_split(found.run_dir / SPLIT)
     names = event_types(found.run_dir)
     rows = split.test
     lists, ndcg, table_bytes = [], [], []

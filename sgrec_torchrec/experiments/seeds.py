@@ -27,6 +27,7 @@ from sgrec_torchrec.evaluation.offline import GENERATOR
 from sgrec_torchrec.experiments.sequential_peer import SYSTEM, TUNED, SequentialPeer
 from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.origin import describe_run
+from sgrec_torchrec.files.run_folder import EVALUATION, RESULTS
 from sgrec_torchrec.train import RunResult, run
 
 REFITS = ("office",)
@@ -153,7 +154,7 @@ def _rows(data: str, config: RunConfig) -> list[JsonRow]:
 
 
 def _results(config: RunConfig) -> dict[str, Any]:
-    path = config.run_dir / "evaluation" / "results.json"
+    path = config.run_dir / EVALUATION / RESULTS
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return results
 
@@ -168,7 +169,7 @@ def _compared(done: list[RunConfig]) -> list[JsonRow]:
         return []
     runs: dict[tuple[str, str], list[Path]] = {}
     for config in done:
-        folder = config.run_dir / "evaluation"
+        folder = config.run_dir / EVALUATION
         for system in _results(config)["systems"]:
             key = (_protocol(config), system["system"])
             runs.setdefault(key, []).append(hits_path(folder, system["system"]))

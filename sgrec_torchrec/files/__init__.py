@@ -1,4 +1,4 @@
-"""Files of any stage: whole or absent writes, arrays, metrics, where a result is from.
+"""Files of any stage: their names, whole writes, arrays, metrics, origin of a result.
 
 Reads and writes what it is given; knows nothing of ranks, logs or models.
 """

@@ -16,12 +16,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from sgrec_torchrec.files.atomic import atomic_file
+from sgrec_torchrec.files.run_folder import METRICS, TENSORBOARD
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
 TAIL_BYTES = 1 << 16
 
 
@@ -47,8 +46,8 @@ class Tracker:
 
     def __init__(self, run_dir: Path, enabled: bool) -> None:
         self.enabled = enabled
-        self._path = run_dir / METRICS_FILE
-        self._tensorboard_dir = run_dir / TENSORBOARD_FOLDER
+        self._path = run_dir / METRICS
+        self._tensorboard_dir = run_dir / TENSORBOARD
         self._file: TextIO | None = None
         self._writer: SummaryWriter | None = None
         self._has_tried_writer = False

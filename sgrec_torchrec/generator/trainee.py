@@ -11,6 +11,7 @@ from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.launch import Ranks
 from sgrec_torchrec.distributed.optimizer import build_optimizer
 from sgrec_torchrec.distributed.sharding import shard
+from sgrec_torchrec.files.run_folder import BEST, CHECKPOINTS
 from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.generator.model import Generator
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
@@ -33,12 +34,12 @@ class Trainee:
     @property
     def checkpoints(self) -> Path:
         """The newest states, to go on from."""
-        return self.config.run_dir / "checkpoints"
+        return self.config.run_dir / CHECKPOINTS
 
     @property
     def best(self) -> Path:
         """The state that ships."""
-        return self.config.run_dir / "best"
+        return self.config.run_dir / BEST
 
 
 def build_trainee(

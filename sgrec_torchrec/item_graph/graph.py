@@ -21,6 +21,7 @@ import scipy.sparse as sp
 from sgrec_torchrec.config import GraphConfig
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.files.array_folder import read_arrays, write_arrays
+from sgrec_torchrec.files.run_folder import GRAPH_MANIFEST
 from sgrec_torchrec.item_graph.covisitation import (
     covisitation_edges,
     fit_ends,
@@ -43,7 +44,6 @@ from sgrec_torchrec.schema import (
 )
 
 FORMAT_VERSION = 1
-MANIFEST = "graph.json"
 BATCH_ROWS = 512
 ARRAYS = ("indptr_N1", "neighbours_E", "weights_E", "popularity_N")
 ARRAY_TYPES = ("int64", "int32", "float32", "int64")
@@ -113,7 +113,7 @@ class ItemGraph:
             "made_from": dict(made_from or {}),
         }
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        write_arrays(folder / MANIFEST, arrays, facts)
+        write_arrays(folder / GRAPH_MANIFEST, arrays, facts)
 
     @classmethod
     def load(cls, folder: Path) -> "ItemGraph":
@@ -124,7 +124,7 @@ class ItemGraph:
             ValueError: naming the file that is damaged or of another format.
         """
         arrays, facts = read_arrays(
-            folder / MANIFEST,
+            folder / GRAPH_MANIFEST,
             ARRAYS,
             ("decay", "score_history"),
             format_version=FORMAT_VERSION,

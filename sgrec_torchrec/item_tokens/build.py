@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from sgrec_torchrec.config import TokenConfig
 from sgrec_torchrec.files.atomic import atomic_folder, sha256_file, write_json
+from sgrec_torchrec.files.run_folder import MANIFEST, QUALITY, QUALITY_PICTURE
 from sgrec_torchrec.item_tokens.behaviour_embedding import (
     SparseGraph,
     behaviour_embedding,
@@ -77,8 +78,8 @@ def build_tokens(
     tokens.validate()
     with atomic_folder(out_dir) as folder:
         _write(folder, split.catalogue, tokens, codebook)
-        write_json(folder / "quality.json", quality_as_dict(quality))
-        draw_quality(quality, tokens, folder / "quality.png")
+        write_json(folder / QUALITY, quality_as_dict(quality))
+        draw_quality(quality, tokens, folder / QUALITY_PICTURE)
         files = sorted(path for path in folder.iterdir() if path.is_file())
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -88,7 +89,7 @@ def build_tokens(
             "config": dataclasses.asdict(config),
             "sha256": {path.name: sha256_file(path) for path in files},
         }
-        write_json(folder / "manifest.json", manifest)
+        write_json(folder / MANIFEST, manifest)
     return tokens
 
 
@@ -100,7 +101,7 @@ def load_tokens(out_dir: Path) -> ItemTokens:
         ValueError: a file is not the one that was written (sha256), or the format is
             of another version.
     """
-    manifest_path = out_dir / "manifest.json"
+    manifest_path = out_dir / MANIFEST
     if not manifest_path.is_file():
         raise FileNotFoundError(f"no item tokens in {out_dir}: build them first")
     try:

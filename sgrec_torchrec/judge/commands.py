@@ -8,6 +8,14 @@ import typer
 
 from sgrec_torchrec.config import JudgeConfig
 from sgrec_torchrec.config.options import option, settings_of
+from sgrec_torchrec.files.run_folder import (
+    CANDIDATES,
+    GRAPH,
+    JUDGE,
+    JUDGED,
+    LABELS,
+    SPLIT,
+)
 
 if TYPE_CHECKING:
     from sgrec_torchrec.judge.ask.cases import CaseReader
@@ -70,9 +78,9 @@ def label(
         max_cases=max_cases,
     )
     reader = _reader(run_dir, _prompt(config.judge))
-    graph = ItemGraph.load(run_dir / "graph")
+    graph = ItemGraph.load(run_dir / GRAPH)
     made = weak_labels(reader, graph, config.judge, config.log.seed)
-    folder = out or run_dir / "labels"
+    folder = out or run_dir / LABELS
     write_labels(made, reader, folder)
     typer.echo(f"{len(made)} cases: {folder}")
     if compare is not None:
@@ -128,7 +136,7 @@ def train(
         max_weight_cases=max_weight_cases,
         form=form,
     ).judge
-    _train(run_dir, settings, labels or run_dir / "labels", out or run_dir / "judge")
+    _train(run_dir, settings, labels or run_dir / LABELS, out or run_dir / JUDGE)
 
 
 @app.command()
@@ -169,10 +177,10 @@ def run(
     settings: dict[str, str | bool] = {} if url is None else {"base_url": url}
     if chosen.bf16:
         settings["bf16"] = True
-    folder = judge or run_dir / "judge"
+    folder = judge or run_dir / JUDGE
     ready = _open(run_dir, folder, backend, settings, chosen.written)
-    requests = read_requests(candidates or run_dir / "candidates", ready.reader, pairs)
-    folder = out or run_dir / "judged"
+    requests = read_requests(candidates or run_dir / CANDIDATES, ready.reader, pairs)
+    folder = out or run_dir / JUDGED
     facts = judge_requests(requests, ready, folder, price_per_hour=price_per_hour)
     shown = ("pairs", "seconds", "pairs_per_second", "cached_share", "cost_per_pair")
     typer.echo(jsonlib.dumps({name: facts[name] for name in shown}))
@@ -203,7 +211,7 @@ def _reader(run_dir: Path, settings: "PromptSettings") -> "CaseReader":
     from sgrec_torchrec.judge.ask.cases import CaseReader
     from sgrec_torchrec.logs.split import load_split
 
-    return CaseReader(load_split(run_dir / "split"), settings)
+    return CaseReader(load_split(run_dir / SPLIT), settings)
 
 
 def _open(

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from sgrec_torchrec.files.atomic import atomic_file
 from sgrec_torchrec.files.checked_parquet import read_checked
+from sgrec_torchrec.files.run_folder import PARTS, nth
 
 PAIRS_PER_PART = 100_000
 JOURNAL, LOCK = "journal.jsonl", ".lock"
@@ -63,7 +64,7 @@ class Journal:
     @property
     def parts(self) -> list[Path]:
         """The parts so far, in order."""
-        return sorted(self.folder.glob("part-*.parquet"))
+        return sorted(self.folder.glob(PARTS))
 
     def has(self, user_id: str, item_id: str) -> bool:
         """Has this pair been judged?"""
@@ -85,7 +86,7 @@ class Journal:
             return
         # One of them may have been deleted: then their number is that of another.
         last = self.parts[-1].stem.rpartition("-")[2] if self.parts else "-1"
-        path = self.folder / f"part-{int(last) + 1:05d}.parquet"
+        path = self.folder / nth(PARTS, int(last) + 1)
         table = pa.Table.from_pylist(self._rows, schema=self.schema)
         with atomic_file(path) as temporary:
             pq.write_table(

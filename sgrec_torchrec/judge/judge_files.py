@@ -11,12 +11,12 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from sgrec_torchrec.files.atomic import atomic_file, sha256_file, write_json
+from sgrec_torchrec.files.run_folder import JUDGE_MANIFEST
 from sgrec_torchrec.judge.ask.cases import CaseReader
 from sgrec_torchrec.judge.ask.prompt import PromptSettings
 from sgrec_torchrec.logs.judged_users import id_hashes
 
 FORMAT_VERSION = 2
-MANIFEST = "judge.json"
 MODEL = "model"
 NETWORK = "aggregator.safetensors"
 WEIGHTS_ADAPTER = "weights_adapter"
@@ -98,7 +98,7 @@ def write_judge(
         "sha256": sums,
         "settings": settings,
     }
-    write_json(folder / MANIFEST, facts)
+    write_json(folder / JUDGE_MANIFEST, facts)
 
 
 def open_judge(folder: Path) -> JudgeFiles:
@@ -108,7 +108,7 @@ def open_judge(folder: Path) -> JudgeFiles:
         FileNotFoundError: naming what is not there.
         ValueError: where a file changed, or is of another version.
     """
-    path = folder / MANIFEST
+    path = folder / JUDGE_MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: train one with `sgrec judge train`"

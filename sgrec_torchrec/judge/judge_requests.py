@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sgrec_torchrec.files.checked_parquet import read_checked
+from sgrec_torchrec.files.run_folder import CANDIDATE_PAIRS, USERS
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 
-USERS, CANDIDATES = "users.parquet", "candidates.parquet"
 USER_COLUMNS = ("user_id", "as_of", "history_hash", "request_timestamp")
 PAIR_COLUMNS = ("user_id", "item_id", "source")
 
@@ -49,7 +49,7 @@ def read_requests(
     """
     users_path = candidates / USERS
     users = _read(users_path, USER_COLUMNS).to_pylist()
-    pairs_path = pairs or candidates / CANDIDATES
+    pairs_path = pairs or candidates / CANDIDATE_PAIRS
     by_user = _by_user(pairs_path)
     user_index = {user_id: u for u, user_id in enumerate(reader.split.user_ids)}
     item_index = {item: n for n, item in enumerate(reader.split.catalogue.item_ids)}

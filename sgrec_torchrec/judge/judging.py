@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from sgrec_torchrec.distributed.progress import progress_of
 from sgrec_torchrec.files.atomic import atomic_file, write_json
+from sgrec_torchrec.files.run_folder import MANIFEST, USERS
 from sgrec_torchrec.judge.ask.aspects import (
     LEVELS,
     WrittenAnswer,
@@ -40,7 +41,6 @@ from sgrec_torchrec.judge.judge_requests import Request
 from sgrec_torchrec.schema import Float32Array
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 USERS_AT_ONCE = 8
 MAX_WRITTEN_TOKENS = 320
 TOKENS = ("prompt_tokens", "cached_tokens", "written_tokens")
@@ -305,7 +305,7 @@ def _write_users(requests: Sequence[Request], reader: CaseReader, out: Path) -> 
             ),
         }
     )
-    path = out / "users.parquet"
+    path = out / USERS
     if path.is_file():
         earlier = pq.read_table(path)
         is_asked = pc.is_in(earlier["user_id"], value_set=table["user_id"])

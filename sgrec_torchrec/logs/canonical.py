@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sgrec_torchrec.files.atomic import sha256_file
+from sgrec_torchrec.files.run_folder import ITEMS, MANIFEST
 
 FORMAT_VERSION = 1
 ROWS_PER_PART = 16_000_000
@@ -41,7 +42,7 @@ class CanonicalLog:
     @property
     def items_path(self) -> Path:
         """The catalogue."""
-        return self.folder / "items.parquet"
+        return self.folder / ITEMS
 
     @property
     def has_clock(self) -> bool:
@@ -92,7 +93,7 @@ def read_canonical(folder: Path, *, verify: bool = True) -> CanonicalLog:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: not found, so {folder} is no canonical log; make one with "
@@ -112,7 +113,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{path}: format_version is {version}, this release reads "
             f"{FORMAT_VERSION}; import the log again with this release"
         )
-    if "items.parquet" not in files:
+    if ITEMS not in files:
         raise ValueError(f"{path}: lists no items.parquet; import the log again")
     return dict(manifest)
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from sgrec_torchrec.config import check_choice
 from sgrec_torchrec.files.atomic import atomic_folder, write_json
+from sgrec_torchrec.files.run_folder import ITEMS, MANIFEST
 from sgrec_torchrec.logs.canonical import (
     FORMAT_VERSION,
     ROWS_PER_GROUP,
@@ -168,7 +169,7 @@ def refuse_foreign_folder(out_dir: Path) -> None:
         ValueError: naming the path.
     """
     is_empty = out_dir.is_dir() and not any(out_dir.iterdir())
-    is_canonical = (out_dir / "manifest.json").is_file() and (
+    is_canonical = (out_dir / MANIFEST).is_file() and (
         out_dir / "interactions"
     ).is_dir()
     is_foreign = out_dir.exists() and not is_empty and not is_canonical
@@ -290,7 +291,7 @@ def _write_items(
             columns.append(f"{cast} AS {quote(column.name)}")
     query = f"SELECT {', '.join(columns)} FROM staged_items"
     reader = _stream(connection, query, ROWS_PER_GROUP // 16)
-    with parquet_writer(folder / "items.parquet", reader.schema) as writer:
+    with parquet_writer(folder / ITEMS, reader.schema) as writer:
         for batch in reader:
             writer.write_batch(batch)
     return items.num_rows
@@ -314,7 +315,7 @@ def _write_manifest(folder: Path, report: ImportReport, ignored: list[str]) -> N
     facts["format_version"] = FORMAT_VERSION
     facts["ignored_columns"] = sorted(set(ignored))
     facts["files"] = file_facts(folder)
-    write_json(folder / "manifest.json", facts)
+    write_json(folder / MANIFEST, facts)
 
 
 def report_of(manifest: Mapping[str, Any], folder: Path) -> ImportReport:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from sgrec_torchrec.config import LogConfig
 from sgrec_torchrec.files.atomic import atomic_folder, sha256_file, write_json
+from sgrec_torchrec.files.run_folder import ITEMS, MANIFEST
 from sgrec_torchrec.logs.canonical import CanonicalLog, parquet_writer
 from sgrec_torchrec.schema import (
     Catalogue,
@@ -101,12 +102,12 @@ def write_split(
         for name, rows in (("valid", valid), ("test", test)):
             columns = {key: getattr(rows, f"{key}_E") for key in EVAL_COLUMNS}
             _write_table(folder / f"{name}.parquet", pa.table(columns))
-        _write_table(folder / "items.parquet", log.items())
+        _write_table(folder / ITEMS, log.items())
         facts["files"] = {
             path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
             for path in sorted(folder.glob("*.parquet"))
         }
-        write_json(folder / "manifest.json", facts)
+        write_json(folder / MANIFEST, facts)
 
 
 def load_split(out_dir: Path) -> SplitLog:
@@ -127,10 +128,10 @@ def load_split(out_dir: Path) -> SplitLog:
         has_clock=bool(facts["has_clock"]),
         has_value=bool(facts["has_value"]),
     )
-    catalogue = read_catalogue(out_dir / "items.parquet")
+    catalogue = read_catalogue(out_dir / ITEMS)
     if len(catalogue) != sequences.num_items:
         raise ValueError(
-            f"{out_dir / 'items.parquet'}: has {len(catalogue)} rows, manifest.json "
+            f"{out_dir / ITEMS}: has {len(catalogue)} rows, manifest.json "
             f"says {sequences.num_items}; {MEND}"
         )
     return SplitLog(
@@ -294,7 +295,7 @@ def read_facts(out_dir: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: as ``load_split``.
     """
-    path = out_dir / "manifest.json"
+    path = out_dir / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: not found, so {out_dir} is no prepared split; {MEND}"

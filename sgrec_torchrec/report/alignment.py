@@ -14,7 +14,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sgrec_torchrec.files.tracking import METRICS_FILE, read_metrics
+from sgrec_torchrec.files.run_folder import (
+    ADVANTAGES,
+    ALIGNED,
+    BEST,
+    GAIN,
+    METRICS,
+    STATE,
+    STEP,
+)
+from sgrec_torchrec.files.tracking import read_metrics
 from sgrec_torchrec.report.pictures import (
     BOX,
     Chart,
@@ -24,10 +33,6 @@ from sgrec_torchrec.report.pictures import (
 )
 from sgrec_torchrec.report.tables import OURS, Cell, Row, Table, p_value
 
-FOLDER = "aligned"
-STATES = "best/*/state.json"
-SAMPLES = "advantages-*.parquet"
-GAIN = "gain.json"
 SHOWN_METRICS = ("HR@10", "NDCG@10")
 MAX_POINTS = 1500
 """Of the scatter; of more, evenly spaced ones are drawn."""
@@ -81,20 +86,20 @@ def read_alignment(run_dir: Path) -> Alignment | None:
     Raises:
         ValueError: naming a file that is not what post-training writes.
     """
-    folder = run_dir / FOLDER
-    states = sorted(folder.glob(STATES))
+    folder = run_dir / ALIGNED
+    states = sorted(folder.glob(f"{BEST}/{STEP}/{STATE}"))
     if not states:
         return None
     state = _json(states[-1])
     gain = _json(folder / GAIN) if (folder / GAIN).is_file() else None
-    metrics_path = folder / METRICS_FILE
+    metrics_path = folder / METRICS
     metrics = read_metrics(metrics_path) if metrics_path.is_file() else []
     try:
         verdict, has_helped = verdict_of(state)
         gains = None if gain is None else gain_table(gain)
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{folder}: state.json or {GAIN} cannot be read "
+            f"{folder}: {STATE} or {GAIN} cannot be read "
             f"({type(error).__name__}: {error}); post-train the run again"
         ) from error
     return Alignment(
@@ -190,7 +195,7 @@ def scatter(sample: pa.Table) -> Scatter | None:
 def _sample(folder: Path) -> pa.Table:
     """The ranks' samples, each bounded by its writer."""
     tables = []
-    for path in sorted(folder.glob(SAMPLES))[:MAX_SAMPLE_FILES]:
+    for path in sorted(folder.glob(ADVANTAGES))[:MAX_SAMPLE_FILES]:
         try:
             tables.append(pq.read_table(path, columns=list(COLUMNS)))
         except (OSError, pa.ArrowInvalid, KeyError) as error:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from sgrec_torchrec.files.run_folder import JUDGED, SPLIT
+
 app = typer.Typer()
 """Added to ``sgrec judge`` without a name of its own."""
 RunDir = Annotated[Path, typer.Argument(help="Folder of a run, as runs/movielens.")]
@@ -22,6 +24,6 @@ def page(
     from sgrec_torchrec.logs.split import load_split
     from sgrec_torchrec.report.judge_page import write_page
 
-    catalogue = load_split(run_dir / "split").catalogue
+    catalogue = load_split(run_dir / SPLIT).catalogue
     titles = dict(zip(catalogue.item_ids, catalogue.titles, strict=True))
-    typer.echo(write_page(judged or run_dir / "judged", titles, max_users=max_users))
+    typer.echo(write_page(judged or run_dir / JUDGED, titles, max_users=max_users))

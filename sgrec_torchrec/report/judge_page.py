@@ -18,13 +18,12 @@ import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sgrec_torchrec.files.atomic import atomic_file
+from sgrec_torchrec.files.run_folder import JUDGE_PAGE, MANIFEST, PARTS, USERS
 from sgrec_torchrec.judge.ask.aspects import ASPECTS, LEVELS
 from sgrec_torchrec.report.judged_pairs import (
     MAX_VERSIONS,
     NUM_BINS,
-    PARTS,
     REWARD,
-    USERS_FILE,
     Items,
     cut,
     measures_of,
@@ -34,8 +33,6 @@ from sgrec_torchrec.report.judged_pairs import (
     wins_of,
 )
 
-PAGE_FILE = "index.html"
-MANIFEST_FILE = "manifest.json"
 TEMPLATE = "judge_page.html.j2"
 PAIR_COLUMNS = {
     **dict.fromkeys(("user_id", "item_id", "source"), "string"),
@@ -89,7 +86,7 @@ def write_page(
     if max_users < 1:
         raise ValueError(f"max_users is {max_users}; show 1 user or more")
     names = _check_folder(judged)
-    facts = _facts(judged / MANIFEST_FILE)
+    facts = _facts(judged / MANIFEST)
     try:
         context = _context(judged, names, Items(titles), max_users, seed)
     except duckdb.Error as error:
@@ -97,7 +94,7 @@ def write_page(
             f"{judged}: its Parquet files cannot be read ({error}); judge again"
         ) from error
     page = _environment().get_template(TEMPLATE).render(facts=facts, **context)
-    path = out or judged / PAGE_FILE
+    path = out or judged / JUDGE_PAGE
     with atomic_file(path) as temporary:
         # A lone surrogate cannot be written as UTF-8.
         temporary.write_text(page, encoding="utf-8", errors="replace")
@@ -138,11 +135,11 @@ def _check_folder(judged: Path) -> set[str]:
     parts = sorted(judged.glob(PARTS))
     if not parts:
         raise FileNotFoundError(f"{judged}: no {PARTS}; judge candidates first")
-    if not (judged / USERS_FILE).is_file():
+    if not (judged / USERS).is_file():
         raise FileNotFoundError(
-            f"{judged / USERS_FILE}: not there, so no history is known; judge again"
+            f"{judged / USERS}: not there, so no history is known; judge again"
         )
-    _column_names(judged / USERS_FILE, USER_COLUMNS)
+    _column_names(judged / USERS, USER_COLUMNS)
     names: set[str] = set()
     for part in parts:
         found = _column_names(part, PAIR_COLUMNS)

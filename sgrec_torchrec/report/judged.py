@@ -15,9 +15,18 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from sgrec_torchrec.files.run_folder import (
+    ITEMS,
+    JUDGE,
+    JUDGE_REPORT,
+    JUDGED,
+    MANIFEST,
+    PARTS,
+    SPLIT,
+    USERS,
+)
 from sgrec_torchrec.report.tables import Cell, Row, Table, facts
 
-PARTS = "part-*.parquet"
 MAX_USERS = 4
 MAX_CANDIDATES = 4
 """Of a user; the next item comes on top."""
@@ -85,27 +94,27 @@ def read_judged(run_dir: Path) -> JudgeSection | None:
     Raises:
         ValueError: naming a file that is not what the judge writes.
     """
-    folder = run_dir / "judged"
+    folder = run_dir / JUDGED
     parts = sorted(folder.glob(PARTS))
     if not parts:
         return None
     try:
         chosen = _chosen(_rows(parts))
-        histories = _histories(folder / "users.parquet", [rows[0] for rows in chosen])
+        histories = _histories(folder / USERS, [rows[0] for rows in chosen])
         named = {row["item_id"] for rows in chosen for row in rows}
         named |= {item for items in histories.values() for item in items}
-        titles = _titles(run_dir / "split" / "items.parquet", named)
+        titles = _titles(run_dir / SPLIT / ITEMS, named)
         users = [_user(rows, histories, titles) for rows in chosen]
     except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder}: its Parquet files cannot be read ({type(error).__name__}: "
             f"{error}); judge again"
         ) from error
-    manifest = _json(folder / "manifest.json") or {}
+    manifest = _json(folder / MANIFEST) or {}
     shown = {name: manifest[name] for name in SHOWN_FACTS if name in manifest}
     return JudgeSection(
         facts=facts(shown),
-        stages=_stages(run_dir / "judge" / "report.json"),
+        stages=_stages(run_dir / JUDGE / JUDGE_REPORT),
         users=users,
     )
 

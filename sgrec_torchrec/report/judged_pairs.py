@@ -14,10 +14,9 @@ from typing import Any
 
 import duckdb
 
+from sgrec_torchrec.files.run_folder import PARTS, USERS
 from sgrec_torchrec.judge.ask.aspects import ASPECTS
 
-USERS_FILE = "users.parquet"
-PARTS = "part-*.parquet"
 REWARD = "reward"
 SOURCES = {
     "next": "true next item",
@@ -149,7 +148,7 @@ def open_pairs(
         connection.execute("SET temp_directory = $1", [spill])
         connection.execute("SET preserve_insertion_order = false")
         connection.read_parquet(parts, union_by_name=True).create_view("raw")
-        connection.read_parquet(str(judged / USERS_FILE)).create_view("users")
+        connection.read_parquet(str(judged / USERS)).create_view("users")
         aspects = _aspect_names(names)
         columns = ["user_id, item_id, as_of, judge_version, prompt_version"]
         known = ", ".join(f"'{source}'" for source in SOURCES)
@@ -311,10 +310,10 @@ def _history(
     _, known_as_of, time_s, num_items, history, next_id = past or (None,) * 6
     note = ""
     if past is None:
-        note = f"{USERS_FILE} has no row of this user, so the history is not known."
+        note = f"{USERS} has no row of this user, so the history is not known."
     elif known_as_of != as_of:
         note = (
-            f"{USERS_FILE} holds the history at {known_as_of}, but the candidates were "
+            f"{USERS} holds the history at {known_as_of}, but the candidates were "
             f"judged at {as_of}: this is not what the judge saw."
         )
     return {

@@ -14,8 +14,28 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sgrec_torchrec.files.atomic import atomic_file
+from sgrec_torchrec.files.run_folder import (
+    BEST_WEIGHTS,
+    CANONICAL,
+    CHECKPOINTS,
+    CONFIG,
+    EVALUATION,
+    EXAMPLES,
+    MANIFEST,
+    META,
+    METRICS,
+    QUALITY,
+    QUALITY_PICTURE,
+    REPORT,
+    RESULTS,
+    ROW,
+    SECONDS,
+    SPLIT,
+    STAMPS,
+    STEP,
+    TOKENS,
+)
 from sgrec_torchrec.files.tracking import (
-    METRICS_FILE,
     MetricLine,
     read_metrics,
 )
@@ -36,11 +56,8 @@ from sgrec_torchrec.report.tables import (
     time_shares,
 )
 
-REPORT_FILE = "report.html"
 TEMPLATE = "run_page.html.j2"
-STEPS = "steps"
-"""Folder of a pipeline's stamps."""
-CHECKPOINTS = ("best/*/manifest.json", "checkpoints/*/manifest.json")
+WEIGHTS = (BEST_WEIGHTS, f"{CHECKPOINTS}/{STEP}/{MANIFEST}")
 """Where a checkpoint says what it came from: the newest of the first that matches."""
 SHORT_COMMIT = 12
 SHOWN_VERSIONS = ("python", "torch", "torchrec")
@@ -67,7 +84,7 @@ def write_report(run_dir: Path) -> Path:
     if not run_dir.is_dir():
         raise FileNotFoundError(f"{run_dir}: no run folder; train a run first")
     page = _environment().get_template(TEMPLATE).render(_context(run_dir))
-    path = run_dir / REPORT_FILE
+    path = run_dir / REPORT
     with atomic_file(path) as temporary:
         # A lone surrogate in a title cannot be written as UTF-8.
         temporary.write_text(page, encoding="utf-8", errors="replace")
@@ -76,29 +93,29 @@ def write_report(run_dir: Path) -> Path:
 
 def _context(run_dir: Path) -> dict[str, Any]:
     checkpoint = _newest_checkpoint(run_dir)
-    config = _read_json(run_dir / "config.json")
+    config = _read_json(run_dir / CONFIG)
     if config is None and checkpoint is not None:
-        config = _read_json(checkpoint / "config.json")
-    metrics_path = run_dir / METRICS_FILE
+        config = _read_json(checkpoint / CONFIG)
+    metrics_path = run_dir / METRICS
     metrics = read_metrics(metrics_path) if metrics_path.is_file() else None
     meta = _meta(run_dir, checkpoint, metrics or [])
-    quality = _read_json(run_dir / "tokens" / "quality.json")
+    quality = _read_json(run_dir / TOKENS / QUALITY)
     return {
         "name": (config or {}).get("name", run_dir.name),
         "config": _config_groups(config),
         "meta": meta,
         "about": _about(meta),
-        "imported": _read_json(run_dir / "canonical" / "manifest.json"),
-        "split": _read_json(run_dir / "split" / "manifest.json"),
+        "imported": _read_json(run_dir / CANONICAL / MANIFEST),
+        "split": _read_json(run_dir / SPLIT / MANIFEST),
         "quality": facts(quality) if quality is not None else None,
-        "quality_picture": _picture(run_dir / "tokens" / "quality.png"),
-        "examples": _examples(run_dir / "evaluation" / "examples.json"),
+        "quality_picture": _picture(run_dir / TOKENS / QUALITY_PICTURE),
+        "examples": _examples(run_dir / EVALUATION / EXAMPLES),
         "num_open_examples": NUM_OPEN_EXAMPLES,
         "num_open_judged": NUM_OPEN_JUDGED,
         "judge": read_judged(run_dir),
         "alignment": read_alignment(run_dir) if _is_aligned(config) else None,
         **_training(metrics),
-        **_results(run_dir / "evaluation" / "results.json"),
+        **_results(run_dir / EVALUATION / RESULTS),
         **_times(run_dir),
     }
 
@@ -169,10 +186,10 @@ def _example(example: Mapping[str, Any]) -> dict[str, Any]:
 
 def _times(run_dir: Path) -> dict[str, Any]:
     """Seconds per step of a pipeline; of the run; else as the results hold them."""
-    path = run_dir / "seconds.json"
+    path = run_dir / SECONDS
     seconds = _step_seconds(run_dir) or _read_json(path)
     if seconds is None:
-        path = run_dir / "evaluation" / "results.json"
+        path = run_dir / EVALUATION / RESULTS
         seconds = (_read_json(path) or {}).get("seconds") or {}
     try:
         shares, total = time_shares(seconds)
@@ -184,8 +201,8 @@ def _times(run_dir: Path) -> dict[str, Any]:
 def _step_seconds(run_dir: Path) -> dict[str, float]:
     """Seconds by finished step of the row that the run went through."""
     seconds = {}
-    for name in _read_json(run_dir / STEPS / "row.json") or []:
-        path = run_dir / STEPS / f"{Path(str(name)).name}.json"
+    for name in _read_json(run_dir / STAMPS / ROW) or []:
+        path = run_dir / STAMPS / f"{Path(str(name)).name}.json"
         stamp = _read_json(path)
         if isinstance(stamp, Mapping) and stamp.get("is_done"):
             seconds[str(name)] = stamp.get("seconds", 0.0)
@@ -193,7 +210,7 @@ def _step_seconds(run_dir: Path) -> dict[str, float]:
 
 
 def _newest_checkpoint(run_dir: Path) -> Path | None:
-    for pattern in CHECKPOINTS:
+    for pattern in WEIGHTS:
         paths = sorted(run_dir.glob(pattern), key=lambda path: path.stat().st_mtime)
         if paths:
             return paths[-1].parent
@@ -209,10 +226,10 @@ def _meta(
         last_s = max(line.time_s for line in metrics)
         meta["date"] = datetime.fromtimestamp(last_s, UTC).isoformat()
     if checkpoint is not None:
-        path = checkpoint / "manifest.json"
+        path = checkpoint / MANIFEST
         origin = (_read_json(path) or {}).get("origin") or {}
         meta |= {name: value for name, value in origin.items() if value is not None}
-    return meta | (_read_json(run_dir / "meta.json") or {})
+    return meta | (_read_json(run_dir / META) or {})
 
 
 def _about(meta: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sgrec_torchrec.files.run_folder import PARTS
 from sgrec_torchrec.reward_table.ids import (
     Ids,
     Int64Array,
@@ -90,7 +91,7 @@ def list_files(parquet: Path | str | Sequence[Path | str]) -> list[Path]:
 
 def _in_folder(folder: Path) -> list[Path]:
     """Its parts, where it has such: a judged folder tells more beside them."""
-    parts = sorted(folder.glob("part-*.parquet"))
+    parts = sorted(folder.glob(PARTS))
     return parts or sorted(folder.rglob("*.parquet"))
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from sgrec_torchrec.files.atomic import atomic_file
+from sgrec_torchrec.files.run_folder import MANIFEST
 from sgrec_torchrec.reward_table.judged_files import Columns
 
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 SEGMENTS = "segments"
 _LOCK = ".lock"
 _TEMPORARY = ".building-"

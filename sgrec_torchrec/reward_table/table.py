@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from sgrec_torchrec.files.run_folder import MANIFEST
 from sgrec_torchrec.reward_table.ids import Ids, Int64Array, Texts, texts_from_arrow
 from sgrec_torchrec.reward_table.judged_files import ASPECT_PREFIX
 from sgrec_torchrec.reward_table.lookup import (
@@ -23,7 +24,6 @@ from sgrec_torchrec.reward_table.lookup import (
     search,
 )
 from sgrec_torchrec.reward_table.manifest import (
-    MANIFEST,
     SEGMENTS,
     Manifest,
     read_manifest,

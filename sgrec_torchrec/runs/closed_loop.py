@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from sgrec_torchrec.files import run_folder as names
 from sgrec_torchrec.files.atomic import (
     atomic_file,
     atomic_folder,
@@ -34,7 +35,6 @@ from sgrec_torchrec.files.tracking import read_metrics
 from sgrec_torchrec.runs.steps import (
     ALIGN_STEPS,
     SGREC,
-    TABLE,
     TRAIN,
     Step,
     alone,
@@ -42,15 +42,12 @@ from sgrec_torchrec.runs.steps import (
     set_words,
 )
 
-PUBLISHED = "published.json"
-ROUND = "round.json"
-MANIFEST = "manifest.json"
 NEEDED = (
-    "config.json",
-    "best/step-*/manifest.json",
-    "candidates/users.parquet",
-    "judge/judge.json",
-    TABLE,
+    names.CONFIG,
+    names.BEST_WEIGHTS,
+    f"{names.CANDIDATES}/{names.USERS}",
+    names.JUDGE_MADE,
+    names.TABLE,
 )
 WIDTH = 110
 """Characters of the table of rounds, wherever it is printed."""
@@ -136,11 +133,11 @@ def read_published(run_dir: Path) -> dict[str, Any] | None:
     Raises:
         ValueError: where the checkpoint is not the one that was published.
     """
-    path = run_dir / PUBLISHED
+    path = run_dir / names.PUBLISHED
     if not path.is_file():
         return None
     facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    manifest = run_dir / facts["checkpoint"] / MANIFEST
+    manifest = run_dir / facts["checkpoint"] / names.MANIFEST
     if not manifest.is_file() or sha256_file(manifest) != facts["sha256"]:
         raise ValueError(
             f"{path} names {manifest.parent}, which is gone or another: delete "
@@ -156,7 +153,7 @@ class _OneRound:
 
     @property
     def home(self) -> str:
-        return f"loop/round-{self.number:03d}"
+        return f"{names.LOOP}/" + names.ROUNDS.replace("*", f"{self.number:03d}")
 
     @property
     def folder(self) -> Path:
@@ -164,13 +161,13 @@ class _OneRound:
 
     def record(self) -> Round | None:
         """What a finished round wrote."""
-        path = self.folder / ROUND
+        path = self.folder / names.ROUND
         return Round(**json.loads(path.read_text())) if path.is_file() else None
 
     def do(self, max_pairs: int, assignments: Sequence[str]) -> Round:
         print(f"round {self.number}: post-train", flush=True)
         run_steps(self.run_dir, [self._align(assignments)], f"{self.home}/align")
-        state = _read(_only(self.run_dir.glob("aligned/best/*/state.json")))
+        state = _read(self._shipped() / names.STATE)
         ndcg = float(state["best_ndcg"])
         if ndcg < 0:
             raise ValueError(
@@ -182,9 +179,9 @@ class _OneRound:
         num_judged = 0
         if num_missed:
             run_steps(self.run_dir, self._judge(), f"{self.home}/judge")
-            manifest = _read(self.folder / "judged" / MANIFEST)
+            manifest = _read(self.folder / names.JUDGED / names.MANIFEST)
             num_judged = int(manifest["pairs"])
-        results = _read(self.run_dir / "evaluation" / "results.json")
+        results = _read(self.run_dir / names.FIGURES)
         ours = next(
             one["metrics"] for one in results["systems"] if one["system"] == "generator"
         )
@@ -194,21 +191,21 @@ class _OneRound:
             validation_ndcg=ndcg,
             test_ndcg=ours["NDCG@10"],
             test_hit_rate=ours["HR@10"],
-            judged_rollouts=_judged_share(self.run_dir / "aligned" / "metrics.jsonl"),
+            judged_rollouts=_judged_share(self.run_dir / names.ALIGNED / names.METRICS),
             num_missed=num_missed,
             num_judged=num_judged,
             is_published=is_published,
         )
-        write_json(self.folder / ROUND, asdict(made))
+        write_json(self.folder / names.ROUND, asdict(made))
         return made
 
     def _align(self, assignments: Sequence[str]) -> Step:
         # The round itself changes the table: what it began with is noted once.
-        begin = self.folder / "begin.json"
+        begin = self.folder / names.ROUND_BEGIN
         if not begin.is_file():
-            write_json(begin, {"table": sha256_file(self.run_dir / TABLE)})
-        config = self.run_dir / "config.json"
-        words = [f"align.table={self.run_dir / 'reward_table'}"]
+            write_json(begin, {"table": sha256_file(self.run_dir / names.TABLE)})
+        config = self.run_dir / names.CONFIG
+        words = [f"align.table={self.run_dir / names.REWARD_TABLE}"]
         if not _read(config)["align"]["num_steps"]:
             words.append(f"align.num_steps={ALIGN_STEPS}")
         sets = set_words((*words, *assignments))
@@ -216,10 +213,14 @@ class _OneRound:
             name="align",
             command=(*TRAIN, "--config", str(config), *sets, "--resume"),
             settings={**_read(begin), "assignments": list(assignments)},
-            inputs=("best/step-*/manifest.json",),
-            outputs=("aligned/best/step-*/manifest.json", "evaluation/results.json"),
-            folders=("aligned",),
+            inputs=(names.BEST_WEIGHTS,),
+            outputs=(names.ALIGNED_WEIGHTS, names.FIGURES),
+            folders=(names.ALIGNED,),
         )
+
+    def _shipped(self) -> Path:
+        """The checkpoint that post-training left to ship."""
+        return _only(self.run_dir.glob(names.ALIGNED_WEIGHTS)).parent
 
     def _publish(self, ndcg: float) -> bool:
         """Keep and name the round's best weights where they are better."""
@@ -228,20 +229,22 @@ class _OneRound:
             return True  # by an interrupted call
         if before is not None and ndcg <= before["validation_ndcg"]:
             return False
-        source = _only(self.run_dir.glob("aligned/best/*/manifest.json")).parent
-        place = self.folder / "checkpoint" / source.name
+        source = self._shipped()
+        place = self.folder / names.ROUND_CHECKPOINT / source.name
         with atomic_folder(place) as temporary:
             shutil.copytree(source, temporary, dirs_exist_ok=True)
             _check_copy(temporary)
         facts = {
             "checkpoint": place.relative_to(self.run_dir).as_posix(),
-            "sha256": sha256_file(place / MANIFEST),
+            "sha256": sha256_file(place / names.MANIFEST),
             "round": self.number,
             "validation_ndcg": ndcg,
-            "table": _read(self.folder / "begin.json")["table"],
+            "table": _read(self.folder / names.ROUND_BEGIN)["table"],
         }
-        write_json(self.run_dir / PUBLISHED, facts)
-        kept = sorted(self.run_dir.glob("loop/round-*/checkpoint"))[:-KEPT_CHECKPOINTS]
+        write_json(self.run_dir / names.PUBLISHED, facts)
+        kept = sorted(
+            self.run_dir.glob(f"{names.LOOP}/{names.ROUNDS}/{names.ROUND_CHECKPOINT}")
+        )[:-KEPT_CHECKPOINTS]
         for older in kept:
             shutil.rmtree(older)
         return True
@@ -251,10 +254,10 @@ class _OneRound:
 
         Not again where an interrupted call has done it: its pairs may be judged.
         """
-        path = self.folder / "pairs.parquet"
+        path = self.folder / names.ROUND_PAIRS
         if path.is_file():
             return pq.read_metadata(path).num_rows
-        files = sorted((self.run_dir / "aligned").glob("misses-*.parquet"))
+        files = sorted((self.run_dir / names.ALIGNED).glob(names.MISSES))
         if not files:
             return 0
         missed = pa.concat_tables([pq.read_table(file) for file in files])
@@ -270,34 +273,34 @@ class _OneRound:
         return pq.read_metadata(path).num_rows
 
     def _judge(self) -> list[Step]:
-        judged = self.folder / "judged"
+        judged, table = self.folder / names.JUDGED, self.run_dir / names.REWARD_TABLE
         return [
             Step(
                 name="judged",
                 command=(
                     *(*SGREC, "judge", "run", str(self.run_dir)),
-                    *("--pairs", str(self.folder / "pairs.parquet")),
+                    *("--pairs", str(self.folder / names.ROUND_PAIRS)),
                     *("--out", str(judged)),
                 ),
-                inputs=(f"{self.home}/pairs.parquet", "judge/judge.json"),
-                outputs=(f"{self.home}/judged/part-*.parquet",),
-                folders=(f"{self.home}/judged",),
+                inputs=(f"{self.home}/{names.ROUND_PAIRS}", names.JUDGE_MADE),
+                outputs=(f"{self.home}/{names.JUDGED}/{names.PARTS}",),
+                folders=(f"{self.home}/{names.JUDGED}",),
             ),
             Step(
                 name="append",
                 command=(
-                    *(*SGREC, "table", "append", str(self.run_dir / "reward_table")),
+                    *(*SGREC, "table", "append", str(table)),
                     str(judged),
                 ),
-                inputs=(f"{self.home}/judged/part-*.parquet",),
-                grown=(TABLE,),
+                inputs=(f"{self.home}/{names.JUDGED}/{names.PARTS}",),
+                grown=(names.TABLE,),
             ),
         ]
 
 
 def _check_copy(folder: Path) -> None:
     """Raise where a file of the copied checkpoint is not as its manifest says."""
-    for name, expected in _read(folder / MANIFEST)["sha256"].items():
+    for name, expected in _read(folder / names.MANIFEST)["sha256"].items():
         if sha256_file(folder / name) != expected:
             raise ValueError(
                 f"{folder / name} differs from its sha256: the checkpoint is damaged, "

@@ -36,12 +36,12 @@ from sgrec_torchrec.config.arguments import (
     run_parser,
 )
 from sgrec_torchrec.doctor import EXTRAS
+from sgrec_torchrec.files import run_folder as names
 from sgrec_torchrec.files.origin import has_fast_bf16
 from sgrec_torchrec.logs.importers.locate import fingerprint
 from sgrec_torchrec.runs.steps import (
     ALIGN_STEPS,
     SGREC,
-    TABLE,
     TRAIN,
     Step,
     run_steps,
@@ -65,7 +65,8 @@ BOUNDS = (
 held-out case at each of three stages. The judge's own commands have other defaults."""
 MAX_PAIRS = 300
 """Judged pairs, some a second on two cores."""
-PRETRAINED = ("best/step-*/manifest.json", "split/manifest.json")
+PRETRAINED = (names.BEST_WEIGHTS, names.SPLIT_MADE)
+ALIGNED_AND_EVALUATED = (names.FIGURES, names.ALIGNED_WEIGHTS)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         steps = pipeline_steps(config, _words(args), judged if judges else None)
         outcomes = run_steps(config.run_dir, steps)
         show(outcomes, f"Pipeline {config.run_dir}")
-        print(f"report: {config.run_dir / 'report.html'}")
+        print(f"report: {config.run_dir / names.REPORT}")
 
 
 def with_bounds(config: RunConfig, args: argparse.Namespace) -> RunConfig:
@@ -155,7 +156,7 @@ def pipeline_steps(
     """
     defaults = [f"align.num_steps={ALIGN_STEPS}"]
     if judged is not None:
-        defaults.append(f"align.table={config.run_dir / 'reward_table'}")
+        defaults.append(f"align.table={config.run_dir / names.REWARD_TABLE}")
     chosen = [word.partition("=")[0] for word in words if word.startswith("align.")]
     defaults = [one for one in defaults if one.partition("=")[0] not in chosen]
     if override(config, defaults).align.num_steps == 0:
@@ -171,8 +172,8 @@ def pipeline_steps(
         Step(
             name="report",
             command=(*SGREC, "report", str(config.run_dir)),
-            inputs=("evaluation/results.json", "aligned/best/step-*/manifest.json"),
-            outputs=("report.html",),
+            inputs=ALIGNED_AND_EVALUATED,
+            outputs=(names.REPORT,),
         ),
     ]
 
@@ -188,7 +189,7 @@ def _pretrain(config: RunConfig, words: Sequence[str]) -> Step:
         command=(*TRAIN, *words, *set_words(["align.num_steps=0"]), "--resume"),
         settings=settings,
         outputs=PRETRAINED,
-        folders=("best", "checkpoints"),
+        folders=(names.BEST, names.CHECKPOINTS),
     )
 
 
@@ -198,9 +199,9 @@ def _align(
     inputs = [*PRETRAINED]
     settings: dict[str, object] = asdict(override(config, defaults).align)
     if has_judge:
-        inputs.append(TABLE)
+        inputs.append(names.TABLE)
     elif config.align.table is not None:
-        settings["table"] = (Path(config.align.table) / "manifest.json").read_text(
+        settings["table"] = (Path(config.align.table) / names.MANIFEST).read_text(
             encoding="utf-8"
         )
     return Step(
@@ -209,8 +210,8 @@ def _align(
         command=(*TRAIN, *set_words(defaults), *words, "--resume"),
         settings=settings,
         inputs=tuple(inputs),
-        outputs=("evaluation/results.json", "aligned/best/step-*/manifest.json"),
-        folders=("aligned",),
+        outputs=ALIGNED_AND_EVALUATED,
+        folders=(names.ALIGNED,),
     )
 
 
@@ -233,40 +234,40 @@ def _judge_steps(config: RunConfig, judged: RunConfig) -> list[Step]:
             command=(*SGREC, "candidates", run, *_options(candidates)),
             settings={**candidates, "log": log},
             inputs=PRETRAINED,
-            outputs=("candidates/manifest.json",),
+            outputs=(names.CANDIDATES_MADE,),
         ),
         Step(
             name="labels",
             command=(*SGREC, "judge", "label", run, *_options(labels)),
             settings={**labels, "seed": config.log.seed},
-            inputs=("split/manifest.json", "graph/graph.json"),
-            outputs=("labels/*.parquet",),
+            inputs=(names.SPLIT_MADE, names.GRAPH_MADE),
+            outputs=(f"{names.LABELS}/*.parquet",),
         ),
         Step(
             name="judge",
             command=(*SGREC, "judge", "train", run, *_options(trained)),
             settings=trained,
-            inputs=("split/manifest.json", "labels/*.parquet"),
-            outputs=("judge/judge.json",),
-            folders=("judge",),
+            inputs=(names.SPLIT_MADE, f"{names.LABELS}/*.parquet"),
+            outputs=(names.JUDGE_MADE,),
+            folders=(names.JUDGE,),
         ),
         Step(
             name="judged",
             command=(*SGREC, "judge", "run", run, *_options(written)),
             settings=written,
-            inputs=("candidates/manifest.json", "judge/judge.json"),
-            outputs=("judged/part-*.parquet",),
-            folders=("judged",),
+            inputs=(names.CANDIDATES_MADE, names.JUDGE_MADE),
+            outputs=(f"{names.JUDGED}/{names.PARTS}",),
+            folders=(names.JUDGED,),
         ),
         Step(
             name="table",
             command=(
-                *(*SGREC, "table", "build", str(config.run_dir / "judged")),
-                *("--out", str(config.run_dir / "reward_table")),
+                *(*SGREC, "table", "build", str(config.run_dir / names.JUDGED)),
+                *("--out", str(config.run_dir / names.REWARD_TABLE)),
             ),
-            inputs=("judged/part-*.parquet",),
+            inputs=(f"{names.JUDGED}/{names.PARTS}",),
             # `sgrec loop` appends to it.
-            grown=(TABLE,),
+            grown=(names.TABLE,),
         ),
     ]
 
@@ -318,10 +319,10 @@ def _own(
     """
     spoken = {option.removeprefix("--").replace("-", "_") for option in but}
     default = type(settings)()
-    names = [field.name for field in fields(settings)] if of is None else of
+    taken = [field.name for field in fields(settings)] if of is None else of
     changed = {
         name: getattr(settings, name)
-        for name in names
+        for name in taken
         if name not in spoken and getattr(settings, name) != getattr(default, name)
     }
     return {f"--set={stage}.{name}={value}": "" for name, value in changed.items()}

@@ -38,6 +38,18 @@ from sgrec_torchrec.evidence.scorer import fit_scorer, load_scorer, save_scorer
 from sgrec_torchrec.evidence.soft_targets import soft_targets
 from sgrec_torchrec.files.array_folder import read_arrays, write_arrays
 from sgrec_torchrec.files.atomic import atomic_file, atomic_folder, write_json
+from sgrec_torchrec.files.run_folder import (
+    CANONICAL,
+    EVIDENCE,
+    GRAPH,
+    GRAPH_FORM,
+    PREPARED,
+    SCORER,
+    SCORER_WEIGHTS,
+    SPLIT,
+    TEACHER,
+    TOKENS,
+)
 from sgrec_torchrec.item_graph.choose import choose_graph
 from sgrec_torchrec.item_graph.covisitation import fit_ends
 from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph
@@ -52,7 +64,8 @@ from sgrec_torchrec.schema import ItemTokens, SplitLog
 
 FORMAT = 1
 """Raise it when a stage's output changes meaning: older folders are made again."""
-SCORER, TEACHER = "scorer.safetensors", "teacher.json"
+FORM = "settings.json"
+TAUGHT = "teacher.json"
 
 
 def prepare_log(config: RunConfig) -> tuple[SplitLog, RunConfig]:
@@ -64,12 +77,10 @@ def prepare_log(config: RunConfig) -> tuple[SplitLog, RunConfig]:
     """
     log = dataclasses.replace(config.log, fit_on="train", filter_seen=None)
     source = [log.source, log.path, fingerprint(log.source, log.path)]
-    canonical = _once(
-        config, "canonical", source, lambda folder: import_log(log, folder)
-    )
+    canonical = _once(config, CANONICAL, source, lambda folder: import_log(log, folder))
     split_dir = _once(
         config,
-        "split",
+        SPLIT,
         [canonical.name, log],
         lambda folder: prepare_split(canonical, log, folder),
     )
@@ -79,24 +90,24 @@ def prepare_log(config: RunConfig) -> tuple[SplitLog, RunConfig]:
 
 def prepare_graph(split: SplitLog, config: RunConfig) -> tuple[ItemGraph, RunConfig]:
     """The item graph of the period to learn from; its form chosen by the valid rows."""
-    split_name = _stage_name(config, "split")
+    split_name = _stage_name(config, SPLIT)
 
     def choose(folder: Path) -> None:
         chosen = choose_graph(split, config.graph, filter_seen=config.log.filter_seen)
         with atomic_folder(folder) as temporary:
-            write_json(temporary / "settings.json", dataclasses.asdict(chosen))
+            write_json(temporary / FORM, dataclasses.asdict(chosen))
 
     form_dir = _once(
         config,
-        "graph-form",
+        GRAPH_FORM,
         [split_name, config.graph, config.log.filter_seen],
         choose,
     )
-    settings = GraphConfig(**json.loads((form_dir / "settings.json").read_text()))
+    settings = GraphConfig(**json.loads((form_dir / FORM).read_text()))
     fit_on = config.log.fit_on
     folder = _once(
         config,
-        "graph",
+        GRAPH,
         [split_name, settings, fit_on],
         lambda folder: build_graph(split, settings, fit_on, folder),
     )
@@ -113,8 +124,8 @@ def prepare_evidence(split: SplitLog, config: RunConfig) -> EvidencePrior:
     filter_seen = bool(log.filter_seen)
     folder = _once(
         config,
-        "evidence",
-        [_stage_name(config, "split"), settings, log.fit_on, filter_seen],
+        EVIDENCE,
+        [_stage_name(config, SPLIT), settings, log.fit_on, filter_seen],
         lambda folder: _gather(split, config, folder),
     )
     width = num_features(len(RELATIONS))
@@ -122,12 +133,12 @@ def prepare_evidence(split: SplitLog, config: RunConfig) -> EvidencePrior:
     def fit(scorer_dir: Path) -> None:
         scorer = fit_scorer(load_held_out(folder), settings, width, config.seed)
         with atomic_folder(scorer_dir) as temporary:
-            save_scorer(scorer, temporary / SCORER)
+            save_scorer(scorer, temporary / SCORER_WEIGHTS)
 
-    scorer_dir = _once(config, "scorer", [folder.name, config.seed], fit)
+    scorer_dir = _once(config, SCORER, [folder.name, config.seed], fit)
     return EvidencePrior(
         relations=load_relations(folder),
-        scorer=load_scorer(scorer_dir / SCORER, settings, width),
+        scorer=load_scorer(scorer_dir / SCORER_WEIGHTS, settings, width),
         config=settings,
         filter_seen=filter_seen,
     )
@@ -153,11 +164,11 @@ def prepare_teacher(
             seed=config.log.seed,
         )
         facts = {"format_version": FORMAT}
-        write_arrays(folder / TEACHER, taught._asdict(), facts)
+        write_arrays(folder / TAUGHT, taught._asdict(), facts)
 
-    folder = _once(config, "teacher", [_stage_name(config, "scorer")], teach)
+    folder = _once(config, TEACHER, [_stage_name(config, SCORER)], teach)
     arrays, _ = read_arrays(
-        folder / TEACHER,
+        folder / TAUGHT,
         SoftTargets._fields,
         (),
         format_version=FORMAT,
@@ -187,8 +198,8 @@ def prepare_tokens(split: SplitLog, graph: ItemGraph, config: RunConfig) -> Item
     """The semantic IDs, from text and from the graph."""
     folder = _once(
         config,
-        "tokens",
-        [_stage_name(config, "graph"), config.tokens],
+        TOKENS,
+        [_stage_name(config, GRAPH), config.tokens],
         lambda folder: build_tokens(split, graph, config.tokens, folder),
     )
     return load_tokens(folder)
@@ -209,7 +220,7 @@ def _once(
     Raises:
         FileNotFoundError: on another rank that does not see the folder.
     """
-    folder = Path(config.out_dir) / "prepared" / f"{stage}-{_key(stage, *inputs)}"
+    folder = Path(config.out_dir) / PREPARED / f"{stage}-{_key(stage, *inputs)}"
     if not is_main_rank():
         if not folder.exists():
             raise FileNotFoundError(f"{folder} is not visible to this rank")

@@ -29,14 +29,12 @@ from rich.console import Console
 from rich.table import Table
 
 from sgrec_torchrec.files.atomic import sha256_file, write_json
+from sgrec_torchrec.files.run_folder import LOGS, ROW, STAMPS
 
 TRAIN = ("-m", "sgrec_torchrec.train")
 SGREC = ("-m", "sgrec_torchrec.cli")
 ALIGN_STEPS = 60
 """Of post-training, where nothing says how many."""
-TABLE = "reward_table/manifest.json"
-LOGS, STAMPS = "logs", "steps"
-ROW = "row.json"
 LOCK = ".lock"
 CHUNK_BYTES = 1 << 16
 TAIL_BYTES = 4096

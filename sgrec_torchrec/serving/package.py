@@ -31,6 +31,7 @@ from sgrec_torchrec.evidence.scorer import load_scorer, save_scorer
 from sgrec_torchrec.files.array_folder import Array
 from sgrec_torchrec.files.atomic import atomic_folder, sha256_file, write_json
 from sgrec_torchrec.files.origin import origin
+from sgrec_torchrec.files.run_folder import ITEMS, MANIFEST, SCORER_WEIGHTS
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
 from sgrec_torchrec.schema import ItemTokens
 from sgrec_torchrec.serving.catalogue import ServedCatalogue
@@ -47,12 +48,10 @@ from sgrec_torchrec.serving.program import (
 logger = logging.getLogger(__name__)
 FORMAT = "sgrec package"
 FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 WEIGHTS, TRIE = "weights.safetensors", "trie.safetensors"
-ITEMS, SCORER = "items.parquet", "scorer.safetensors"
 COLUMNS = ("item_id", "title", "category")
 NEEDED = (WEIGHTS, TRIE, ITEMS)
-EVIDENCE = (SCORER, *(f"evidence-{name}.npy" for name in RELATION_ARRAYS))
+EVIDENCE = (SCORER_WEIGHTS, *(f"evidence-{name}.npy" for name in RELATION_ARRAYS))
 MEND = "export the run again"
 NO_PROGRAMS = "it holds none"
 WITHOUT = "%s: runs without compiled programs: %s"
@@ -123,7 +122,7 @@ def write_package(
             for name in RELATION_ARRAYS:
                 array = getattr(parts.evidence.relations, name)
                 np.save(folder / f"evidence-{name}.npy", array, allow_pickle=False)
-            save_scorer(parts.evidence.scorer, folder / SCORER)
+            save_scorer(parts.evidence.scorer, folder / SCORER_WEIGHTS)
         made_on = compile_programs(network.tower, folder) if compiled else None
         for path in folder.iterdir():
             # safetensors writes for its own user alone; a server may be another one.
@@ -177,8 +176,10 @@ def read_package(
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{folder / MANIFEST} is damaged ({error}): {MEND}") from error
     evidence = None
-    if with_evidence and SCORER in manifest["files"]:
-        evidence = _named(folder / SCORER, lambda: _read_evidence(folder, settings))
+    if with_evidence and SCORER_WEIGHTS in manifest["files"]:
+        evidence = _named(
+            folder / SCORER_WEIGHTS, lambda: _read_evidence(folder, settings)
+        )
     network = _named(folder / WEIGHTS, lambda: _read_network(folder, settings, is_int8))
     return Parts(
         network=network,
@@ -207,7 +208,7 @@ def _read_manifest(folder: Path, *, with_programs: bool) -> dict[str, Any]:
             f"{path}: format {found!r}, version {version}; this program reads "
             f"{FORMAT!r}, version {FORMAT_VERSION}: {MEND}"
         )
-    needed = {*NEEDED, *(EVIDENCE if SCORER in sums else ())}
+    needed = {*NEEDED, *(EVIDENCE if SCORER_WEIGHTS in sums else ())}
     known = {*NEEDED, *EVIDENCE, *PROGRAM_FILES}
     for name in sorted(needed | sums.keys()):
         if name not in known:
@@ -316,7 +317,7 @@ def _read_evidence(folder: Path, settings: ServingSettings) -> EvidencePrior:
     width = num_features(relations.num_relations)
     return EvidencePrior(
         relations=relations,
-        scorer=load_scorer(folder / SCORER, settings.evidence, width),
+        scorer=load_scorer(folder / SCORER_WEIGHTS, settings.evidence, width),
         config=settings.evidence,
         filter_seen=settings.filter_seen,
     )

@@ -17,6 +17,19 @@ from sgrec_torchrec.evidence.gather import num_features
 from sgrec_torchrec.evidence.prior import EvidencePrior, load_relations
 from sgrec_torchrec.evidence.relations import RELATIONS
 from sgrec_torchrec.evidence.scorer import load_scorer
+from sgrec_torchrec.files.run_folder import (
+    ALIGNED,
+    BEST,
+    CONFIG,
+    EVALUATION,
+    EVIDENCE,
+    ITEMS,
+    RESULTS,
+    SCORER,
+    SCORER_WEIGHTS,
+    SPLIT,
+    TOKENS,
+)
 from sgrec_torchrec.item_tokens.build import load_tokens
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
 from sgrec_torchrec.logs.split_store import load_split, read_catalogue, read_facts
@@ -24,8 +37,6 @@ from sgrec_torchrec.schema import SplitLog
 from sgrec_torchrec.serving.catalogue import ServedCatalogue, shown
 from sgrec_torchrec.serving.history import History
 from sgrec_torchrec.serving.parts import Parts, ServingSettings, empty_network
-
-ITEMS, SCORER = "items.parquet", "scorer.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +59,12 @@ def find_run(path: Path) -> FoundRun:
     """
     if FOLDER_NAME.fullmatch(path.name):
         run_dir = path.parent.parent
-        if run_dir.name == "aligned":
+        if run_dir.name == ALIGNED:
             run_dir = run_dir.parent
-        config = RunConfig.read(path / "config.json")
+        config = RunConfig.read(path / CONFIG)
         return FoundRun(run_dir=run_dir, checkpoint=path, config=config)
-    config = RunConfig.read(path / "config.json")
-    folder = path / "aligned" / "best" if config.align.num_steps else path / "best"
+    config = RunConfig.read(path / CONFIG)
+    folder = path / ALIGNED / BEST if config.align.num_steps else path / BEST
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None:
         raise FileNotFoundError(
@@ -75,14 +86,14 @@ def read_run(path: Path, *, with_evidence: bool = True) -> Parts:
     """
     found = find_run(path)
     config, run_dir = found.config, found.run_dir
-    split_dir = _stage(run_dir, "split")
+    split_dir = _stage(run_dir, SPLIT)
     # Of the log only its catalogue is served: the events stay on disk.
     facts = read_facts(split_dir)
     catalogue = read_catalogue(split_dir / ITEMS)
-    tokens = load_tokens(_stage(run_dir, "tokens"))
+    tokens = load_tokens(_stage(run_dir, TOKENS))
     if tokens.num_items != len(catalogue):
         raise ValueError(
-            f"{run_dir / 'tokens'} names {tokens.num_items} items, {split_dir / ITEMS} "
+            f"{run_dir / TOKENS} names {tokens.num_items} items, {split_dir / ITEMS} "
             f"{len(catalogue)}: they are of two logs; train the run again"
         )
     settings = ServingSettings(
@@ -119,7 +130,7 @@ def read_run(path: Path, *, with_evidence: bool = True) -> Parts:
 
 def event_types(run_dir: Path) -> tuple[str, ...]:
     """Names of the log's event types, in the order of their numbers."""
-    return tuple(read_facts(_stage(run_dir, "split"))["event_types"])
+    return tuple(read_facts(_stage(run_dir, SPLIT))["event_types"])
 
 
 def logged_history(path: Path, user_id: str) -> History:
@@ -134,7 +145,7 @@ def logged_history(path: Path, user_id: str) -> History:
         ValueError: for a damaged log, or a user whom it does not know.
     """
     run_dir = find_run(path).run_dir
-    split = load_split(_stage(run_dir, "split"))
+    split = load_split(_stage(run_dir, SPLIT))
     return user_history(split, event_types(run_dir), user_id)
 
 
@@ -176,9 +187,9 @@ def row_history(
 def _evidence(run_dir: Path, settings: ServingSettings) -> EvidencePrior | None:
     if settings.prior_weight == 0:
         return None
-    scorer = _stage(run_dir, "scorer") / SCORER
+    scorer = _stage(run_dir, SCORER) / SCORER_WEIGHTS
     return EvidencePrior(
-        relations=load_relations(_stage(run_dir, "evidence")),
+        relations=load_relations(_stage(run_dir, EVIDENCE)),
         scorer=load_scorer(scorer, settings.evidence, num_features(len(RELATIONS))),
         config=settings.evidence,
         filter_seen=settings.filter_seen,
@@ -187,7 +198,7 @@ def _evidence(run_dir: Path, settings: ServingSettings) -> EvidencePrior | None:
 
 def _prior_weight(run_dir: Path, config: RunConfig) -> float | None:
     """What the evaluation wrote; else what the settings fix."""
-    path = run_dir / "evaluation" / "results.json"
+    path = run_dir / EVALUATION / RESULTS
     if not path.is_file():
         return config.evaluation.prior_weight
     try:

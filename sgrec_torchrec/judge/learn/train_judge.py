@@ -29,6 +29,7 @@ from sgrec_torchrec.files.atomic import (
     atomic_folder,
     write_json,
 )
+from sgrec_torchrec.files.run_folder import JUDGE_REPORT
 from sgrec_torchrec.judge.ask.aspects import LEVELS
 from sgrec_torchrec.judge.ask.cases import CaseReader
 from sgrec_torchrec.judge.ask.chat import Chat
@@ -61,7 +62,6 @@ from sgrec_torchrec.schema import Float32Array
 BEFORE, SFT, GRPO = "before", "sft", "grpo"
 PROBABILITIES = "probabilities.safetensors"
 LOG = "log.json"
-REPORT = "report.json"
 INPUTS = "inputs.json"
 PART_A = ("model", "max_held_out", "max_weight_cases")
 ASPECTS = (
@@ -115,7 +115,7 @@ def train_judge(
     report = _report(reader, held_out, probabilities, weights, baselines)
     report["logs"] = {name: stage.log(name) for name in (SFT, GRPO)}
     report["logs"]["weights"] = part_b_log
-    write_json(out / REPORT, report)
+    write_json(out / JUDGE_REPORT, report)
     return report
 
 

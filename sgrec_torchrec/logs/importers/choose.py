@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sgrec_torchrec.config import LogConfig
 from sgrec_torchrec.files.atomic import atomic_folder
+from sgrec_torchrec.files.run_folder import MANIFEST
 from sgrec_torchrec.logs.canonical import read_canonical
 from sgrec_torchrec.logs.canonical_write import (
     ImportReport,
@@ -41,7 +42,7 @@ def import_canonical(path: str | None, out_dir: Path) -> ImportReport:
         refuse_foreign_folder(out_dir)
         with atomic_folder(out_dir) as folder:
             (folder / "interactions").mkdir()
-            for name in [*log.manifest["files"], "manifest.json"]:
+            for name in [*log.manifest["files"], MANIFEST]:
                 _link_or_copy(source / name, folder / name)
     return report_of(log.manifest, out_dir)
 

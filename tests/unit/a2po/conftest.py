@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from sgrec_torchrec.a2po.align import align
-from sgrec_torchrec.a2po.aligner import FOLDER, Aligner, AlignState, build_aligner
+from sgrec_torchrec.a2po.aligner import Aligner, AlignState, build_aligner
 from sgrec_torchrec.a2po.prompts import post_training_prompts
 from sgrec_torchrec.config import AlignConfig, RunConfig
 from sgrec_torchrec.evaluation.generate import Ranker
 from sgrec_torchrec.evaluation.offline import validation_ndcg
+from sgrec_torchrec.files.run_folder import ALIGNED
 from sgrec_torchrec.files.tracking import MetricLine, read_metrics
 from sgrec_torchrec.hashing import hash64
 from sgrec_torchrec.logs.judged_users import history_hash, is_label_user
@@ -260,6 +261,6 @@ def finished(
 def copied(finished: Finished, try_in: Callable[..., Trial], tmp_path: Path):
     """copied(**align settings): a trial whose folder holds what ``finished`` left."""
     folder = finished.aligner.folder
-    into = tmp_path / finished.aligner.config.name / FOLDER
+    into = tmp_path / finished.aligner.config.name / ALIGNED
     shutil.copytree(folder, into)
     return lambda **align: try_in(tmp_path, **align)

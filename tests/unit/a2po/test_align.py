@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sgrec_torchrec.a2po import align as loop
 from sgrec_torchrec.a2po.advantage import FUSIONS
-from sgrec_torchrec.a2po.aligner import BEST, NEWEST
 from sgrec_torchrec.a2po.reward import Group, next_item_reward
+from sgrec_torchrec.files.run_folder import BEST, CHECKPOINTS
 from sgrec_torchrec.reward_table import RewardTable
 
 
@@ -31,7 +31,7 @@ def test_validations_are_noted_with_the_pretrained_one_first(finished) -> None:
 def test_model_holds_the_best_validation_at_the_end(finished) -> None:
     assert finished.end_ndcg == finished.state.best_ndcg
     assert finished.steps_saved(BEST) == [finished.state.best_step]
-    assert finished.steps_saved(NEWEST) == [5, 10, 12]
+    assert finished.steps_saved(CHECKPOINTS) == [5, 10, 12]
 
 
 def test_all_but_the_tables_moves_and_no_table_by_a_bit(trial) -> None:

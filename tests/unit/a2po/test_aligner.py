@@ -6,13 +6,12 @@ import pytest
 
 from sgrec_torchrec.a2po import align as loop
 from sgrec_torchrec.a2po.aligner import (
-    BEST,
-    NEWEST,
     is_current,
     restore_aligned,
     table_sum,
 )
 from sgrec_torchrec.evaluation.offline import validation_ndcg
+from sgrec_torchrec.files.run_folder import BEST, CHECKPOINTS
 from sgrec_torchrec.reward_table import build_reward_table
 
 
@@ -34,7 +33,7 @@ def test_resumed_run_equals_the_one_in_one_go(
     broken = trial(table=str(table))
     with pytest.raises(InterruptedRunError):
         broken.run(crash)
-    assert broken.steps_saved(NEWEST) == [5]
+    assert broken.steps_saved(CHECKPOINTS) == [5]
     assert len(broken.figures("loss")) == 8
     steps: list[int] = []
     step_of = loop._step
@@ -107,10 +106,10 @@ def test_another_table_begins_anew(finished, copied) -> None:
 
 def test_fresh_start_removes_what_an_older_run_left(trial) -> None:
     made = trial(num_steps=1)
-    for name in (BEST, NEWEST):
+    for name in (BEST, CHECKPOINTS):
         (made.aligner.folder / name / "step-000000000900").mkdir(parents=True)
     made.run()
-    assert made.steps_saved(BEST) == made.steps_saved(NEWEST) == [1]
+    assert made.steps_saved(BEST) == made.steps_saved(CHECKPOINTS) == [1]
 
 
 def test_resume_without_a_checkpoint_starts_fresh(trial) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from sgrec_torchrec.judge.judge_files import MANIFEST, open_judge, write_judge
+from sgrec_torchrec.files.run_folder import JUDGE_MANIFEST
+from sgrec_torchrec.judge.judge_files import open_judge, write_judge
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def edit(judge: Path) -> Callable[..., None]:
     """edit(**changes): of the manifest; None removes."""
 
     def make(**changes: Any) -> None:
-        path = judge / MANIFEST
+        path = judge / JUDGE_MANIFEST
         facts = json.loads(path.read_text()) | changes
         kept = {name: value for name, value in facts.items() if value is not None}
         path.write_text(json.dumps(kept))
@@ -108,11 +109,11 @@ def test_a_manifest_of_another_kind_is_refused(judge, edit, changes, words) -> N
     with pytest.raises(ValueError, match="is no judge of this version") as error:
         open_judge(judge)
     assert words in str(error.value)
-    assert str(judge / MANIFEST) in str(error.value)
+    assert str(judge / JUDGE_MANIFEST) in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "\udcff"])
 def test_what_is_no_manifest_is_refused(judge: Path, text: str) -> None:
-    (judge / MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
+    (judge / JUDGE_MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match="is no judge of this version"):
         open_judge(judge)

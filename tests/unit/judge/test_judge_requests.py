@@ -8,10 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sgrec_torchrec.files.run_folder import CANDIDATE_PAIRS, USERS
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 from sgrec_torchrec.judge.judge_requests import (
-    CANDIDATES,
-    USERS,
     Request,
     read_requests,
 )
@@ -45,7 +44,7 @@ def read(tmp_path: Path, reader: CaseReader) -> Callable[..., list[Request]]:
         names = ("user_id", "item_id", "source")
         rows = [dict(zip(names, pair, strict=True)) for pair in pairs]
         pq.write_table(pa.Table.from_pylist(users), tmp_path / USERS)
-        pq.write_table(pa.Table.from_pylist(rows), tmp_path / CANDIDATES)
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / CANDIDATE_PAIRS)
         return list(read_requests(tmp_path, reader))
 
     return make
@@ -79,7 +78,7 @@ def test_other_pairs_take_the_place_of_the_candidates(
     assert (one.user_id, one.case.items, one.sources) == ("u1", (8,), ("missed",))
 
 
-@pytest.mark.parametrize("name", [USERS, CANDIDATES])
+@pytest.mark.parametrize("name", [USERS, CANDIDATE_PAIRS])
 def test_a_missing_file_says_how_to_make_it(
     read, user_row, reader, tmp_path: Path, name: str
 ) -> None:
@@ -89,7 +88,7 @@ def test_a_missing_file_says_how_to_make_it(
         list(read_requests(tmp_path, reader))
 
 
-@pytest.mark.parametrize("name", [USERS, CANDIDATES])
+@pytest.mark.parametrize("name", [USERS, CANDIDATE_PAIRS])
 def test_a_damaged_file_is_named(
     read, user_row, reader, tmp_path: Path, name: str
 ) -> None:
@@ -106,7 +105,7 @@ def test_a_damaged_file_is_named(
     [
         *((USERS, name) for name in ("user_id", "as_of", "history_hash")),
         (USERS, "request_timestamp"),
-        *((CANDIDATES, name) for name in ("user_id", "item_id", "source")),
+        *((CANDIDATE_PAIRS, name) for name in ("user_id", "item_id", "source")),
     ],
 )
 def test_a_missing_column_is_named(

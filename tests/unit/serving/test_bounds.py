@@ -192,3 +192,21 @@ def test_whatever_is_sent_is_answered_or_refused(
             filters=Filters(blocked=blocked, category=category),
         )
         assert len(found.item_ids) <= k <= 60
+
+
+def test_a_wrong_request_costs_no_pass_of_the_network(
+    recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = recommender.encode([["i1"]])
+
+    def encode(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(recommender, "encode", encode)
+    with pytest.raises(ValueError, match=r"k = 61 is outside \[1, 60\]"):
+        recommender.recommend([["i1"]], 61)
+    with pytest.raises(ValueError, match="filters: blocked item 'tea'"):
+        recommender.recommend([["i1"]], filters=Filters(blocked=["tea"]))
+    # Who encodes apart is told too.
+    with pytest.raises(ValueError, match=r"k = 61 is outside \[1, 60\]"):
+        recommender.decode(states, 61)

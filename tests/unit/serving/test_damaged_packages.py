@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sgrec_torchrec.files.run_folder import MANIFEST
 from sgrec_torchrec.serving import Recommender
-from sgrec_torchrec.serving.package import EVIDENCE, MANIFEST, NEEDED
+from sgrec_torchrec.serving.package import EVIDENCE, NEEDED
 
 FUZZ = settings.get_profile("fuzz")
 CASES = 10_000

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sgrec_torchrec.files.atomic import sha256_file
+from sgrec_torchrec.files.run_folder import MANIFEST
 from sgrec_torchrec.serving import Filters, Recommender, export_package
 from sgrec_torchrec.serving.network import Int8Table, quantise
-from sgrec_torchrec.serving.package import EVIDENCE, MANIFEST, NEEDED
+from sgrec_torchrec.serving.package import EVIDENCE, NEEDED
 
 FILES = (*NEEDED, *EVIDENCE)
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from sgrec_torchrec.files.atomic import sha256_file
+from sgrec_torchrec.files.run_folder import MANIFEST
 from sgrec_torchrec.generator.backbone import Backbone, rotary_angles
 from sgrec_torchrec.serving import Filters, History, Recommended, Recommender
-from sgrec_torchrec.serving.package import MANIFEST
 from sgrec_torchrec.serving.program import (
     PaddedReader,
     compile_programs,

@@ -330,24 +330,6 @@ def test_counts_must_agree(recommender) -> None:
             recommender.recommend(users)
 
 
-def test_a_wrong_request_costs_no_pass_of_the_network(
-    recommender, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    states = recommender.encode([["i1"]])
-
-    def encode(*_: object, **__: object) -> None:
-        raise AssertionError("the network was asked")
-
-    monkeypatch.setattr(recommender, "encode", encode)
-    with pytest.raises(ValueError, match=r"k = 61 is outside \[1, 60\]"):
-        recommender.recommend([["i1"]], 61)
-    with pytest.raises(ValueError, match="filters: blocked item 'tea'"):
-        recommender.recommend([["i1"]], filters=Filters(blocked=["tea"]))
-    # Who encodes apart is told too.
-    with pytest.raises(ValueError, match=r"k = 61 is outside \[1, 60\]"):
-        recommender.decode(states, 61)
-
-
 def test_states_of_another_model_are_not_used(recommender, package) -> None:
     swapped = Recommender.load(package)
     states = recommender.encode([["i1", "i2"]])
