@@ -163,9 +163,7 @@ def test_a_folder_of_a_judge_of_other_inputs_is_refused(
 ) -> None:
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     fewer = [one for one in labels if one is not labels[-1]]
-    longer = dataclasses.replace(
-        settings, aspects=dataclasses.replace(settings.aspects, grpo_steps=3)
-    )
+    longer = dataclasses.replace(settings, grpo_steps=settings.grpo_steps + 1)
     for some, asked, named in (
         (fewer, settings, "labels"),
         (labels, longer, "settings"),
