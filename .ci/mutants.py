@@ -163,8 +163,13 @@ Place = tuple[int, int]
 
 
 def silent_places(source: str) -> Iterator[tuple[Place, Place]]:
-    """Annotations and the arguments of decorators: no test is to guard these."""
+    """Annotations, arguments of decorators, the star before keywords: not for tests."""
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.args.kwonlyargs:
+            first = node.args.kwonlyargs[0]
+            before = [node, *node.args.args, *node.args.defaults]
+            start = max((one.lineno, one.col_offset) for one in before)
+            yield (start[0], start[1] + 1), (first.lineno, first.col_offset)
         parts: list[Any] = [
             getattr(node, "annotation", None),
             getattr(node, "returns", None),
@@ -225,7 +230,7 @@ def outcome(target: Target, item: WorkItem, limit_s: float) -> WorkResult:
     ]
     return WorkResult(
         worker_outcome=WorkerOutcome.NORMAL,
-        test_outcome=TestOutcome.KILLED if code else TestOutcome.SURVIVED,
+        test_outcome=TestOutcome.SURVIVED if code == 0 else TestOutcome.KILLED,
         output=output[-2000:] if code is not None else TIMEOUT,
         diff=changed[0] if changed else "?",
     )
