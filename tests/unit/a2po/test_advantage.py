@@ -204,6 +204,16 @@ def test_reward_sum_is_blind_to_what_is_not_judged() -> None:
     torch.testing.assert_close(stats.advantage_BG[0], expected.float())
 
 
+@pytest.mark.parametrize("judged", [[False] * 3, [True, False, False], [True] * 3])
+def test_without_judgements_that_differ_every_fusion_is_the_business_reward(
+    judged: list[bool],
+) -> None:
+    r_biz, r_sem = torch.tensor([[1.0, 0.0, -1.0]]), torch.full((1, 3), 0.3)
+    for fusion in FUSIONS.values():
+        stats = fusion(r_biz, r_sem, torch.tensor([judged]))
+        torch.testing.assert_close(stats.advantage_BG, r_biz)
+
+
 @pytest.mark.parametrize("fusion", FUSIONS.values(), ids=FUSIONS.keys())
 def test_a_slot_without_an_item_takes_part_in_nothing(fusion) -> None:
     r_biz = torch.tensor([[2.0, 1.0, 0.0, 77.0], [3.0, 3.0, 3.0, 0.0]])

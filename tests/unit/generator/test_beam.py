@@ -257,6 +257,18 @@ def test_a_user_key_gives_one_draw_whatever_the_batch() -> None:
     assert not torch.equal(other.item_BG, whole.item_BG)
 
 
+def test_one_user_may_ask_and_no_rollout_carries_a_gradient() -> None:
+    decoder, trie, hidden_BD, _ = make("full", 3)
+    key_B, one = user_keys(3), slice(1, 2)
+    many = sample_distinct(decoder, trie, hidden_BD, 4, key_B, 1.0)
+    alone = sample_distinct(decoder, trie, hidden_BD[one], 4, key_B[one])
+    assert torch.equal(alone.item_BG, many.item_BG[one])
+    torch.testing.assert_close(alone.key_BG, many.key_BG[one])
+    for rollout in (alone, beam_search(decoder, trie, hidden_BD, 2)):
+        assert not rollout.logprob_BG.requires_grad
+        assert not rollout.key_BG.requires_grad
+
+
 def test_the_first_sample_of_many_is_the_only_sample_of_one() -> None:
     # The same noise ranks the whole catalogue: G only cuts the list.
     decoder, trie, hidden_BD, _ = make("full", 50)

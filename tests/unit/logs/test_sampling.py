@@ -118,6 +118,16 @@ def test_bad_soft_targets_are_named(change, message: str) -> None:
         make_soft_targets(**(parts | change)).validate(7)
 
 
+def test_good_soft_targets_may_be_neighbours_and_begin_with_nothing() -> None:
+    first = make_soft_targets(
+        [2, 3], [[-1, -1, 6], [0, 1, 2]], [[0, 0, 1], [0.5, 1, 1]]
+    )
+    first.validate(7)
+    NO_SOFT_TARGETS.validate(0)
+    assert NO_SOFT_TARGETS.item_EQ.shape == NO_SOFT_TARGETS.cumulative_EQ.shape
+    assert NO_SOFT_TARGETS.item_EQ.shape == (0, 1)
+
+
 def test_an_epochs_order_is_a_permutation_of_its_own():
     assert sorted(epoch_order(50, 0, 1)) == list(range(50))
     assert not np.array_equal(epoch_order(50, 0, 0), epoch_order(50, 0, 1))

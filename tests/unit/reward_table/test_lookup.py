@@ -122,10 +122,14 @@ def test_every_item_of_a_row_and_none_between_is_found(extra: int) -> None:
 
 
 def test_replaced_users_are_closed_and_no_others() -> None:
-    is_open = np.array([True, True, True, False, True])
-    replacing = np.array([False, True])
-    close_replaced(np.array([0, 1, -1, 1, 0]), replacing, is_open)
-    assert is_open.tolist() == [True, False, True, False, True]
+    rows = np.array([0, 1, -1, 1, 0])
+    for replacing, left in (
+        ([False, True], [True, False, True, False, True]),
+        ([True, False], [False, True, True, False, False]),
+    ):
+        is_open = np.array([True, True, True, False, True])
+        close_replaced(rows, np.array(replacing), is_open)
+        assert is_open.tolist() == left
 
 
 def test_aspects_of_found_places_are_written_and_no_others() -> None:
