@@ -42,7 +42,7 @@ bench: $(VENV)/.ready  ## measure speed against peers; JSON_DIR=folder keeps the
 		json="$(if $(JSON_DIR),--json $(JSON_DIR)/$$(basename $$script .py).json)"; \
 		echo "== $$script"; $(PY) "$$script" $$json $(ARGS) || exit 1; done
 
-# Not part of check: about an hour. The copy that is broken lies in mutants/.
+# Not part of check: over an hour. The copy that is broken lies in mutants/.
 mutants: $(VENV)/.ready  ## break the core place by place: do tests notice? ARGS="a2po/loss.py"
 	@OMP_NUM_THREADS=1 $(PY) .ci/mutants.py $(ARGS)
 
