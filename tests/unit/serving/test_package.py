@@ -218,6 +218,17 @@ def test_two_items_of_one_code_are_refused(copied: Path) -> None:
         Recommender.load(copied)
 
 
+@pytest.mark.parametrize("code", [-1, 16])
+def test_a_code_out_of_range_is_refused(copied: Path, code: int) -> None:
+    trie = load_file(copied / "trie.safetensors")
+    trie["codes"][4, 0] = code
+    save_file(trie, copied / "trie.safetensors")
+    forge(copied)
+    told = rf"trie\.safetensors: item 4: code {code} at level 0 is outside \[0, 16\)"
+    with pytest.raises(ValueError, match=told):
+        Recommender.load(copied)
+
+
 def test_evidence_of_items_that_are_not_there_is_refused(copied: Path) -> None:
     path = copied / "evidence-neighbours_E.npy"
     neighbours_E = np.load(path)

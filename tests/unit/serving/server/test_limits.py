@@ -161,6 +161,19 @@ def test_a_second_request_of_a_connection_may_not_hang_either(tight) -> None:
     assert body == b'{"status":"ok"}'
 
 
+def test_a_request_that_comes_later_may_not_hang_either(tight) -> None:
+    whole = b"GET /healthz HTTP/1.1\r\nHost: tests\r\n\r\n"
+    with connected(tight, whole) as client:
+        client.settimeout(30)
+        got = b""
+        while not got.endswith(b'{"status":"ok"}'):
+            got += (part := client.recv(65_536))
+            assert part
+        # Its first bytes stop uvicorn's own clock of idle connections.
+        client.sendall(b"GET /hea")
+        assert client.recv(65_536) == b""
+
+
 def test_a_client_that_vanishes_harms_nobody(tight) -> None:
     body = json.dumps({"history": ["i1"]}).encode()
     for _ in range(10):
