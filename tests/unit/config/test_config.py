@@ -237,7 +237,9 @@ def test_every_number_but_those_named_here_has_bounds(name: str, value: str) -> 
         override(DEFAULT, [f"{name}={value}"])
 
 
-@pytest.mark.parametrize("name", ["fusion", "prompts", "rollouts"])
-def test_words_of_post_training_are_chosen_from_a_list(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"align\.{name} = 'other': choose one of"):
-        override(DEFAULT, [f"align.{name}=other"])
+@pytest.mark.parametrize(
+    "name", ["align.fusion", "align.prompts", "align.rollouts", "judge.form"]
+)
+def test_words_are_chosen_from_a_list(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} = 'other': choose one of"):
+        override(DEFAULT, [f"{name}=other"])

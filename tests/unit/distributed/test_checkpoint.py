@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -289,6 +290,17 @@ def test_model_with_other_layers_is_refused(saved, small_model):
     del smaller.norm
     with pytest.raises(ValueError, match=r"holds model\.norm\.bias, which this model"):
         load_unsharded(saved, smaller)
+
+
+def test_state_of_a_parameter_that_is_gone_is_refused(trainee, tmp_path):
+    dmp, optimizer = trainee
+    now = optimizer.state_dict()
+    state = {**now["state"], "gone.weight": {"momentum": torch.zeros(2)}}
+    before = SimpleNamespace(state_dict=lambda: {**now, "state": state})
+    path = save((dmp, before), tmp_path, 10)
+    message = r"holds optimizer\.gone\.weight\.momentum, which this model lacks"
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(path, dmp, optimizer)
 
 
 def test_module_without_memory_is_refused(saved, small_model):

@@ -144,6 +144,16 @@ def test_several_weights_in_one_call_equal_one_call_each(
     assert not np.array_equal(together[0].score_EW, together[2].score_EW)
 
 
+def test_an_unresolved_history_of_the_evidence_is_an_error(
+    finished_ranker: Ranker,
+) -> None:
+    ranker = changed(finished_ranker)
+    unresolved = replace(ranker.config.evidence, max_history=None)
+    ranker = replace(ranker, config=replace(ranker.config, evidence=unresolved))
+    with pytest.raises(ValueError, match=r"evidence\.max_history is None"):
+        ranker.top_items(some_rows(ranker, 3), (0.4,))
+
+
 def test_evidence_is_not_asked_where_no_weight_needs_it(
     finished_ranker: Ranker,
 ) -> None:

@@ -244,3 +244,17 @@ def test_an_unknown_log_is_named() -> None:
         benchmark_a2po(
             "nothing", num_seeds=1, table=None, json_path=None, assignments=[]
         )
+
+
+def test_a_table_that_is_not_there_is_named_before_anything_is_prepared(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(module, "process_group", None)
+    with pytest.raises(FileNotFoundError, match="no-table"):
+        benchmark_a2po(
+            "smoke",
+            num_seeds=1,
+            table=Path("no-table"),
+            json_path=None,
+            assignments=[],
+        )

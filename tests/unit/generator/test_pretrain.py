@@ -203,7 +203,7 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loop, "restore_best", lambda _: saved.append(("restored", 0)))
     monkeypatch.setattr(loop, "TrainPipelineSparseDist", lambda *_, **__: None)
 
-    def make(**settings: int) -> SimpleNamespace:
+    def make(**settings: int | None) -> SimpleNamespace:
         config, _ = parse_run(["--name", "counted", "--set", f"out_dir={tmp_path}"])
         config = replace(config, pretrain=replace(config.pretrain, **settings))
         run_dir = config.run_dir
@@ -244,6 +244,13 @@ def test_refit_stops_on_the_schedule_of_the_whole_run(counting) -> None:
     assert made.segments == [(0, 4), (4, 6)]
     assert state.step == 6
     assert made.saved == [("checkpoints", 4), ("checkpoints", 6), ("best", 6)]
+
+
+def test_an_unresolved_number_of_epochs_is_an_error(counting) -> None:
+    made = counting(num_epochs=None)
+    with pytest.raises(ValueError, match=r"pretrain\.num_epochs is None"):
+        pretrain(made.trainee, None, resume=False)
+    assert made.segments == []
 
 
 def test_resume_without_a_checkpoint_starts_fresh(counting) -> None:

@@ -221,6 +221,14 @@ def test_an_embedding_with_nan_names_the_item(tmp_path: Path) -> None:
         build_tokens(split_of(4, embedding=rows), None, config, tmp_path / "tokens")
 
 
+def test_an_infinite_embedding_is_refused_before_it_is_normalised() -> None:
+    rows = np.ones((4, 2), dtype=np.float32)
+    rows[1, 0] = np.inf
+    config = dataclasses.replace(CONFIG, source="embedding")
+    with pytest.raises(ValueError, match="item 1 holds NaN or infinity"):
+        item_embedding(split_of(4, embedding=rows).catalogue, None, config)
+
+
 @pytest.mark.parametrize("name", ["tokens.parquet", "codebook.safetensors"])
 def test_a_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
     build_tokens(split_of(), Graph(), CONFIG, tmp_path / "tokens")

@@ -57,6 +57,18 @@ def test_string_ids_events_and_values_survive(tmp_path):
     assert split.catalogue.embedding_ND.tolist() == [[0.5, 1], [2, 3]]
 
 
+@pytest.mark.parametrize("name", ["items.parquet", "interactions/part-00000.parquet"])
+def test_a_damaged_canonical_log_is_not_split(tmp_path, name):
+    prepare(tmp_path)
+    path = tmp_path / "canonical" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: bytes changed"):
+        prepare_split(tmp_path / "canonical", LogConfig(), tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 @pytest.mark.parametrize("sid", [[[1, 2], [3]], [[1, 2], None]])
 def test_a_sid_of_another_length_is_an_error(tmp_path, sid):
     with pytest.raises(ValueError, match="sid is null or of another length"):

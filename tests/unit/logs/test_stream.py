@@ -322,6 +322,11 @@ def test_eval_batches_of_another_catalogue_or_world_are_an_error(
         next(batches)
 
 
+def test_an_unresolved_batch_size_is_an_error(make_split):
+    with pytest.raises(ValueError, match=r"pretrain\.global_batch_size is None"):
+        make_stream(make_split(), make_config(batch=None))
+
+
 def test_a_train_period_without_events_is_an_error(make_split):
     split = make_split()
     nothing = np.zeros(split.sequences.num_users, np.int32)

@@ -156,6 +156,24 @@ def test_a_damaged_file_is_named(judged: Path, name: str, text: str) -> None:
         write_report(judged)
 
 
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [("part-00000.parquet", "reward"), ("users.parquet", "history.list.element")],
+)
+def test_a_flipped_bit_of_a_page_is_found(judged: Path, name: str, column: str) -> None:
+    path = judged / "judged" / name
+    plain = {"compression": "none", "use_dictionary": False}
+    pq.write_table(pq.read_table(path), path, write_page_checksum=True, **plain)
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    chunks = [group.column(nth) for nth in range(group.num_columns)]
+    (chunk,) = [one for one in chunks if one.path_in_schema == column]
+    content = bytearray(path.read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"judged: .*cannot be read .*CRC"):
+        write_report(judged)
+
+
 def test_column_that_is_missing_is_named(judged: Path) -> None:
     rows = [{k: v for k, v in row.items() if k != "reward"} for row in ROWS]
     write_pairs(judged, rows)

@@ -322,3 +322,13 @@ def test_a_damaged_manifest_of_the_teacher_is_named(config: RunConfig) -> None:
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"teacher\.json is missing"):
         soft_targets_of(config)
+
+
+def test_evidence_of_unresolved_settings_is_not_made(config: RunConfig) -> None:
+    split, resolved = prepare_log(config)
+    evidence = prepare_evidence(split, resolved)
+    unresolved = override(resolved, ["evidence.max_history=none"])
+    with pytest.raises(ValueError, match=r"evidence\.max_history is None"):
+        prepare_evidence(split, unresolved)
+    with pytest.raises(ValueError, match=r"evidence\.max_history is None"):
+        prepare_teacher(split, evidence, unresolved)
