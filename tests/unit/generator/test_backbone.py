@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sgrec_torchrec.generator import backbone as module
 from sgrec_torchrec.generator.backbone import Backbone, rotary_angles, rotate
+from sgrec_torchrec.generator.noise import hash_dropout
 
 DIM = 16
 
@@ -80,6 +82,25 @@ def test_layers_drop_different_channels() -> None:
     salts = [layer.salt for layer in make_backbone().layers]
     used = [0, *salts, *(salt + 1 for salt in salts)]
     assert len(set(used)) == 5
+
+
+def test_dropout_reaches_the_input_and_both_branches_of_every_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    salts: list[int] = []
+
+    def noted(values: Tensor, key_T: Tensor, salt: int, rate: float) -> Tensor:
+        salts.append(salt)
+        return hash_dropout(values, key_T, salt, rate)
+
+    monkeypatch.setattr(module, "hash_dropout", noted)
+    backbone, (input_TD, key_T) = make_backbone(), inputs(6)
+    backbone(input_TD, torch.tensor([0, 6]), key_T)
+    assert salts == [0, 16, 17, 32, 33]
+    salts.clear()
+    backbone(input_TD, torch.tensor([0, 6]), None)
+    backbone.ends(input_TD, torch.tensor([0, 6]))
+    assert salts == []
 
 
 def test_rotation_makes_scores_depend_on_the_distance_alone() -> None:
