@@ -27,12 +27,11 @@ from sgrec_torchrec.distributed.keeper import Keeper, LoopState
 from sgrec_torchrec.distributed.launch import Ranks
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.optimizer import build_optimizer
-from sgrec_torchrec.files.atomic import sha256_file
+from sgrec_torchrec.files.content_key import folder_key
 from sgrec_torchrec.files.run_folder import (
     ALIGNED,
     BEST,
     CHECKPOINTS,
-    MANIFEST,
     MISSES,
     nth,
 )
@@ -224,17 +223,12 @@ def made_of(best: Path, settings: AlignConfig) -> str:
     """
     pretrained, parts = latest_checkpoint(best), []
     if pretrained is not None:
-        parts.append(sha256_file(pretrained / MANIFEST)[:16])
+        parts.append(folder_key(pretrained)[:16])
     if settings.table is not None:
-        parts.append(table_sum(settings.table)[:16])
+        parts.append(folder_key(Path(settings.table))[:16])
     if settings.business_table is not None:
-        parts.append(f"business-{table_sum(settings.business_table)[:16]}")
+        parts.append(f"business-{folder_key(Path(settings.business_table))[:16]}")
     return "-".join(parts)
-
-
-def table_sum(folder: str) -> str:
-    """SHA-256 of a reward table's manifest, which holds the sums of its files."""
-    return sha256_file(Path(folder) / MANIFEST)
 
 
 def is_current(aligner: Aligner, name: str) -> bool:

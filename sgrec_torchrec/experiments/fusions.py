@@ -9,7 +9,6 @@ chosen by them, unless fresh prompts leave the guard no other rows.
 """
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +25,6 @@ from sgrec_torchrec.a2po.aligner import (
     build_aligner,
     check_rewards,
     made_of,
-    table_sum,
 )
 from sgrec_torchrec.a2po.reward import open_table
 from sgrec_torchrec.config import RUNS, AlignConfig, RunConfig
@@ -55,6 +53,7 @@ from sgrec_torchrec.experiments.arm_report import (
 )
 from sgrec_torchrec.experiments.arms import ARMS, GRPO, PRETRAINED, chosen_arms, heard
 from sgrec_torchrec.files.atomic import write_json
+from sgrec_torchrec.files.content_key import content_key, folder_key
 from sgrec_torchrec.files.run_folder import (
     ALIGNED,
     ARM,
@@ -149,7 +148,7 @@ def _facts(data: str, table: Path | None, settings: AlignConfig) -> JsonRow:
     """What the figures are of; folders by the sums of what they hold."""
     plain = dataclasses.asdict(settings)
     for name in ("table", "business_table"):
-        plain[name] = None if plain[name] is None else table_sum(plain[name])
+        plain[name] = None if plain[name] is None else folder_key(Path(plain[name]))
     judged = None if table is None else RewardTable.open(table).manifest.num_users
     return {"data": data, "align": plain, "judged_users": judged}
 
@@ -214,7 +213,7 @@ def _prior_weight(plain: RunConfig, ranks: Ranks) -> float:
 
     def key() -> str:
         weights = made_of(plain.run_dir / BEST, AlignConfig())
-        return _sum_of({"weights": weights, "run": without.of_training()})
+        return content_key({"weights": weights, "run": without.of_training()})
 
     def known() -> float | None:
         if path.is_file():
@@ -245,15 +244,10 @@ def _arm_config(pretrained: _Pretrained, arm: str, settings: AlignConfig) -> Run
     del facts["out_dir"]
     facts["format"] = FORMAT
     weights = made_of(pretrained.trainee.best, settings)
-    key = _sum_of({"arm": arm, "made_of": weights, "run": facts})
+    key = content_key({"arm": arm, "made_of": weights, "run": facts})
     return dataclasses.replace(
         plain, align=settings, name=f"{plain.name}-{arm}-{key[:8]}"
     )
-
-
-def _sum_of(facts: JsonRow) -> str:
-    text = json.dumps(facts, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _run_arm(

@@ -1,6 +1,5 @@
 """A trained judge on disk: what it is, and that no byte of it has changed."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from sgrec_torchrec.files.atomic import atomic_file, sha256_file, write_json
+from sgrec_torchrec.files.content_key import content_key
 from sgrec_torchrec.files.run_folder import JUDGE_MANIFEST
 from sgrec_torchrec.judge.ask.cases import CaseReader
 from sgrec_torchrec.judge.ask.prompt import PromptSettings
@@ -87,10 +87,9 @@ def write_judge(
         path.relative_to(folder).as_posix(): sha256_file(path)
         for path in _weight_files(folder, form)
     }
-    digest = hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
     facts = {
         "format_version": FORMAT_VERSION,
-        "judge_version": digest[:12],
+        "judge_version": content_key(sums)[:12],
         "prompt_version": reader.prompt_version,
         "prompt": asdict(reader.settings),
         "aspects": [aspect.name for aspect in reader.aspects],

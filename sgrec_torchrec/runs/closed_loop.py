@@ -31,6 +31,7 @@ from sgrec_torchrec.files.atomic import (
     sha256_file,
     write_json,
 )
+from sgrec_torchrec.files.content_key import folder_key
 from sgrec_torchrec.files.tracking import read_metrics
 from sgrec_torchrec.runs.steps import (
     ALIGN_STEPS,
@@ -137,10 +138,10 @@ def read_published(run_dir: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    manifest = run_dir / facts["checkpoint"] / names.MANIFEST
-    if not manifest.is_file() or sha256_file(manifest) != facts["sha256"]:
+    place = run_dir / facts["checkpoint"]
+    if not (place / names.MANIFEST).is_file() or folder_key(place) != facts["sha256"]:
         raise ValueError(
-            f"{path} names {manifest.parent}, which is gone or another: delete "
+            f"{path} names {place}, which is gone or another: delete "
             f"{path.name} to publish anew"
         )
     return facts
@@ -203,7 +204,7 @@ class _OneRound:
         # The round itself changes the table: what it began with is noted once.
         begin = self.folder / names.ROUND_BEGIN
         if not begin.is_file():
-            write_json(begin, {"table": sha256_file(self.run_dir / names.TABLE)})
+            write_json(begin, {"table": folder_key(self.run_dir / names.REWARD_TABLE)})
         config = self.run_dir / names.CONFIG
         words = [f"align.table={self.run_dir / names.REWARD_TABLE}"]
         if not _read(config)["align"]["num_steps"]:
@@ -236,7 +237,7 @@ class _OneRound:
             _check_copy(temporary)
         facts = {
             "checkpoint": place.relative_to(self.run_dir).as_posix(),
-            "sha256": sha256_file(place / names.MANIFEST),
+            "sha256": folder_key(place),
             "round": self.number,
             "validation_ndcg": ndcg,
             "table": _read(self.folder / names.ROUND_BEGIN)["table"],

@@ -7,19 +7,12 @@ work again, and runs that differ only in later settings share what they can.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sgrec_torchrec.config import (
-    EvidenceConfig,
-    GraphConfig,
-    LogConfig,
-    RunConfig,
-    TokenConfig,
-)
+from sgrec_torchrec.config import GraphConfig, RunConfig
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.evidence.gather import num_features
 from sgrec_torchrec.evidence.held_out import hold_out
@@ -38,6 +31,7 @@ from sgrec_torchrec.evidence.scorer import fit_scorer, load_scorer, save_scorer
 from sgrec_torchrec.evidence.soft_targets import soft_targets
 from sgrec_torchrec.files.array_folder import read_arrays, write_arrays
 from sgrec_torchrec.files.atomic import atomic_file, atomic_folder, write_json
+from sgrec_torchrec.files.content_key import content_key
 from sgrec_torchrec.files.run_folder import (
     CANONICAL,
     EVIDENCE,
@@ -220,7 +214,8 @@ def _once(
     Raises:
         FileNotFoundError: on another rank that does not see the folder.
     """
-    folder = Path(config.out_dir) / PREPARED / f"{stage}-{_key(stage, *inputs)}"
+    key = content_key([FORMAT, stage, *inputs])[:16]
+    folder = Path(config.out_dir) / PREPARED / f"{stage}-{key}"
     if not is_main_rank():
         if not folder.exists():
             raise FileNotFoundError(f"{folder} is not visible to this rank")
@@ -242,14 +237,3 @@ def _link(link: Path, folder: Path) -> None:
 
 def _stage_name(config: RunConfig, stage: str) -> str:
     return (config.run_dir / stage).readlink().name
-
-
-def _key(*parts: object) -> str:
-    plain = [
-        dataclasses.asdict(part)
-        if isinstance(part, LogConfig | GraphConfig | EvidenceConfig | TokenConfig)
-        else part
-        for part in parts
-    ]
-    text = json.dumps([FORMAT, *plain], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

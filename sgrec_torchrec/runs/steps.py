@@ -11,7 +11,6 @@ whose settings or inputs have changed begins anew, and so do those that read its
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -28,7 +27,8 @@ from typing import BinaryIO, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from sgrec_torchrec.files.atomic import sha256_file, write_json
+from sgrec_torchrec.files.atomic import write_json
+from sgrec_torchrec.files.content_key import content_key, file_keys
 from sgrec_torchrec.files.run_folder import LOGS, ROW, STAMPS
 
 TRAIN = ("-m", "sgrec_torchrec.train")
@@ -143,27 +143,6 @@ def read_stamp(path: Path) -> Stamp | None:
         return None
 
 
-def sums(run_dir: Path, patterns: Sequence[str]) -> dict[str, str]:
-    """sha256 by path of all files that the patterns match.
-
-    Raises:
-        FileNotFoundError: naming the first pattern that matches nothing.
-    """
-    found = {}
-    for pattern in patterns:
-        paths = sorted(path for path in run_dir.glob(pattern) if path.is_file())
-        if not paths:
-            raise FileNotFoundError(f"{run_dir / pattern} is missing")
-        for path in paths:
-            found[path.relative_to(run_dir).as_posix()] = sha256_file(path)
-    return found
-
-
-def sum_of(value: object) -> str:
-    """sha256 of a value's JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
     """Where one step of a row is done."""
@@ -176,14 +155,14 @@ class _Row:
     def do(self, step: Step, title: str) -> Outcome:
         path = stamp_path(self.place, step.name)
         try:
-            inputs = sums(self.run_dir, step.inputs)
+            inputs = file_keys(self.run_dir, step.inputs)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"step {step.name}: {error}, which an earlier step should have written"
             ) from None
         fresh = Stamp(
-            command=sum_of(step.command),
-            settings=sum_of(step.settings),
+            command=content_key(step.command),
+            settings=content_key(step.settings),
             inputs=inputs,
             outputs={},
             seconds=0.0,
@@ -219,8 +198,8 @@ class _Row:
 
     def _written(self, step: Step) -> dict[str, str]:
         """Sums of what it wrote; all of it must be there."""
-        sums(self.run_dir, step.grown)
-        return sums(self.run_dir, step.outputs)
+        file_keys(self.run_dir, step.grown)
+        return file_keys(self.run_dir, step.outputs)
 
     def _run(
         self, step: Step, title: str, path: Path, fresh: Stamp, spent: float

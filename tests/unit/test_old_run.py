@@ -19,7 +19,7 @@ from sgrec_torchrec.distributed.checkpoint import FREE_FIELDS, _check_config
 from sgrec_torchrec.experiments import fusions
 from sgrec_torchrec.runs import pipeline
 from sgrec_torchrec.runs.pipeline import pipeline_steps, with_bounds
-from sgrec_torchrec.runs.prepare import _key
+from sgrec_torchrec.runs.prepare import _once
 
 OLD = Path(__file__).with_name("old_config.json")
 JUDGED = ("judge.grpo_steps=3", "judge.form=llm", "candidates.beam=7")
@@ -75,9 +75,15 @@ def test_its_checkpoints_go_on(
         _check_config(tmp_path, other.to_json(), free_fields)
 
 
-def test_its_prepared_stages_are_found(config: RunConfig) -> None:
+def _make(folder: Path) -> None:
+    folder.mkdir(parents=True)
+
+
+def test_its_prepared_stages_are_found(config: RunConfig, tmp_path: Path) -> None:
     stages = (config.log, config.graph, config.evidence, config.tokens)
-    assert [_key("stage", "before", one) for one in stages] == [
+    here = dataclasses.replace(config, out_dir=str(tmp_path))
+    folders = [_once(here, "stage", ["before", one], _make) for one in stages]
+    assert [folder.name.removeprefix("stage-") for folder in folders] == [
         *("cac4b3b551420528", "8bcf18fbfb9450ed"),
         *("464084e521ffd508", "97c96ac4134dc068"),
     ]

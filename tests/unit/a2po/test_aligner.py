@@ -8,9 +8,9 @@ from sgrec_torchrec.a2po import align as loop
 from sgrec_torchrec.a2po.aligner import (
     is_current,
     restore_aligned,
-    table_sum,
 )
 from sgrec_torchrec.evaluation.offline import validation_ndcg
+from sgrec_torchrec.files.content_key import folder_key
 from sgrec_torchrec.files.run_folder import BEST, CHECKPOINTS
 from sgrec_torchrec.reward_table import build_reward_table
 
@@ -153,7 +153,7 @@ def test_business_table_pays_the_rollouts_and_names_what_is_made_of_it(
     # Prices differ in every group, so none is dead; they are not the rank reward.
     assert made.figures("dead_share") == [0.0]
     assert 0 < made.figures("reward")[0] < 1
-    assert table_sum(str(folder))[:16] in made.aligner.made_of
+    assert folder_key(folder)[:16] in made.aligner.made_of
     plain = trial(num_steps=1)
     assert plain.aligner.made_of != made.aligner.made_of
     assert not is_current(plain.aligner, BEST)

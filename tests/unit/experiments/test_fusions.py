@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sgrec_torchrec.a2po.aligner import table_sum
 from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.evaluation.offline import NETWORK_ALONE
 from sgrec_torchrec.experiments import fusions as module
 from sgrec_torchrec.experiments.arm_report import HELD_OUT, LAST_STEP, SYSTEMS
 from sgrec_torchrec.experiments.arms import ARMS, FEW, GRPO, PRETRAINED
 from sgrec_torchrec.experiments.fusions import benchmark_a2po
+from sgrec_torchrec.files.content_key import folder_key
 from sgrec_torchrec.logs.judged_users import history_hash
 from sgrec_torchrec.logs.prompts import eligible_prompts
 from sgrec_torchrec.logs.split import load_split
@@ -138,7 +138,7 @@ def test_every_figure_of_an_arm_is_there(benchmark, tmp_path: Path) -> None:
     size = {row["system"]: row["rows"] for row in rows}
     assert 0 < size.pop(HELD_OUT) < min(size.values()) == max(size.values())
     whole = json.loads((tmp_path / "rows.json").read_text())
-    assert whole["align"]["table"] == table_sum(str(tmp_path / "table"))
+    assert whole["align"]["table"] == folder_key(tmp_path / "table")
     pretrained, arm = whole["runs"]
     assert pretrained["shares"] == {}
     assert arm["shares"]["in_table_share"] == 1.0
