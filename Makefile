@@ -7,12 +7,14 @@ PY := $(VENV)/bin/python
 EXTRAS := movielens,complete-journey,text,judge,serving,kubernetes,docs,dev
 TORCH_PIP_ARGS ?=
 ARGS ?=
+# Processes that share the tests. ARGS="-n 0" has them in one, for a debugger.
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores < 4 ? cores : 4)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check docs bench mutants doctor clean distclean
+.PHONY: help setup train test test-fast check docs bench mutants doctor clean distclean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /|/' | \
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /|/' | \
 		awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
 
 setup: $(VENV)/.ready  ## create .venv and install everything into it
@@ -24,8 +26,16 @@ train: $(VENV)/.ready  ## the whole of S-GRec on MovieLens; ARGS="--run office" 
 	@$(VENV)/bin/sgrec pipeline $(ARGS)
 
 # One thread: OpenMP threads that wait for a busy core spin, and cost more than they give.
+# A worker takes a file as a whole: what its tests share is then built once.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest $(if $(findstring no:xdist,$(ARGS)),,\
+	-n $(WORKERS) --dist loadfile --no-loadscope-reorder)
+MOST = not slow and not gpu and not multi_gpu
+
 test: $(VENV)/.ready  ## all tests but the slow ones and those that need a GPU
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not gpu and not multi_gpu" $(ARGS)
+	@$(PYTEST) -m "$(MOST)" $(ARGS)
+
+test-fast: $(VENV)/.ready  ## of these, what needs no processes and no trained models
+	@$(PYTEST) -m "$(MOST) and not long" $(ARGS)
 
 check: $(VENV)/.ready  ## formatting, lint, types, tests: what a change must pass
 	@$(PY) -m ruff format --check .

@@ -3,6 +3,9 @@
 In the log every item has one true successor, which follows it four times in five; so a
 model that learns beats popularity by far, and nothing has to be downloaded.
 
+Workers of pytest-xdist share what takes long to build: see ``once`` and
+``warm_python``. A file goes to one worker as a whole, those that take longest first.
+
 Language models are of two sizes: ``smollm2_folder`` holds the packaged weights,
 unpacked once per machine; ``tiny_folder`` a random Llama of 32 dimensions with their
 tokenizer.
@@ -10,6 +13,8 @@ tokenizer.
 
 import csv
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -18,6 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
+from warm_start import serve_in, warm_command
 
 if TYPE_CHECKING:
     from sgrec_torchrec.evaluation.generate import Ranker
@@ -48,6 +55,49 @@ SETTINGS = (
 """13 steps an epoch, validations after 26 and 52, checkpoints after 20 and 40."""
 
 
+LONG = (
+    "compiled_package",
+    "live",
+    "piped_run",
+    "shelf",
+    "run_ranks",
+    "world",
+    "start_server",
+    "warm_python",
+    "finished_run",
+    "smollm2_folder",
+)
+"""Fixtures whose tests are ``long``; what takes most of the time is first."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Mark long tests; workers of pytest-xdist begin with the files that take longest.
+
+    Of files that share a fixture one goes first, so that no worker waits for what
+    another is building.
+    """
+    rank_of: dict[Path, int] = {}
+    for item in items:
+        asked = set(getattr(item, "fixturenames", ()))
+        rank = next((n for n, name in enumerate(LONG) if name in asked), len(LONG))
+        if rank < len(LONG):
+            item.add_marker("long")
+        elif item.get_closest_marker("long") is None:
+            rank += 1
+        rank_of[item.path] = min(rank, rank_of.get(item.path, rank))
+    if hasattr(config, "workerinput"):
+        first_of = {rank: path for path, rank in reversed(rank_of.items())}
+        items.sort(
+            key=lambda item: (
+                first_of[rank_of[item.path]] != item.path,
+                rank_of[item.path],
+            )
+        )
+
+
 def successor(item: int) -> int:
     """The item that is planted after ``item``."""
     return (item * 7 + 3) % NUM_ITEMS
@@ -75,21 +125,59 @@ def write_csv(path: Path, rows: list[tuple[str, str, int]]) -> Path:
     return path
 
 
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def planted_log(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all workers of this session."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def once(shared_folder: Path) -> Once:
+    """once(name, make) -> a folder that make(folder) fills, in one worker for all.
+
+    Nobody may change what it holds: another worker may be reading it.
+    """
+
+    def build(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = shared_folder / name, shared_folder / f"{name}.done"
+        with FileLock(shared_folder / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def warm_python(once: Once) -> Path:
+    """A program to put in place of ``sys.executable``: see ``harness/warm_python``."""
+    # Workers of pytest-xdist are children of the process that pytest was started as.
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    pytest_id = os.getppid() if is_worker else os.getpid()
+    return warm_command(once("warm", lambda folder: serve_in(folder, pytest_id)))
+
+
+@pytest.fixture(scope="session")
+def planted_log(once: Once) -> Callable[..., Path]:
     """planted_log(num_users) -> canonical folder of a log with so many users."""
     from sgrec_torchrec.logs.importers import import_table
 
-    made: dict[int, Path] = {}
-
     def make(num_users: int = NUM_USERS) -> Path:
-        if num_users not in made:
-            folder = tmp_path_factory.mktemp("planted")
+        def write(folder: Path) -> None:
             path = write_csv(folder / "log.csv", planted_rows(num_users))
             columns = {"user_id": "who", "item_id": "what", "timestamp": "when"}
             import_table(path, folder / "canonical", columns=columns)
-            made[num_users] = folder / "canonical"
-        return made[num_users]
+
+        return once(f"planted-{num_users}", write) / "canonical"
 
     return make
 
@@ -156,13 +244,17 @@ def train_here() -> Callable[[list[str]], None]:
 
 
 @pytest.fixture(scope="session")
-def finished_run(
-    planted_log: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def finished_run(planted_log: Callable[..., Path], once: Once) -> Path:
     """Folder of an uninterrupted run on one rank. Do not change what it holds."""
-    out_dir = tmp_path_factory.mktemp("runs")
-    train(arguments(planted_log(), out_dir))
-    return out_dir / "tiny"
+    log = planted_log()
+    return once("runs", lambda out_dir: train(arguments(log, out_dir))) / "tiny"
+
+
+@pytest.fixture
+def prepared_runs(finished_run: Path, tmp_path: Path) -> Path:
+    """A folder for other runs, which finds prepared what ``finished_run`` prepared."""
+    shutil.copytree(finished_run.with_name("prepared"), tmp_path / "runs" / "prepared")
+    return tmp_path / "runs"
 
 
 @pytest.fixture(scope="module")
@@ -178,21 +270,25 @@ def finished_ranker(finished_run: Path) -> Iterator["Ranker"]:
 
 
 @pytest.fixture(scope="session")
-def smollm2_folder() -> Path:
+def smollm2_folder(shared_folder: Path) -> Path:
     for name in JUDGE_PACKAGES:
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed: pip install '.[judge]'")
     from sgrec_torchrec.judge.backends.language_model import model_folder
 
-    return Path(model_folder(None))
+    with FileLock(shared_folder / "unpack.lock"):
+        return Path(model_folder(None))
 
 
 @pytest.fixture(scope="session")
-def tiny_folder(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_folder(smollm2_folder: Path, once: Once) -> Path:
     """A random Llama with SmolLM2's tokenizer, as ``from_pretrained`` takes it."""
+    return once("tiny-model", lambda folder: write_tiny(smollm2_folder, folder))
+
+
+def write_tiny(smollm2_folder: Path, folder: Path) -> None:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("tiny") / "model"
     tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -209,7 +305,6 @@ def tiny_folder(smollm2_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
 
 
 ALIGN = (
@@ -240,12 +335,18 @@ def piped_arguments(
 
 @pytest.fixture(scope="session")
 def piped_run(
-    piped_arguments: Callable[..., list[str]],
-    tmp_path_factory: pytest.TempPathFactory,
+    piped_arguments: Callable[..., list[str]], warm_python: Path, once: Once
 ) -> Path:
     """Folder of a run that went through the whole of S-GRec. Do not change it."""
     from sgrec_torchrec.runs.pipeline import main
 
-    out_dir = tmp_path_factory.mktemp("piped")
-    main(piped_arguments(out_dir))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.executable", str(warm_python))
+        out_dir = once("piped", lambda folder: main(piped_arguments(folder)))
     return out_dir / "tiny"
+
+
+@pytest.fixture(scope="session")
+def piped_alone(shared_folder: Path) -> FileLock:
+    """To be held where ``piped_run`` is changed after all, or copied."""
+    return FileLock(shared_folder / "piped-alone.lock")

@@ -181,14 +181,14 @@ def test_tests_of_a_gpu_are_found(copied: World) -> None:
 
 
 @pytest.fixture
-def start(copied: World) -> Iterator[Callable[..., str]]:
+def start(copied: World, warm_python: Path) -> Iterator[Callable[..., str]]:
     """start(command, *more) -> address of a server on a port of its own."""
     started = []
 
     def begin(command: str, *more: str) -> str:
         words = [*command.split()[1:], "--port", "0", "--threads", "1", *more]
         process = subprocess.Popen(
-            [sys.executable, "-m", "sgrec_torchrec.cli", *words],
+            [str(warm_python), "-m", "sgrec_torchrec.cli", *words],
             cwd=copied.folder,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,

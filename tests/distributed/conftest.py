@@ -3,13 +3,13 @@
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 SCRIPTS = Path(__file__).parent / "ranks"
 
@@ -29,10 +29,11 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def run_ranks() -> Callable[..., Finished]:
+def run_ranks(warm_python: Path, shared_folder: Path) -> Callable[..., Finished]:
     """run_ranks(script, world_size, *arguments, limit_s=120) -> Finished.
 
     Every rank is killed and the test fails when one is not done after ``limit_s``.
+    All workers together have one such launch at a time.
     """
 
     def run(
@@ -46,8 +47,9 @@ def run_ranks() -> Callable[..., Finished]:
             "OMP_NUM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
         }
-        command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
-        with tempfile.TemporaryDirectory() as folder:
+        command = [str(warm_python), str(SCRIPTS / script), *map(str, arguments)]
+        one_launch = FileLock(shared_folder / "launch.lock")
+        with one_launch, tempfile.TemporaryDirectory() as folder:
             # Files, not pipes: a full pipe would block a rank that nobody reads.
             outputs = [Path(folder) / f"{rank}.txt" for rank in range(world_size)]
             started = []

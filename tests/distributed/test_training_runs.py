@@ -22,9 +22,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(
     run_ranks, finished_run, planted_log, tiny_arguments, train_here, outputs
 ) -> dict[int, Path]:
-    """World size -> run folder; the run of a log with 3 users lies beside 1 and 4."""
+    """World size -> run folder; ``outputs`` holds runs of a log with 3 users too."""
     folders = {1: finished_run}
-    train_here(tiny_arguments(planted_log(3), finished_run.parent, name="three"))
+    train_here(tiny_arguments(planted_log(3), outputs / "world-1", name="three"))
     for world_size in (2, 4):
         out_dir = outputs / f"world-{world_size}"
         words = tiny_arguments(planted_log(), out_dir)
@@ -92,8 +92,8 @@ def test_every_rank_gets_the_lists_of_one_rank(
             np.testing.assert_allclose(lists["score_EK"], top.score_EW, rtol=1e-4)
 
 
-def test_ranks_without_a_sample_train_and_evaluate_along(runs) -> None:
-    expected, got = (runs[size].with_name("three") for size in (1, 4))
+def test_ranks_without_a_sample_train_and_evaluate_along(runs, outputs: Path) -> None:
+    expected, got = (outputs / f"world-{size}" / "three" for size in (1, 4))
     # One step an epoch: rank 3 of 4 never has a sample, and no row to rank.
     assert len(losses(expected)) == 4
     np.testing.assert_allclose(losses(got), losses(expected), rtol=1e-5)

@@ -8,6 +8,8 @@ import pytest
 from sgrec_torchrec import doctor
 from sgrec_torchrec.doctor import Installation, find_faults
 
+pytestmark = pytest.mark.long
+
 HEALTHY = Installation(
     executable="/venv/bin/python",
     python=(3, 11),

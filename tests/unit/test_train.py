@@ -92,21 +92,21 @@ def test_hits_in_parquet_give_the_figures_again(finished_run: Path) -> None:
 
 
 def test_refit_trains_on_both_periods_for_the_given_epochs(
-    finished_run: Path, planted_log, tiny_arguments, train_here
+    prepared_runs: Path, planted_log, tiny_arguments, train_here
 ) -> None:
     argv = tiny_arguments(
         planted_log(),
-        finished_run.parent,
+        prepared_runs,
         "log.fit_on=train+valid",
         "evaluation.prior_weight=0.2",
         "pretrain.stop_after_epochs=1",
         name="refit",
     )
     train_here(argv)
-    table = results(finished_run.parent / "refit")
+    table = results(prepared_runs / "refit")
     assert table["fit_on"] == "train+valid"
     assert table["prior_weight"] == 0.2
-    lines = (finished_run.parent / "refit" / "metrics.jsonl").read_text().splitlines()
+    lines = (prepared_runs / "refit" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["stage"] for line in lines] == ["pretrain"] * 13
 
 

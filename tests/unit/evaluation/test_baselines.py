@@ -23,6 +23,8 @@ from sgrec_torchrec.logs.importers.locate import data_root
 from sgrec_torchrec.logs.split import prepare_split
 from sgrec_torchrec.schema import Catalogue, EvalRows, Sequences, SplitLog
 
+pytestmark = pytest.mark.long
+
 OFFICE_GRAPH = GraphConfig(text_weight=1.5)
 BEAUTY_GRAPH = GraphConfig(
     backward_weight=0.5,

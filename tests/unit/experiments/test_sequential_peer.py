@@ -14,6 +14,8 @@ from sgrec_torchrec.experiments import sequential_peer
 from sgrec_torchrec.experiments.sequential_peer import SequentialPeer
 from sgrec_torchrec.schema import Catalogue, EvalRows, Sequences, SplitLog
 
+pytestmark = pytest.mark.long
+
 STAND_IN = """
 import json, sys
 from pathlib import Path

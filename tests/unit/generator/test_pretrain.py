@@ -62,9 +62,13 @@ def shipped_weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def resumed_run(finished_run: Path, planted_log, tiny_arguments, train_here) -> Path:
+def resumed_run(
+    finished_run: Path, planted_log, tiny_arguments, train_here, tmp_path_factory
+) -> Path:
     """The same run, broken off after step 26 and resumed from the state after 20."""
-    argv = tiny_arguments(planted_log(), finished_run.parent, name="broken")
+    runs = tmp_path_factory.mktemp("resumed")
+    shutil.copytree(finished_run.with_name("prepared"), runs / "prepared")
+    argv = tiny_arguments(planted_log(), runs, name="broken")
 
     def crash(*_: object) -> PretrainState:
         raise InterruptedRunError
@@ -73,7 +77,7 @@ def resumed_run(finished_run: Path, planted_log, tiny_arguments, train_here) -> 
         patch.setattr(loop, "_note_validation", crash)
         with pytest.raises(InterruptedRunError):
             train_here(argv)
-    run_dir = finished_run.parent / "broken"
+    run_dir = runs / "broken"
     assert step_names(run_dir / "checkpoints") == [20]
     logged = [line.step for line in read_metrics(run_dir / "metrics.jsonl")]
     assert logged == list(range(26))
@@ -154,12 +158,17 @@ def test_checkpoints_stand_at_their_steps_and_the_best_one_alone(
 
 
 def test_checkpoint_of_other_settings_is_refused_by_the_name_of_the_field(
-    finished_run: Path, planted_log, tiny_arguments, train_here, capsys
+    finished_run: Path,
+    prepared_runs: Path,
+    planted_log,
+    tiny_arguments,
+    train_here,
+    capsys,
 ) -> None:
     argv = tiny_arguments(
-        planted_log(), finished_run.parent, "generator.dropout=0.5", name="other"
+        planted_log(), prepared_runs, "generator.dropout=0.5", name="other"
     )
-    run_dir = finished_run.parent / "other"
+    run_dir = prepared_runs / "other"
     run_dir.mkdir()
     (run_dir / "checkpoints").symlink_to(finished_run / "checkpoints")
     with pytest.raises(SystemExit) as stopped:

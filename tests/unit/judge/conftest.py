@@ -201,12 +201,11 @@ def tiny_judge(
     reader: CaseReader,
     labels: list[LabelledCase],
     tiny_folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    once: Callable[[str, Callable[[Path], object]], Path],
 ) -> Path:
     """Folder of a judge trained for two updates. Do not change what it holds."""
     from sgrec_torchrec.judge.learn.train_judge import train_judge
 
-    out = tmp_path_factory.mktemp("judge") / "judge"
     settings = dataclasses.replace(
         FAST,
         model=str(tiny_folder),
@@ -214,8 +213,12 @@ def tiny_judge(
         max_held_out=5,
         max_weight_cases=12,
     )
-    train_judge(reader, labels, settings, out, {"place": _by_place})
-    return out
+    rivals = {"place": _by_place}
+
+    def train(folder: Path) -> None:
+        train_judge(reader, labels, settings, folder / "judge", rivals)
+
+    return once("tiny-judge", train) / "judge"
 
 
 def _by_place(judged: Any) -> Any:

@@ -19,6 +19,8 @@ from sgrec_torchrec.reward_table import (
     compact,
 )
 
+pytestmark = pytest.mark.long
+
 USERS, ITEMS = range(-3, 4), range(5)
 STEP = 1 / 65535
 

@@ -9,6 +9,8 @@ import pytest
 from sgrec_torchrec.reward_table import RewardTable, append_segment, build_reward_table
 from sgrec_torchrec.reward_table.manifest import parse_manifest, render
 
+pytestmark = pytest.mark.long
+
 COLUMNS = {"aspect_a": [0.5, 0.25], "as_of": [3, 4], "history_hash": [7, 2**60]}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 
 from sgrec_torchrec import cli
 from sgrec_torchrec.files.atomic import sha256_file
@@ -25,11 +26,19 @@ NUM_PAIRS = 30
 
 
 @pytest.fixture(scope="module")
-def looped(piped_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def looped(
+    piped_run: Path,
+    piped_alone: FileLock,
+    warm_python: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """Folder of a run after two rounds. Do not change it."""
     runs = tmp_path_factory.mktemp("looped") / "runs"
-    shutil.copytree(piped_run.parent, runs, symlinks=True)
-    close_loop(runs / "tiny", 2, NUM_PAIRS, [])
+    with piped_alone:
+        shutil.copytree(piped_run.parent, runs, symlinks=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.executable", str(warm_python))
+        close_loop(runs / "tiny", 2, NUM_PAIRS, [])
     return runs / "tiny"
 
 

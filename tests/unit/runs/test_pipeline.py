@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 
 from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.config.arguments import override, parse_with
@@ -101,14 +102,15 @@ def test_a_second_call_does_nothing_again(
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(
-    piped_run: Path, piped_arguments: Arguments, capsys
+    piped_run: Path, piped_arguments: Arguments, piped_alone: FileLock, capsys
 ) -> None:
     """As a kill within a step leaves it: begun, its files not there."""
     path = piped_run / "steps" / "table.json"
     stamp = json.loads(path.read_text())
-    path.write_text(json.dumps(stamp | {"is_done": False, "outputs": {}}))
-    shutil.rmtree(piped_run / "reward_table")
-    pipeline.main(piped_arguments(piped_run.parent))
+    with piped_alone:
+        path.write_text(json.dumps(stamp | {"is_done": False, "outputs": {}}))
+        shutil.rmtree(piped_run / "reward_table")
+        pipeline.main(piped_arguments(piped_run.parent))
     # The table is the same again, so that nothing after it is done again.
     assert reused(capsys.readouterr().out) == [n for n in NAMES if n != "table"]
     assert state_of(piped_run)["table"]["is_done"]

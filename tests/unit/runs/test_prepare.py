@@ -18,6 +18,8 @@ from sgrec_torchrec.runs.prepare import (
     prepare_tokens,
 )
 
+pytestmark = pytest.mark.long
+
 STAGES = (
     *("canonical", "split", "graph-form", "graph"),
     *("evidence", "scorer", "teacher", "tokens"),

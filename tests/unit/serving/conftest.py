@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,16 +63,18 @@ def package(recommender: Recommender, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def compiled_package(
-    served_run: Path, tmp_path_factory: pytest.TempPathFactory
+    served_run: Path, once: Callable[[str, Callable[[Path], object]], Path]
 ) -> Path:
     """The same with programs, as the command writes it: compiled once for all tests."""
     if shutil.which("g++") is None:
         pytest.skip("compiling needs g++")
-    folder = tmp_path_factory.mktemp("compiled") / "tiny"
-    words = ["export", str(served_run), "--out", str(folder), "--compile"]
-    made = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert made.exit_code == 0, made.output
-    return folder
+
+    def compile_in(folder: Path) -> None:
+        words = ["export", str(served_run), "--out", str(folder / "tiny"), "--compile"]
+        made = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert made.exit_code == 0, made.output
+
+    return once("compiled", compile_in) / "tiny"
 
 
 @pytest.fixture(scope="session")

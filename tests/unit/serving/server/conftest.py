@@ -108,8 +108,9 @@ def start(
     bearer: str | None = BEARER,
     admin: str | None = None,
     options: Sequence[str] = (),
+    python: str = sys.executable,
 ) -> Live:
-    words = [sys.executable, "-c", START, "serve", str(path), "--port", "0"]
+    words = [python, "-c", START, "serve", str(path), "--port", "0"]
     words += ["--threads", "1", *options]
     # No answer of a test may depend on how busy the machine is.
     for assignment in ("latency_ms=3600000", "linger_s=3600", *assignments):
@@ -135,13 +136,14 @@ def start(
 
 
 @pytest.fixture(scope="session")
-def start_server() -> Iterator[Callable[..., Live]]:
+def start_server(warm_python: Path) -> Iterator[Callable[..., Live]]:
     """start_server(path, "field=value", ..., bearer=..., admin=...) -> a server, ended
-    at last."""
+    at last; ``python`` is the interpreter, which has torch loaded already."""
     started: list[Live] = []
 
     def start_one(path: Path, *assignments: str, **options: Any) -> Live:
-        started.append(start(path, *assignments, **options))
+        words = {"python": str(warm_python)} | options
+        started.append(start(path, *assignments, **words))
         return started[-1]
 
     yield start_one

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def test_a_server_loads_native_code_only_when_told_to(
 ) -> None:
     (wanted,) = recommender.recommend([["i1", "i2"]], 5)
     for options in ([], ["--compiled"]):
-        live = start_server(compiled_package, options=options)
+        live = start_server(compiled_package, options=options, python=sys.executable)
         answer = live.ask(history=["i1", "i2"], k=5)
         items = answer.json["items"]
         assert [one["item_id"] for one in items] == wanted.item_ids
