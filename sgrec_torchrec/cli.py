@@ -11,6 +11,8 @@ import typer
 
 from sgrec_torchrec.candidates.commands import app as candidates_app
 from sgrec_torchrec.config.arguments import errors_in_one_line
+from sgrec_torchrec.config.listing import listing
+from sgrec_torchrec.config.registry import IMPORTERS
 from sgrec_torchrec.files.run_folder import CONFIG, EVALUATION
 from sgrec_torchrec.judge.commands import app as judge_app
 from sgrec_torchrec.report.commands import app as page_app
@@ -54,13 +56,11 @@ def doctor() -> None:
     raise typer.Exit(run())
 
 
-@app.command("import")
+@app.command("import", cls=listing(IMPORTERS))
 def import_log(
     source: Annotated[
         str,
-        typer.Argument(
-            help="movielens, complete-journey, minionerec, sequences, canonical, table"
-        ),
+        typer.Argument(help=f"{', '.join(IMPORTERS.built_in)}, table"),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the canonical log.")],
     path: Annotated[

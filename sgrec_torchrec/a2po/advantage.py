@@ -4,11 +4,13 @@ Letters: B users (groups), G rollouts of a group. Pure functions; ranks do not
 communicate.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from sgrec_torchrec.config import registry
 
 EPS = 1e-8
 SAME = 1e-6
@@ -204,12 +206,7 @@ def advantage_sum(rewards: Rewards) -> AdvantageStats:
     return rewards.fused(summed_BG, torch.ones_like(summed_BG))
 
 
-FUSIONS: dict[str, Fusion] = {
-    "a2po": a2po_advantage,
-    "grpo": grpo_advantage,
-    "reward-sum": reward_sum_advantage,
-    "adv-sum": advantage_sum,
-}
+FUSIONS: Mapping[str, Fusion] = registry.FUSIONS
 
 
 def _standardised(

@@ -12,12 +12,13 @@ from sgrec_torchrec.a2po.reward import (
     BusinessReward,
     JudgedReward,
     SemanticReward,
-    business_reward,
+    open_business,
     open_table,
     semantic_reward,
 )
 from sgrec_torchrec.a2po.rollout import frozen_copy
 from sgrec_torchrec.config import AlignConfig, RunConfig
+from sgrec_torchrec.config.registry import BUSINESS_REWARDS
 from sgrec_torchrec.distributed.checkpoint import (
     FREE_FIELDS,
     latest_checkpoint,
@@ -47,6 +48,7 @@ FREE = (
     "align.keep_checkpoints",
     "align.patience",
     "align.table",
+    "align.business",
     "align.business_table",
 )
 """Settings that may differ when post-training goes on."""
@@ -140,10 +142,7 @@ def open_rewards(
     prompts = post_training_prompts(split, config, judged)
     return (
         prompts,
-        business_reward(
-            *(open_table(settings.business_table), split, prompts),
-            settings.missing_business,
-        ),
+        open_business(split, prompts, settings),
         semantic_reward(judged, split, prompts, settings.max_age_events),
     )
 
@@ -163,7 +162,7 @@ def build_aligner(
 
     Args:
         trainee: holds the pretrained weights.
-        business: None opens ``align.business_table``, or takes the next item.
+        business: None takes what ``align.business`` names.
         semantic: None opens ``align.table``, or goes without.
 
     Raises:
@@ -215,6 +214,8 @@ def _what_judges(semantic: SemanticReward, prompts: Prompts) -> str:
 def made_of(best: Path, settings: AlignConfig) -> str:
     """Sums of the manifests of weights and tables, which hold the sums of all else.
 
+    A package's business reward is named with its package and version.
+
     Args:
         best: where pretraining left the weights that ship.
 
@@ -228,6 +229,9 @@ def made_of(best: Path, settings: AlignConfig) -> str:
         parts.append(folder_key(Path(settings.table))[:16])
     if settings.business_table is not None:
         parts.append(f"business-{folder_key(Path(settings.business_table))[:16]}")
+    business = settings.business_name()
+    if business not in BUSINESS_REWARDS.built_in:
+        parts.append(f"business-{BUSINESS_REWARDS.signature(business)}")
     return "-".join(parts)
 
 

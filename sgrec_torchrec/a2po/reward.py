@@ -4,6 +4,7 @@ Letters: B prompts, G rollouts.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from sgrec_torchrec.a2po.prompts import Prompts
+from sgrec_torchrec.config import AlignConfig
+from sgrec_torchrec.config.registry import BUSINESS_REWARDS
 from sgrec_torchrec.hashing import JUDGED_USER, ROLLOUT, hash64
 from sgrec_torchrec.logs.judged_users import id_hashes, prefix_hash
 from sgrec_torchrec.reward_table import MissLog, RewardTable
@@ -50,6 +53,19 @@ class SemanticReward(Protocol):
     def __call__(self, group: Group) -> tuple[Tensor, Tensor]:
         """float32 [B, G], and bool [B, G]: has it been judged?"""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardSource:
+    """What a business reward is made from."""
+
+    split: SplitLog
+    prompts: Prompts
+    settings: AlignConfig
+
+
+MakeBusinessReward = Callable[[RewardSource], BusinessReward]
+"""Called once a rank, before any training. Ranks do not communicate in it."""
 
 
 def next_item_reward(group: Group) -> Tensor:
@@ -246,6 +262,33 @@ def business_reward(
         # Asking is checking: a dense table holds what really followed.
         reward(Group(prompt_B=prompt_B, item_BG=target_B[:, None], target_B=target_B))
     return reward
+
+
+def open_business(
+    split: SplitLog, prompts: Prompts, settings: AlignConfig
+) -> BusinessReward:
+    """The one of ``BUSINESS_REWARDS`` that the settings name.
+
+    Raises:
+        FileNotFoundError, ValueError: where it cannot serve this log.
+        ImportError: for a package whose reward cannot be loaded.
+    """
+    make: MakeBusinessReward = BUSINESS_REWARDS.load(settings.business_name())
+    return make(RewardSource(split=split, prompts=prompts, settings=settings))
+
+
+def next_item_business(_: RewardSource) -> BusinessReward:
+    """``next_item_reward``, whatever the log."""
+    return next_item_reward
+
+
+def table_business(source: RewardSource) -> BusinessReward:
+    """What ``align.business_table`` says; see ``business_reward``."""
+    settings = source.settings
+    table = open_table(settings.business_table)
+    return business_reward(
+        table, source.split, source.prompts, settings.missing_business
+    )
 
 
 def open_table(folder: str | None) -> RewardTable | None:

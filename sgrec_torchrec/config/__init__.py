@@ -21,9 +21,15 @@ from sgrec_torchrec.config.judging import (
     CandidatesConfig,
     JudgeConfig,
 )
-from sgrec_torchrec.config.runs import JUDGE_STAGES, RUNS, STAGES, RunConfig
+from sgrec_torchrec.config.registry import FUSIONS
+from sgrec_torchrec.config.runs import (
+    JUDGE_STAGES,
+    RUNS,
+    STAGES,
+    RunConfig,
+    settled,
+)
 from sgrec_torchrec.config.training import (
-    FUSIONS,
     AlignConfig,
     EvaluationConfig,
     GeneratorConfig,
@@ -55,4 +61,5 @@ __all__ = [
     "bounded",
     "check_bounds",
     "check_choice",
+    "settled",
 ]

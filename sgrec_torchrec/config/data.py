@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sgrec_torchrec.config.bounds import bounded, check_bounds, check_choice
+from sgrec_torchrec.config.registry import IMPORTERS, RELATIONS
 
 CODES_SMALL = 256
 CODES_LARGE = 1024
@@ -13,7 +14,7 @@ class LogConfig:
     """Which log, and how it is cut."""
 
     source: str = "movielens"
-    """Importer: one of ``SOURCES``."""
+    """Importer: one of ``IMPORTERS``, or one that a package brings."""
     path: str | None = None
     """Folder or file that the importer reads; None where a package holds the data."""
     protocol: str = "leave-last-out"
@@ -28,13 +29,13 @@ class LogConfig:
     """Order inside a basket (events that share user and timestamp)."""
 
     def __post_init__(self) -> None:
-        check_choice("log.source", self.source, SOURCES)
+        IMPORTERS.check("log.source", self.source)
         check_choice("log.protocol", self.protocol, PROTOCOLS)
         check_choice("log.fit_on", self.fit_on, ("train", "train+valid"))
         check_bounds("log", self)
 
 
-SOURCES = ("movielens", "complete-journey", "minionerec", "sequences", "canonical")
+SOURCES = tuple(IMPORTERS.built_in)
 PROTOCOLS = ("leave-last-out", "chronological", "given")
 
 
@@ -75,8 +76,11 @@ class GraphConfig:
 class EvidenceConfig:
     """What item relations say of a user's next item, and the scorer that weighs it."""
 
+    relations: str | None = None
+    """Names of the item relations, as text,around: built-in ones (``RELATIONS``) and
+    those of packages. None: all that are built in."""
     max_neighbours: int = bounded(300, 1, 100_000)
-    """Neighbours kept per item and relation: bounds the relations by this times 6 N."""
+    """Neighbours kept per item and relation: bounds each relation by this times N."""
     max_history: int | None = bounded(None, 1, 1_000_000)
     """Newest events that the evidence may see. None: ``log.max_history``, or more where
     items are bought again."""
@@ -103,6 +107,17 @@ class EvidenceConfig:
 
     def __post_init__(self) -> None:
         check_bounds("evidence", self)
+        names = self.relation_names()
+        for name in names:
+            RELATIONS.check("evidence.relations", name)
+            if names.count(name) > 1:
+                raise ValueError(f"evidence.relations names {name!r} twice")
+
+    def relation_names(self) -> tuple[str, ...]:
+        """What ``relations`` names, in order."""
+        if self.relations is None:
+            return tuple(RELATIONS.built_in)
+        return tuple(name.strip() for name in self.relations.split(","))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,7 +69,7 @@ class RunConfig:
 
     def of_training(self) -> dict[str, Any]:
         """Plain settings that weights and lists hang on: all but ``JUDGE_STAGES``."""
-        plain = dataclasses.asdict(self)
+        plain = settled(self)
         return {name: plain[name] for name in plain if name not in JUDGE_STAGES}
 
     @classmethod
@@ -93,6 +93,23 @@ class RunConfig:
                 f"{path} does not hold the settings of this version ({error}): "
                 "train the run again"
             ) from error
+
+
+LATER = ("relations", "business")
+"""Settings that are newer than runs which must go on as they are."""
+
+
+def settled(settings: Any) -> dict[str, Any]:
+    """A run's or a stage's settings for keys and sums, without unset ``LATER`` ones.
+
+    So what was made before a setting came is still known to be what it is.
+    """
+    plain = dataclasses.asdict(settings)
+    for part in (plain, *plain.values()):
+        for name in LATER if isinstance(part, dict) else ():
+            if name in part and part[name] is None:
+                del part[name]
+    return plain
 
 
 STAGES: dict[str, Callable[..., object]] = {

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from sgrec_torchrec.config.bounds import bounded, check_bounds, check_choice
+from sgrec_torchrec.config.registry import BUSINESS_REWARDS, FUSIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +100,10 @@ class AlignConfig:
     """Added to deviations."""
     table: str | None = None
     """Folder of the judge's reward table. None: business reward alone."""
+    business: str | None = None
+    """What a rollout earns: next-item, table, or the name of a package's reward
+    (``BUSINESS_REWARDS``). None: table where ``business_table`` is set, else next-item.
+    """
     business_table: str | None = None
     """Folder of a reward table with what a pair earns, as eCPM. None: next item."""
     missing_business: float | None = bounded(None, -1e30, 1e30)
@@ -122,13 +127,29 @@ class AlignConfig:
     """Below this share of the pretrained policy's distinct top-1 items likewise."""
 
     def __post_init__(self) -> None:
-        check_choice("align.fusion", self.fusion, FUSIONS)
+        FUSIONS.check("align.fusion", self.fusion)
+        self._check_business()
         check_choice("align.prompts", self.prompts, ("newest", "fresh", "judged"))
         check_choice("align.rollouts", self.rollouts, ("sample", "beam"))
         check_bounds("align", self)
 
+    def business_name(self) -> str:
+        """Of ``BUSINESS_REWARDS``: ``business``, or what its None stands for."""
+        if self.business is not None:
+            return self.business
+        return "next-item" if self.business_table is None else "table"
 
-FUSIONS = ("a2po", "grpo", "reward-sum", "adv-sum")
+    def _check_business(self) -> None:
+        BUSINESS_REWARDS.check("align.business", self.business_name())
+        if self.business == "table" and self.business_table is None:
+            raise ValueError(
+                "align.business = 'table': say which table by align.business_table"
+            )
+        if self.business == "next-item" and self.business_table is not None:
+            raise ValueError(
+                f"align.business = 'next-item' reads no table, and "
+                f"align.business_table = {self.business_table!r}: leave one of them out"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

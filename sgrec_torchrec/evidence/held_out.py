@@ -22,6 +22,7 @@ from sgrec_torchrec.evidence.gather import Evidence, gather, histories_of
 from sgrec_torchrec.evidence.relations import Relations, build_relations
 from sgrec_torchrec.hashing import FOLD, hash64
 from sgrec_torchrec.schema import (
+    Catalogue,
     EvalRows,
     Float32Array,
     Int32Array,
@@ -60,6 +61,7 @@ def hold_out(
     max_history: int,
     filter_seen: bool,
     seed: int,
+    catalogue: Catalogue | None = None,
 ) -> HeldOut:
     """Evidence of train rows, each from relations made without its user's fold.
 
@@ -67,7 +69,9 @@ def hold_out(
     """
     asked = train_rows(sequences, end_U, max_history, config.max_rows, seed)
     parts, order = [], []
-    for chosen, relations in folds(sequences, end_U, text, config, asked.rows, seed):
+    for chosen, relations in folds(
+        sequences, end_U, text, config, asked.rows, seed, catalogue
+    ):
         histories = histories_of(sequences, asked.rows.take(chosen))
         parts.append(gather(relations, histories, config, filter_seen=filter_seen))
         order.append(chosen)
@@ -81,6 +85,7 @@ def folds(
     config: EvidenceConfig,
     rows: EvalRows,
     seed: int,
+    catalogue: Catalogue | None = None,
 ) -> Iterator[tuple[Int64Array, Relations]]:
     """Yield, fold by fold, its rows and relations made without its users."""
     fold_U = hash64(seed, FOLD, np.arange(sequences.num_users)) % config.num_folds
@@ -89,7 +94,7 @@ def folds(
         range(config.num_folds), description="held-out evidence", unit="fold"
     ):
         others_end_U = np.where(fold_U == fold, 0, end_U).astype(np.int32)
-        relations = build_relations(sequences, others_end_U, text, config)
+        relations = build_relations(sequences, others_end_U, text, config, catalogue)
         yield np.flatnonzero(fold_E == fold), relations
 
 

@@ -5,6 +5,8 @@ Letters: E rows, M candidates.
 """
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,15 @@ from sgrec_torchrec.schema import Float32Array, Int32Array
 FORMAT_VERSION = 1
 MANIFEST = "evidence.json"
 RELATION_ARRAYS = tuple(field.name for field in dataclasses.fields(Relations))
+FIRST_RELATIONS = (
+    "forward",
+    "backward",
+    "around",
+    "text",
+    "text-visits",
+    "visits-text",
+)
+"""Of evidence whose manifest names none: it is older than these names."""
 HELD_OUT_ARRAYS = ("item_EM", "features_EMF", "target_place_E")
 
 
@@ -54,14 +65,30 @@ def save_evidence(
         "format_version": FORMAT_VERSION,
         "num_rows": held_out.num_rows,
         "num_found": len(held_out.item_EM),
+        "relations": config.relation_names(),
         "made_from": dataclasses.asdict(config),
     }
     write_arrays(folder / MANIFEST, arrays, facts)
 
 
-def load_relations(folder: Path) -> Relations:
-    """Read and check what ``save_evidence`` wrote; see ``read_arrays`` for errors."""
+def load_relations(folder: Path, names: Sequence[str] | None = None) -> Relations:
+    """Read and check what ``save_evidence`` wrote; see ``read_arrays`` for errors.
+
+    Args:
+        names: of the relations that must be there, in order. None takes any.
+
+    Raises:
+        ValueError: where the evidence is of other relations.
+    """
     arrays, _ = _read(folder, RELATION_ARRAYS)
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    held = manifest.get("relations", FIRST_RELATIONS)
+    if names is not None and list(names) != list(held):
+        raise ValueError(
+            f"{folder} holds evidence of the item relations {', '.join(held)}, but "
+            f"evidence.relations asks for {', '.join(names)}: train the run again, or "
+            "set evidence.relations to those that are there"
+        )
     relations = Relations(**arrays)
     relations.validate()
     return relations

@@ -11,22 +11,25 @@
 The item graph (``item_graph.graph``) adds two of these up with one weight; here they
 stay apart, so that a scorer can weigh them by history and candidate.
 
-Scale: at most 6 N max_neighbours edges of 8 bytes. 1e8 items with max_neighbours 50
-take 240 GB, memory-mapped; a batch of histories touches only the rows of its items.
+``RELATIONS`` maps these names to their builders; installed packages add to it, and
+``evidence.relations`` says which ones a run uses.
+
+Scale: at most R N max_neighbours edges of 8 bytes for R relations. 1e8 items with the
+six and max_neighbours 50 take 240 GB, memory-mapped; a batch of histories touches only
+the rows of its items.
 Co-visits are counted out of core (``item_graph.covisitation``); recent popularity
 holds 24 bytes an event. Text products grow with the distinct texts: see
 ``item_graph.text`` for what to do beyond 1e7 of them.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
 
 from sgrec_torchrec.config import EvidenceConfig, GraphConfig
-from sgrec_torchrec.item_graph.covisitation import covisitation_edges, popularity
-from sgrec_torchrec.item_graph.row_order import heaviest_product, keep_heaviest
+from sgrec_torchrec.config.registry import RELATIONS
+from sgrec_torchrec.evidence.builders import RelationBuilder, RelationSource
 from sgrec_torchrec.item_graph.text import text_edges
 from sgrec_torchrec.schema import (
     Catalogue,
@@ -36,17 +39,6 @@ from sgrec_torchrec.schema import (
     Sequences,
 )
 
-RELATIONS = ("forward", "backward", "around", "text", "text-visits", "visits-text")
-FORWARD = GraphConfig(backward_weight=0.0)
-BACKWARD = GraphConfig(forward_weight=0.0, backward_weight=1.0)
-AROUND = GraphConfig(
-    max_distance=20, distance_exponent=0.0, backward_weight=1.0, column_exponent=0.5
-)
-BACKWARD_SHARE = 0.3
-"""Weight of backward beside forward visits, where texts smooth them."""
-NEAR_TEXT = 0.04
-"""Squared similarity from which a text stands in for another one."""
-NEAREST_TEXTS = 20
 RECENT_SHARE = 0.2
 ARRAY_TYPES = {
     "indptr_R1": "int64",
@@ -129,39 +121,53 @@ def build_relations(
     end_U: Int32Array,
     text: sp.csr_matrix,
     config: EvidenceConfig,
+    catalogue: Catalogue | None = None,
 ) -> Relations:
-    """All relations of the first ``end_U[u]`` events of each user.
+    """``config``'s relations of the first ``end_U[u]`` events of each user.
 
-    Deterministic; ranks do not communicate. The log is read three times (more where
-    ``covisitation`` needs passes).
+    Deterministic; ranks do not communicate. The built-in ones read the log three times
+    (more where ``covisitation`` needs passes).
+
+    Args:
+        catalogue: for relations of packages; the built-in ones take the text alone.
+
+    Raises:
+        ValueError: naming the relation whose weights no relation may have.
+        ImportError: for a relation of a package that cannot be loaded.
     """
-    popularity_N = popularity(sequences, end_U)
-    forward, backward, around = (
-        covisitation_edges(
-            sequences,
-            dataclasses.replace(form, max_neighbours=config.max_neighbours),
-            end_U,
-            popularity_N,
-        )
-        for form in (FORWARD, BACKWARD, AROUND)
-    )
-    visits = (forward + BACKWARD_SHARE * backward).tocsr()
-    near = _near_texts(text)
-    stacked = sp.vstack(
-        [
-            *(forward, backward, around, text),
-            heaviest_product(near, visits, config.max_neighbours),
-            heaviest_product(visits, near, config.max_neighbours),
-        ],
-        format="csr",
-    )
+    source = RelationSource(sequences, end_U, text, config, catalogue)
+    parts = [_built(name, source) for name in config.relation_names()]
+    stacked = sp.vstack(parts, format="csr")
     return Relations(
         indptr_R1=stacked.indptr.astype(np.int64),
         neighbours_E=stacked.indices.astype(np.int32),
         weights_E=stacked.data.astype(np.float32),
-        popularity_N=popularity_N,
+        popularity_N=source.popularity_N,
         recent_N=recent_popularity(sequences, end_U),
     )
+
+
+def _built(name: str, source: RelationSource) -> sp.csr_matrix:
+    """One relation, held to what ``RelationBuilder`` promises."""
+    build: RelationBuilder = RELATIONS.load(name)
+    made = build(source)
+    count, limit = source.sequences.num_items, source.config.max_neighbours
+    if not sp.issparse(made) or made.shape != (count, count):
+        shape = getattr(made, "shape", type(made).__name__)
+        raise ValueError(
+            f"item relation {name!r} gave {shape}: it must give a sparse matrix of "
+            f"{count} items by {count}"
+        )
+    made = made.tocsr()
+    most = int(np.diff(made.indptr).max(initial=0))
+    if most > limit:
+        raise ValueError(
+            f"item relation {name!r} gave an item {most} neighbours: keep at most "
+            f"evidence.max_neighbours = {limit}, as row_order.keep_heaviest does"
+        )
+    if not (made.data > 0).all() or not np.isfinite(made.data).all():
+        raise ValueError(f"item relation {name!r}: weights must be finite and > 0")
+    return made
 
 
 def recent_popularity(sequences: Sequences, end_U: Int32Array) -> Int64Array:
@@ -173,13 +179,3 @@ def recent_popularity(sequences: Sequences, end_U: Int32Array) -> Int64Array:
     oldest = np.quantile(times, 1.0 - RECENT_SHARE)
     recent = sequences.items_R[known_R[times >= oldest]]
     return np.bincount(recent, minlength=sequences.num_items)
-
-
-def _near_texts(text: sp.csr_matrix) -> sp.csr_matrix:
-    """Rows of the nearest texts, which sum to s / (1 + s): little text says little."""
-    near = text.copy()
-    near.data[near.data < NEAR_TEXT] = 0.0
-    near = keep_heaviest(near, NEAREST_TEXTS)
-    total_N = np.asarray(near.sum(axis=1)).ravel()
-    scaled: sp.csr_matrix = (sp.diags_array(1.0 / (1.0 + total_N)) @ near).tocsr()
-    return scaled

@@ -13,6 +13,7 @@ from sgrec_torchrec.evidence.held_out import folds, train_rows
 from sgrec_torchrec.evidence.scorer import EvidenceScorer
 from sgrec_torchrec.logs.sampling import SoftTargets
 from sgrec_torchrec.schema import (
+    Catalogue,
     Float32Array,
     Int32Array,
     Sequences,
@@ -31,6 +32,7 @@ def soft_targets(
     max_history: int,
     filter_seen: bool,
     seed: int,
+    catalogue: Catalogue | None = None,
 ) -> SoftTargets:
     """The likeliest items of the newest events; events without any are left out.
 
@@ -44,7 +46,9 @@ def soft_targets(
     shape = (len(asked.event_E), config.taught_items)
     item_EQ = np.full(shape, -1, dtype=np.int32)
     cumulative_EQ = np.zeros(shape, dtype=np.float32)
-    for chosen, relations in folds(sequences, end_U, text, config, asked.rows, seed):
+    for chosen, relations in folds(
+        sequences, end_U, text, config, asked.rows, seed, catalogue
+    ):
         for start in range(0, len(chosen), BLOCK_ROWS):
             block = chosen[start : start + BLOCK_ROWS]
             histories = histories_of(sequences, asked.rows.take(block))

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sgrec_torchrec.config import JudgeConfig
+from sgrec_torchrec.config.listing import listing
 from sgrec_torchrec.config.options import option, settings_of
+from sgrec_torchrec.config.registry import JUDGE_BACKENDS
 from sgrec_torchrec.files.run_folder import (
     CANDIDATES,
     GRAPH,
@@ -139,7 +141,7 @@ def train(
     _train(run_dir, settings, labels or run_dir / LABELS, out or run_dir / JUDGE)
 
 
-@app.command()
+@app.command(cls=listing(JUDGE_BACKENDS))
 def run(
     run_dir: RunDir,
     judge: Annotated[Path | None, typer.Option(help="Else RUN/judge.")] = None,
@@ -152,7 +154,7 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Else RUN/judged.")] = None,
     backend: Annotated[
-        str, typer.Option(help="transformers, vllm or openai.")
+        str, typer.Option(help=f"{', '.join(JUDGE_BACKENDS.built_in)}.")
     ] = "transformers",
     url: Annotated[
         str | None, typer.Option(help="openai: the server's address.")

@@ -28,6 +28,7 @@ from sgrec_torchrec.config import (
     CandidatesConfig,
     JudgeConfig,
     RunConfig,
+    settled,
 )
 from sgrec_torchrec.config.arguments import (
     errors_in_one_line,
@@ -197,7 +198,7 @@ def _align(
     config: RunConfig, words: Sequence[str], defaults: list[str], *, has_judge: bool
 ) -> Step:
     inputs = [*PRETRAINED]
-    settings: dict[str, object] = asdict(override(config, defaults).align)
+    settings: dict[str, object] = settled(override(config, defaults).align)
     if has_judge:
         inputs.append(names.TABLE)
     elif config.align.table is not None:

@@ -12,21 +12,26 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sgrec_torchrec.config import GraphConfig, RunConfig
+from sgrec_torchrec.config import (
+    EvidenceConfig,
+    GraphConfig,
+    LogConfig,
+    RunConfig,
+    TokenConfig,
+    settled,
+)
+from sgrec_torchrec.config.registry import IMPORTERS, RELATIONS
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.evidence.gather import num_features
 from sgrec_torchrec.evidence.held_out import hold_out
 from sgrec_torchrec.evidence.prior import (
+    FIRST_RELATIONS,
     EvidencePrior,
     load_held_out,
     load_relations,
     save_evidence,
 )
-from sgrec_torchrec.evidence.relations import (
-    RELATIONS,
-    build_relations,
-    text_relation,
-)
+from sgrec_torchrec.evidence.relations import build_relations, text_relation
 from sgrec_torchrec.evidence.scorer import fit_scorer, load_scorer, save_scorer
 from sgrec_torchrec.evidence.soft_targets import soft_targets
 from sgrec_torchrec.files.array_folder import read_arrays, write_arrays
@@ -70,7 +75,8 @@ def prepare_log(config: RunConfig) -> tuple[SplitLog, RunConfig]:
             column, row and the mend.
     """
     log = dataclasses.replace(config.log, fit_on="train", filter_seen=None)
-    source = [log.source, log.path, fingerprint(log.source, log.path)]
+    importer = IMPORTERS.signature(log.source)
+    source = [importer, log.path, fingerprint(log.source, log.path)]
     canonical = _once(config, CANONICAL, source, lambda folder: import_log(log, folder))
     split_dir = _once(
         config,
@@ -122,7 +128,8 @@ def prepare_evidence(split: SplitLog, config: RunConfig) -> EvidencePrior:
         [_stage_name(config, SPLIT), settings, log.fit_on, filter_seen],
         lambda folder: _gather(split, config, folder),
     )
-    width = num_features(len(RELATIONS))
+    relations = load_relations(folder, settings.relation_names())
+    width = num_features(relations.num_relations)
 
     def fit(scorer_dir: Path) -> None:
         scorer = fit_scorer(load_held_out(folder), settings, width, config.seed)
@@ -131,7 +138,7 @@ def prepare_evidence(split: SplitLog, config: RunConfig) -> EvidencePrior:
 
     scorer_dir = _once(config, SCORER, [folder.name, config.seed], fit)
     return EvidencePrior(
-        relations=load_relations(folder),
+        relations=relations,
         scorer=load_scorer(scorer_dir / SCORER_WEIGHTS, settings, width),
         config=settings,
         filter_seen=filter_seen,
@@ -156,6 +163,7 @@ def prepare_teacher(
             max_history=resolved("evidence.max_history", settings.max_history),
             filter_seen=evidence.filter_seen,
             seed=config.log.seed,
+            catalogue=split.catalogue,
         )
         facts = {"format_version": FORMAT}
         write_arrays(folder / TAUGHT, taught._asdict(), facts)
@@ -183,8 +191,9 @@ def _gather(split: SplitLog, config: RunConfig, folder: Path) -> None:
         max_history=resolved("evidence.max_history", settings.max_history),
         filter_seen=bool(config.log.filter_seen),
         seed=config.log.seed,
+        catalogue=split.catalogue,
     )
-    relations = build_relations(sequences, end_U, text, settings)
+    relations = build_relations(sequences, end_U, text, settings, split.catalogue)
     save_evidence(folder, relations, held_out, settings)
 
 
@@ -214,8 +223,7 @@ def _once(
     Raises:
         FileNotFoundError: on another rank that does not see the folder.
     """
-    key = content_key([FORMAT, stage, *inputs])[:16]
-    folder = Path(config.out_dir) / PREPARED / f"{stage}-{key}"
+    folder = Path(config.out_dir) / PREPARED / f"{stage}-{_key(stage, *inputs)}"
     if not is_main_rank():
         if not folder.exists():
             raise FileNotFoundError(f"{folder} is not visible to this rank")
@@ -237,3 +245,22 @@ def _link(link: Path, folder: Path) -> None:
 
 def _stage_name(config: RunConfig, stage: str) -> str:
     return (config.run_dir / stage).readlink().name
+
+
+def _key(*parts: object) -> str:
+    return content_key([FORMAT, *map(_plain, parts)])[:16]
+
+
+def _plain(part: object) -> object:
+    """A part of a key as JSON values."""
+    if isinstance(part, LogConfig | GraphConfig | TokenConfig):
+        return settled(part)
+    if not isinstance(part, EvidenceConfig):
+        return part
+    plain = settled(part)
+    plain.pop("relations", None)
+    names = part.relation_names()
+    # Older folders are of these, and their keys name none.
+    if names != FIRST_RELATIONS:
+        plain["relations"] = [RELATIONS.signature(name) for name in names]
+    return plain

@@ -5,7 +5,7 @@ must lie beside the run, as training left it.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,6 @@ from sgrec_torchrec.distributed.checkpoint import latest_checkpoint, load_unshar
 from sgrec_torchrec.distributed.checkpoint_files import FOLDER_NAME, read_manifest
 from sgrec_torchrec.evidence.gather import num_features
 from sgrec_torchrec.evidence.prior import EvidencePrior, load_relations
-from sgrec_torchrec.evidence.relations import RELATIONS
 from sgrec_torchrec.evidence.scorer import load_scorer
 from sgrec_torchrec.files.run_folder import (
     ALIGNED,
@@ -98,7 +97,8 @@ def read_run(path: Path, *, with_evidence: bool = True) -> Parts:
         )
     settings = ServingSettings(
         generator=config.generator,
-        evidence=config.evidence,
+        # What was built is read: who serves needs no package that built it.
+        evidence=replace(config.evidence, relations=None),
         num_items=tokens.num_items,
         num_levels=tokens.num_levels,
         num_codes=tokens.num_codes,
@@ -123,7 +123,7 @@ def read_run(path: Path, *, with_evidence: bool = True) -> Parts:
             catalogue.categories,
             str(split_dir / ITEMS),
         ),
-        evidence=_evidence(run_dir, settings) if with_evidence else None,
+        evidence=_evidence(run_dir, config, settings) if with_evidence else None,
         settings=settings,
     )
 
@@ -184,13 +184,21 @@ def row_history(
     )
 
 
-def _evidence(run_dir: Path, settings: ServingSettings) -> EvidencePrior | None:
+def _evidence(
+    run_dir: Path, config: RunConfig, settings: ServingSettings
+) -> EvidencePrior | None:
     if settings.prior_weight == 0:
         return None
     scorer = _stage(run_dir, SCORER) / SCORER_WEIGHTS
+    asked = config.evidence
+    relations = load_relations(
+        _stage(run_dir, EVIDENCE),
+        None if asked.relations is None else asked.relation_names(),
+    )
+    width = num_features(relations.num_relations)
     return EvidencePrior(
-        relations=load_relations(_stage(run_dir, EVIDENCE)),
-        scorer=load_scorer(scorer, settings.evidence, num_features(len(RELATIONS))),
+        relations=relations,
+        scorer=load_scorer(scorer, settings.evidence, width),
         config=settings.evidence,
         filter_seen=settings.filter_seen,
     )

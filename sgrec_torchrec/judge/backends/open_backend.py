@@ -5,9 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
+from sgrec_torchrec.config.registry import JUDGE_BACKENDS
 from sgrec_torchrec.judge.backends.language_model import EXTRA, load_model
 from sgrec_torchrec.judge.backends.protocol import Backend
 
+OpenBackend = Callable[[str, dict[str, Any]], Backend]
+"""(model, settings) -> the backend, its model loaded."""
 VLLM_SETUP = (
     "it lives in an environment of its own: run .ci/setup-vllm, then "
     ".venv-vllm/bin/sgrec"
@@ -18,8 +21,8 @@ def open_backend(name: str, model: str, **settings: Any) -> Backend:
     """A ``Backend``, its model loaded.
 
     Args:
-        name: transformers, vllm or openai. A script that opens vllm must guard
-            ``__main__`` (``vllm_backend`` says why).
+        name: transformers, vllm, openai, or that of an installed package's backend. A
+            script that opens vllm must guard ``__main__`` (``vllm_backend`` says why).
         model: folder or Hugging Face name; for openai the name that the server uses.
         settings: of ``VllmSettings``; for openai ``base_url`` and those of
             ``ServerSettings``; for transformers ``shares``. ``bf16`` for the first two.
@@ -27,13 +30,14 @@ def open_backend(name: str, model: str, **settings: Any) -> Backend:
     Raises:
         ValueError: for an unknown name or setting.
         ModuleNotFoundError: naming what to install, where the stack is missing.
+        ImportError: for a package whose backend cannot be loaded.
     """
-    if name not in OPENERS:
-        raise ValueError(f"no backend {name!r}: there are {', '.join(OPENERS)}")
-    return OPENERS[name](model, settings)
+    open_it: OpenBackend = JUDGE_BACKENDS.load(name)
+    return open_it(model, settings)
 
 
-def _open_transformers(model: str, settings: dict[str, Any]) -> Backend:
+def open_transformers(model: str, settings: dict[str, Any]) -> Backend:
+    """A model in this process."""
     _need("transformers", "transformers", EXTRA)
     _check("transformers", settings, ["shares", "bf16"])
     from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
@@ -41,7 +45,8 @@ def _open_transformers(model: str, settings: dict[str, Any]) -> Backend:
     return TransformersBackend(*load_model(model), model, **settings)
 
 
-def _open_vllm(model: str, settings: dict[str, Any]) -> Backend:
+def open_vllm(model: str, settings: dict[str, Any]) -> Backend:
+    """vLLM's engine in this process."""
     _need("vllm", "vllm", VLLM_SETUP)
     from sgrec_torchrec.judge.backends.vllm_backend import (
         VllmBackend,
@@ -55,7 +60,8 @@ def _open_vllm(model: str, settings: dict[str, Any]) -> Backend:
     return VllmBackend(load_engine(model, VllmSettings(**settings)), model)
 
 
-def _open_openai(model: str, settings: dict[str, Any]) -> Backend:
+def open_openai(model: str, settings: dict[str, Any]) -> Backend:
+    """A server that speaks OpenAI's protocol."""
     _need("openai", "httpx2", EXTRA)
     from sgrec_torchrec.judge.backends.chat_server import ServerSettings
     from sgrec_torchrec.judge.backends.openai_backend import OpenAiBackend
@@ -66,13 +72,6 @@ def _open_openai(model: str, settings: dict[str, Any]) -> Backend:
     if not settings.get("base_url"):
         raise ValueError("the backend openai needs base_url, the server's address")
     return OpenAiBackend(settings["base_url"], model, ServerSettings(**rest))
-
-
-OPENERS: dict[str, Callable[[str, dict[str, Any]], Backend]] = {
-    "transformers": _open_transformers,
-    "vllm": _open_vllm,
-    "openai": _open_openai,
-}
 
 
 def _need(name: str, module: str, how: str) -> None:

@@ -24,7 +24,7 @@ class Backend(Protocol):
     """A language model that answers ``UserPrompt``s."""
 
     name: str
-    """transformers, vllm or openai."""
+    """As ``--backend`` names it: transformers, vllm, openai, or a package's."""
     model: str
     """What it runs, as the manifest names it."""
     usage: Usage

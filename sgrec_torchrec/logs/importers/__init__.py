@@ -7,7 +7,8 @@ or an existing canonical folder; writes ``canonical/`` as ``logs.canonical`` rea
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sgrec_torchrec.logs.importers.choose import IMPORTERS, import_log
+    from sgrec_torchrec.config.registry import IMPORTERS
+    from sgrec_torchrec.logs.importers.choose import import_log
     from sgrec_torchrec.logs.importers.table import import_table
 
 _MODULES = {"IMPORTERS": "choose", "import_log": "choose", "import_table": "table"}

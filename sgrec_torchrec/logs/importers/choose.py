@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sgrec_torchrec.config import LogConfig
+from sgrec_torchrec.config.registry import IMPORTERS
 from sgrec_torchrec.files.atomic import atomic_folder
 from sgrec_torchrec.files.run_folder import MANIFEST
 from sgrec_torchrec.logs.canonical import read_canonical
@@ -16,9 +17,10 @@ from sgrec_torchrec.logs.canonical_write import (
 )
 from sgrec_torchrec.logs.importers.complete_journey import import_complete_journey
 from sgrec_torchrec.logs.importers.locate import resolve_path
-from sgrec_torchrec.logs.importers.minionerec import import_minionerec
 from sgrec_torchrec.logs.importers.movielens import import_movielens
-from sgrec_torchrec.logs.importers.sequences import import_sequences
+
+Importer = Callable[[str | None, Path], ImportReport]
+"""(``log.path``, folder to write) -> what was done; ``write_canonical`` writes it."""
 
 
 def import_log(config: LogConfig, out_dir: Path) -> ImportReport:
@@ -27,11 +29,23 @@ def import_log(config: LogConfig, out_dir: Path) -> ImportReport:
     Call it on one rank. The folder appears whole or not at all.
 
     Raises:
-        ImportError: naming the extra of a data package that is not installed.
+        ImportError: naming the extra of a data package that is not installed, or the
+            package whose importer cannot be loaded.
         FileNotFoundError: for a path that is not there, and how to get the data.
         ValueError: naming file, column, first offending row and mend.
     """
-    return IMPORTERS[config.source](config.path, out_dir)
+    read: Importer = IMPORTERS.load(config.source)
+    return read(config.path, out_dir)
+
+
+def packaged_movielens(_: str | None, out_dir: Path) -> ImportReport:
+    """``import_movielens``, which takes no path."""
+    return import_movielens(out_dir)
+
+
+def packaged_journey(_: str | None, out_dir: Path) -> ImportReport:
+    """``import_complete_journey``, which takes no path."""
+    return import_complete_journey(out_dir)
 
 
 def import_canonical(path: str | None, out_dir: Path) -> ImportReport:
@@ -52,12 +66,3 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-IMPORTERS: dict[str, Callable[[str | None, Path], ImportReport]] = {
-    "movielens": lambda _, out_dir: import_movielens(out_dir),
-    "complete-journey": lambda _, out_dir: import_complete_journey(out_dir),
-    "minionerec": import_minionerec,
-    "sequences": import_sequences,
-    "canonical": import_canonical,
-}

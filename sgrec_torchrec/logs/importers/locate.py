@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from sgrec_torchrec.config.registry import IMPORTERS
+
 PACKAGED = ("movielens", "complete-journey")
 """Sources that read an installed package, not a path."""
 
@@ -49,18 +51,22 @@ def resolve_path(path: str | None, source: str) -> Path:
 def fingerprint(source: str, path: str | None) -> list[tuple[str, int, int]]:
     """Name, size and time of the files that an importer reads: new ones import anew.
 
+    What a package's importer takes as a path need be no file: then there are none.
+
     Raises:
         ValueError, FileNotFoundError: as ``resolve_path``, or for a path that the
             source does not read.
     """
     if path is None:
         return []
+    if source not in IMPORTERS.built_in and not Path(path).exists():
+        return []
     if source in PACKAGED:
         raise ValueError(
             f"log.path = {path!r}: the {source} log comes with a package; leave "
             "log.path None, or choose another log.source"
         )
-    root = resolve_path(path, source)
+    root = resolve_path(path, source) if source in _HOW_TO_GET else Path(path)
     files = sorted(root.rglob("*")) if root.is_dir() else [root]
     return [
         (

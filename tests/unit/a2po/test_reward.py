@@ -20,10 +20,11 @@ from sgrec_torchrec.a2po.reward import (
     finite_groups,
     next_item_reward,
     no_semantics,
+    open_business,
     open_table,
     semantic_reward,
 )
-from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.config import AlignConfig, RunConfig
 from sgrec_torchrec.logs.judged_users import history_hash
 from sgrec_torchrec.reward_table import MissLog, RewardTable, build_reward_table
 from sgrec_torchrec.schema import SplitLog
@@ -271,6 +272,15 @@ def test_table_reward_names_the_pair_that_is_missing_or_fills_it(asked, priced) 
 
 def test_without_a_business_table_the_next_item_is_the_reward(asked) -> None:
     assert business_reward(None, *asked, missing=None) is next_item_reward
+
+
+def test_the_settings_say_which_business_reward(asked, tmp_path: Path) -> None:
+    assert open_business(*asked, AlignConfig()) is next_item_reward
+    named = AlignConfig(business="next-item")
+    assert open_business(*asked, named) is next_item_reward
+    nowhere = AlignConfig(business_table=str(tmp_path / "ecpm"))
+    with pytest.raises(FileNotFoundError, match="ecpm"):
+        open_business(*asked, nowhere)
 
 
 def test_business_table_without_what_followed_is_refused_before_any_step(

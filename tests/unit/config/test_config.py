@@ -10,8 +10,10 @@ from sgrec_torchrec.config import (
     GeneratorConfig,
     LogConfig,
     PretrainConfig,
+    RunConfig,
     TokenConfig,
     check_choice,
+    settled,
 )
 from sgrec_torchrec.config.arguments import describe_fields, override, parse_run
 
@@ -243,3 +245,20 @@ def test_every_number_but_those_named_here_has_bounds(name: str, value: str) -> 
 def test_words_are_chosen_from_a_list(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} = 'other': choose one of"):
         override(DEFAULT, [f"{name}=other"])
+
+
+def test_unset_settings_that_came_later_are_left_out_of_sums() -> None:
+    plain = settled(DEFAULT)
+    assert "relations" not in plain["evidence"]
+    assert "business" not in plain["align"]
+    assert plain["align"]["business_table"] is None
+    assert plain["log"] == dataclasses.asdict(DEFAULT.log)
+    chosen = override(DEFAULT, ["evidence.relations=text", "align.business=next-item"])
+    assert settled(chosen)["evidence"]["relations"] == "text"
+    assert settled(chosen.align)["business"] == "next-item"
+
+
+def test_the_settings_of_an_older_run_open(tmp_path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(settled(DEFAULT)))
+    assert RunConfig.read(path) == DEFAULT

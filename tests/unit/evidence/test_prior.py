@@ -11,6 +11,7 @@ from sgrec_torchrec.config import EvidenceConfig
 from sgrec_torchrec.evidence.gather import Histories, gather, num_features
 from sgrec_torchrec.evidence.held_out import HeldOut
 from sgrec_torchrec.evidence.prior import (
+    FIRST_RELATIONS,
     HELD_OUT_ARRAYS,
     RELATION_ARRAYS,
     EvidencePrior,
@@ -74,6 +75,39 @@ def test_what_was_saved_comes_back(random_relations, held_out, tmp_path: Path) -
     manifest = json.loads((folder / "evidence.json").read_text())
     assert (manifest["num_rows"], manifest["num_found"]) == (9, 4)
     assert manifest["made_from"] == dataclasses.asdict(SETTINGS)
+
+
+def test_evidence_names_its_relations(
+    random_relations, held_out, tmp_path: Path
+) -> None:
+    three = dataclasses.replace(SETTINGS, relations="text,around,forward")
+    save_evidence(tmp_path / "evidence", random_relations, held_out, three)
+    manifest = json.loads((tmp_path / "evidence" / "evidence.json").read_text())
+    assert manifest["relations"] == ["text", "around", "forward"]
+    load_relations(tmp_path / "evidence", three.relation_names())
+    with pytest.raises(
+        ValueError,
+        match=r"holds evidence of the item relations text, around, forward, but "
+        r"evidence.relations asks for around, text, forward: train the run again, or",
+    ):
+        load_relations(tmp_path / "evidence", ("around", "text", "forward"))
+
+
+def test_evidence_from_before_the_names_is_of_the_first_six(
+    random_relations, held_out, tmp_path: Path
+) -> None:
+    save_evidence(tmp_path / "evidence", random_relations, held_out, SETTINGS)
+    path = tmp_path / "evidence" / "evidence.json"
+    manifest = json.loads(path.read_text())
+    del manifest["relations"]
+    path.write_text(json.dumps(manifest))
+    load_relations(tmp_path / "evidence", FIRST_RELATIONS)
+    with pytest.raises(
+        ValueError,
+        match=r"relations forward, backward, around, text, text-visits, visits-text, "
+        r"but evidence.relations asks for forward, .*visits-text, same-brand: train",
+    ):
+        load_relations(tmp_path / "evidence", (*FIRST_RELATIONS, "same-brand"))
 
 
 def test_relations_read_again_answer_alike(

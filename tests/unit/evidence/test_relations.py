@@ -1,14 +1,15 @@
 """Each relation by hand on a tiny log; nothing of later events enters any."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
 from sgrec_torchrec.config import EvidenceConfig
+from sgrec_torchrec.evidence.builders import NEAREST_TEXTS
 from sgrec_torchrec.evidence.relations import (
-    NEAREST_TEXTS,
     RELATIONS,
     Relations,
     build_relations,
@@ -265,3 +266,39 @@ def test_recent_counts_of_another_catalogue_are_refused(make_relations, length) 
     odd = dataclasses.replace(relations, recent_N=np.zeros(length, dtype=np.int64))
     with pytest.raises(ValueError, match=f"recent_N has {length} items, popularity_N"):
         odd.validate()
+
+
+def test_settings_say_which_relations_and_in_which_order(make_sequences) -> None:
+    sequences = make_sequences([[0, 1, 2, 0], [2, 1, 0]], 3)
+    end_U = sequences.train_end_U
+    some = dataclasses.replace(SETTINGS, relations="backward,forward")
+    found = build_relations(sequences, end_U, no_text(3), some)
+    whole = by_name(build_relations(sequences, end_U, no_text(3), SETTINGS))
+    assert found.num_relations == 2
+    dense = sp.csr_matrix(
+        (found.weights_E, found.neighbours_E, found.indptr_R1), shape=(6, 3)
+    ).toarray()
+    np.testing.assert_array_equal(dense[:3], whole["backward"])
+    np.testing.assert_array_equal(dense[3:], whole["forward"])
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (np.eye(3), r" gave \(3, 3\): it must give a sparse matrix of 3 items by 3"),
+        (None, " gave NoneType: it must give a sparse matrix of 3 items by 3"),
+        (sp.csr_matrix((3, 4)), r" gave \(3, 4\): it must give a sparse"),
+        (sp.csr_matrix(np.ones((3, 3))), " gave an item 3 neighbours: keep at most"),
+        (-sp.eye_array(3).tocsr(), ": weights must be finite and > 0"),
+        (np.inf * sp.eye_array(3).tocsr(), ": weights must be finite and > 0"),
+    ],
+)
+def test_what_is_no_relation_is_refused_by_name(
+    make_sequences, monkeypatch: pytest.MonkeyPatch, made: object, message: str
+) -> None:
+    registry = SimpleNamespace(load=lambda name: lambda source: made)
+    monkeypatch.setattr("sgrec_torchrec.evidence.relations.RELATIONS", registry)
+    sequences = make_sequences([[0, 1, 2, 0], [2, 1, 0]], 3)
+    few = EvidenceConfig(max_neighbours=2, relations="text")
+    with pytest.raises(ValueError, match=f"item relation 'text'{message}"):
+        build_relations(sequences, sequences.train_end_U, no_text(3), few)

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.config import EvidenceConfig, RunConfig
 from sgrec_torchrec.config.arguments import override, parse_run
 from sgrec_torchrec.evidence.gather import histories_of
+from sgrec_torchrec.evidence.prior import FIRST_RELATIONS
 from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS, SoftTargets
 from sgrec_torchrec.runs import prepare
 from sgrec_torchrec.runs.prepare import (
@@ -136,6 +137,26 @@ def test_a_changed_setting_rebuilds_only_what_depends_on_it(
     assert built == rebuilt
     after = folders(config)
     assert [stage for stage in STAGES if after[stage] != before[stage]] == rebuilt
+
+
+def test_keys_of_older_folders_stay_what_they_were() -> None:
+    """Computed by the code from before relations had names."""
+    asked = ("split-0123456789abcdef", EvidenceConfig(max_history=200), "train", True)
+    assert prepare._key("evidence", *asked) == "423d069886d3cdaa"
+    assert prepare._key("canonical", "movielens", None, []) == "a35ef6561977c812"
+    named = EvidenceConfig(max_history=200, relations=",".join(FIRST_RELATIONS))
+    assert prepare._key("evidence", asked[0], named, *asked[2:]) == "423d069886d3cdaa"
+
+
+def test_relations_are_part_of_the_key(config: RunConfig, built: list[str]) -> None:
+    prepare_all(config)
+    before = folders(config)
+    built.clear()
+    fewer = override(config, ["evidence.relations=forward,around"])
+    split, fewer = prepare_log(fewer)
+    assert prepare_evidence(split, fewer).relations.num_relations == 2
+    assert built == ["evidence", "scorer"]
+    assert folders(config)["evidence"] != before["evidence"]
 
 
 def test_two_runs_share_what_they_can(config: RunConfig, built: list[str]) -> None:
