@@ -36,12 +36,13 @@ MAY_IMPORT = {
     "report": UP_TO_LOGS | {"judge"},
     "serving": UP_TO_GENERATOR,
     "doctor": set(),
-    "runs": UP_TO_TOKENS | {"doctor"},
+    "runs": UP_TO_TOKENS | {"doctor", "STAGES"},
     "candidates": UP_TO_GENERATOR | {"runs"},
     "experiments": UP_TO_GENERATOR
     | {"a2po", "evaluation", "runs", "reward_table", "serving", "train"},
 }
-"""Stage -> the others that it may import (itself is understood)."""
+"""Stage -> the others that it may import (itself is understood); ``STAGES`` is a name
+of the package itself."""
 ENTRY_POINTS = {"train", "cli"}
 TRAINING_LOOPS = {
     "generator": {"pretrain", "trainee"},

@@ -1,4 +1,4 @@
-"""Stage 6, policy optimisation: reads a pretrained generator and rewards.
+"""Stage 9, post-training: reads a pretrained generator and rewards.
 
 Writes a generator that the business reward prefers, helped by semantic rewards where
 the two agree: ``prompts`` -> ``rollout`` -> ``reward`` -> ``advantage`` -> ``loss``,

@@ -1,4 +1,4 @@
-"""Stage 2b, evidence: reads a log and its catalogue, writes relations and a scorer.
+"""Stage 3, evidence: reads a log and its catalogue, writes relations and a scorer.
 
 ``relations`` keeps several sparse item-to-item weights, ``gather`` looks up what they
 say of a history's candidates, ``held_out`` does so for train rows that the relations

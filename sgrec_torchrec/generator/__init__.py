@@ -1,7 +1,7 @@
-"""The decoder-only generator of semantic IDs.
+"""Stage 5, the generator: reads batches and item tokens, writes a trained model.
 
-Reads jagged batches of histories (``logs.token_batch.TokenBatch``) and a prefix trie;
-writes, by pretraining, a sharded model, and by beam search or sampling, items with
-their log-probabilities. Model files know nothing of sharding; only ``pretrain`` and
-``trainee`` do.
+A decoder-only model of semantic IDs. From jagged batches of histories
+(``logs.token_batch.TokenBatch``) and a prefix trie, pretraining makes a sharded model,
+and beam search or sampling items with their log-probabilities. Model files know nothing
+of sharding; only ``pretrain`` and ``trainee`` do.
 """

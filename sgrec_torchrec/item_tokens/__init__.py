@@ -1,4 +1,4 @@
-"""Stage 3, item tokens: gives every item L codes, its semantic ID.
+"""Stage 4, item tokens: gives every item L codes, its semantic ID.
 
 Reads the catalogue of a split log and the item graph; writes tokens.parquet,
 codebook.safetensors and a quality report. ``PrefixTrie`` turns the codes into tensors

@@ -1,1 +1,1 @@
-"""Stage 4, judge: reads histories and candidates, writes aspect scores and rewards."""
+"""Stage 7, judge: reads histories and candidates, writes aspect scores and rewards."""

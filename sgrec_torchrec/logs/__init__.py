@@ -1,6 +1,6 @@
-"""Interaction logs: raw tables -> canonical Parquet -> a prepared split -> batches.
+"""Stage 1, logs: reads raw tables, writes a prepared split, and batches of it.
 
-Reads what ``importers`` take; writes a canonical log (``canonical``), cuts it into
-train, valid and test (``split``), measures it to fill in settings (``measure``) and
-feeds it to training and evaluation as KeyedJaggedTensors (``stream``).
+``importers`` take what users have and write a canonical log (``canonical``), ``split``
+cuts it into train, valid and test, ``measure`` fills in settings by what it finds, and
+``stream`` feeds training and evaluation with KeyedJaggedTensors.
 """

@@ -1,4 +1,4 @@
-"""Stage 5, reward table: reads judged pairs as Parquet, writes a memory-mapped index.
+"""Stage 8, reward table: reads judged pairs as Parquet, writes a memory-mapped index.
 
 ``build`` compiles (user, item) -> reward, ``table`` answers batches of pairs from it,
 ``compaction`` merges the segments that were appended, ``misses`` keeps the pairs that a

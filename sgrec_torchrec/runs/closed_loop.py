@@ -212,6 +212,7 @@ class _OneRound:
         sets = set_words((*words, *assignments))
         return Step(
             name="align",
+            stages=("a2po", "evaluation"),
             command=(*TRAIN, "--config", str(config), *sets, "--resume"),
             settings={**_read(begin), "assignments": list(assignments)},
             inputs=(names.BEST_WEIGHTS,),
@@ -278,6 +279,7 @@ class _OneRound:
         return [
             Step(
                 name="judged",
+                stages=("judge",),
                 command=(
                     *(*SGREC, "judge", "run", str(self.run_dir)),
                     *("--pairs", str(self.folder / names.ROUND_PAIRS)),
@@ -289,6 +291,7 @@ class _OneRound:
             ),
             Step(
                 name="append",
+                stages=("reward_table",),
                 command=(
                     *(*SGREC, "table", "append", str(table)),
                     str(judged),

@@ -3,17 +3,17 @@
     sgrec pipeline --run movielens
     make train ARGS="--run office"
 
-    1 pretrain     train.py, without post-training     best/, evaluation/
-    2 candidates   sgrec candidates                    candidates/
-    3 labels       sgrec judge label                   labels/
-    4 judge        sgrec judge train                   judge/
-    5 judged       sgrec judge run                     judged/
-    6 table        sgrec table build                   reward_table/
-    7 align        train.py, post-training by A2PO     aligned/, evaluation/
-    8 report       sgrec report                        report.html
+    step         command                             writes                  stages
+    pretrain     train.py, without post-training     best/, evaluation/      1-5, 10
+    candidates   sgrec candidates                    candidates/             6
+    labels       sgrec judge label                   labels/                 7
+    judge        sgrec judge train                   judge/                  7
+    judged       sgrec judge run                     judged/                 7
+    table        sgrec table build                   reward_table/           8
+    align        train.py, post-training by A2PO     aligned/, evaluation/   9, 10
+    report       sgrec report                        report.html             11
 
-Judge and trainer meet in files alone. This module imports neither: each step is a
-command that a user can give, too.
+Judge and trainer meet in files alone: each step is a command that a user can give, too.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+from sgrec_torchrec import STAGES
 from sgrec_torchrec.config import (
     LABEL_FIELDS,
     RUNS,
@@ -172,6 +173,7 @@ def pipeline_steps(
         _align(config, words, defaults, has_judge=judged is not None),
         Step(
             name="report",
+            stages=("report",),
             command=(*SGREC, "report", str(config.run_dir)),
             inputs=ALIGNED_AND_EVALUATED,
             outputs=(names.REPORT,),
@@ -186,6 +188,7 @@ def _pretrain(config: RunConfig, words: Sequence[str]) -> Step:
     settings["source"] = fingerprint(config.log.source, config.log.path)
     return Step(
         name="pretrain",
+        stages=(*STAGES[:5], "evaluation"),
         # The run's own word comes last, and wins.
         command=(*TRAIN, *words, *set_words(["align.num_steps=0"]), "--resume"),
         settings=settings,
@@ -207,6 +210,7 @@ def _align(
         )
     return Step(
         name="align",
+        stages=("a2po", "evaluation"),
         # Pretraining is done, so that it is only read; post-training goes on.
         command=(*TRAIN, *set_words(defaults), *words, "--resume"),
         settings=settings,
@@ -232,6 +236,7 @@ def _judge_steps(config: RunConfig, judged: RunConfig) -> list[Step]:
     return [
         Step(
             name="candidates",
+            stages=("candidates",),
             command=(*SGREC, "candidates", run, *_options(candidates)),
             settings={**candidates, "log": log},
             inputs=PRETRAINED,
@@ -239,6 +244,7 @@ def _judge_steps(config: RunConfig, judged: RunConfig) -> list[Step]:
         ),
         Step(
             name="labels",
+            stages=("judge",),
             command=(*SGREC, "judge", "label", run, *_options(labels)),
             settings={**labels, "seed": config.log.seed},
             inputs=(names.SPLIT_MADE, names.GRAPH_MADE),
@@ -246,6 +252,7 @@ def _judge_steps(config: RunConfig, judged: RunConfig) -> list[Step]:
         ),
         Step(
             name="judge",
+            stages=("judge",),
             command=(*SGREC, "judge", "train", run, *_options(trained)),
             settings=trained,
             inputs=(names.SPLIT_MADE, f"{names.LABELS}/*.parquet"),
@@ -254,6 +261,7 @@ def _judge_steps(config: RunConfig, judged: RunConfig) -> list[Step]:
         ),
         Step(
             name="judged",
+            stages=("judge",),
             command=(*SGREC, "judge", "run", run, *_options(written)),
             settings=written,
             inputs=(names.CANDIDATES_MADE, names.JUDGE_MADE),
@@ -262,6 +270,7 @@ def _judge_steps(config: RunConfig, judged: RunConfig) -> list[Step]:
         ),
         Step(
             name="table",
+            stages=("reward_table",),
             command=(
                 *(*SGREC, "table", "build", str(config.run_dir / names.JUDGED)),
                 *("--out", str(config.run_dir / names.REWARD_TABLE)),

@@ -27,6 +27,7 @@ from typing import BinaryIO, NoReturn
 from rich.console import Console
 from rich.table import Table
 
+from sgrec_torchrec import STAGES
 from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.content_key import content_key, file_keys
 from sgrec_torchrec.files.run_folder import LOGS, ROW, STAMPS
@@ -51,6 +52,8 @@ class Step:
     name: str
     command: tuple[str, ...]
     """Words after the interpreter."""
+    stages: tuple[str, ...] = ()
+    """Of ``STAGES``: whose work it does, for its title."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """A change of these begins the step anew; of other words of the command, it goes on
     with what is there."""
@@ -107,10 +110,21 @@ def run_steps(run_dir: Path, steps: Sequence[Step], home: str = "") -> list[Outc
     with alone(place) as lock, _ended_by_signals():
         write_json(place / STAMPS / ROW, [step.name for step in steps])
         for number, step in enumerate(steps, start=1):
-            title = f"[{number}/{len(steps)}] {step.name}"
+            title = f"[{number}/{len(steps)}] {step.name}{of_stages(step.stages)}"
             row = _Row(run_dir=run_dir, place=place, number=number, lock=lock)
             outcomes.append(row.do(step, title))
     return outcomes
+
+
+def of_stages(stages: Sequence[str]) -> str:
+    """Their numbers and names, as a step's title says them.
+
+    >>> of_stages(["logs", "item_graph", "evaluation"])
+    ' (stages 1 logs, 2 item_graph, 10 evaluation)'
+    """
+    told = ", ".join(f"{STAGES.index(stage) + 1} {stage}" for stage in stages)
+    plural = "s" if len(stages) > 1 else ""
+    return f" (stage{plural} {told})" if stages else ""
 
 
 def set_words(assignments: Iterable[str]) -> list[str]:

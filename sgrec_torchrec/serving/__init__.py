@@ -1,4 +1,4 @@
-"""Stage 9, serving: reads a trained run or a package, answers with items. No LLM.
+"""Stage 12, serving: reads a trained run or a package, answers with items. No LLM.
 
 ``Recommender.load(path)`` takes a run, a checkpoint or a package and needs no process
 group; ``export_package`` writes the package, which loads without torchrec. Encoding a

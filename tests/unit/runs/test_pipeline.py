@@ -36,7 +36,7 @@ def state_of(run_dir: Path) -> dict[str, dict]:
 def reused(text: str) -> list[str]:
     """Names of the steps that the printed headers call reused."""
     lines = [line for line in text.splitlines() if line.endswith(": reused")]
-    return [line.partition("] ")[2].removesuffix(": reused") for line in lines]
+    return [line.partition("] ")[2].partition(" (stage")[0] for line in lines]
 
 
 def test_every_step_is_done_in_order_and_leaves_its_files(piped_run: Path) -> None:
