@@ -121,6 +121,19 @@ def test_every_item_of_a_row_and_none_between_is_found(extra: int) -> None:
     assert found == [place >= 0 for place in places]
 
 
+def test_a_block_whose_only_long_row_is_the_first_slots_is_narrowed() -> None:
+    # A block before it, of another long row: were this one not narrowed, it would be
+    # searched where that one's items lie.
+    length = SHORT_ROW + 2
+    rows = [list(range(start, 2 * length, 2)) for start in (0, 1)]
+    key = np.arange(BLOCK) % length
+    users = [1] * BLOCK + [0] * BLOCK
+    wanted = [*np.array(rows[1])[key].tolist(), *np.array(rows[0])[key].tolist()]
+    _, found, places, _ = searched(rows, users, wanted, [True] * len(users))
+    assert places == [*(length + key).tolist(), *key.tolist()]
+    assert all(found)
+
+
 def test_replaced_users_are_closed_and_no_others() -> None:
     rows = np.array([0, 1, -1, 1, 0])
     for replacing, left in (
