@@ -161,8 +161,9 @@ def compare(
     from sgrec_torchrec.evaluation.compare import compare as compare_hits
     from sgrec_torchrec.evaluation.compare import hits_path, render
 
-    paths = [hits_path(run / EVALUATION, system) for run in (run_a, run_b)]
-    render(compare_hits(*paths))
+    path_a = hits_path(run_a / EVALUATION, system)
+    path_b = hits_path(run_b / EVALUATION, system)
+    render(compare_hits(path_a, path_b))
 
 
 @app.command()

@@ -154,6 +154,18 @@ def long_functions(tree: ast.AST) -> list[ast.AST]:
     ]
 
 
+def splatted_literals(tree: ast.AST) -> list[ast.AST]:
+    """Arguments ``*(a, b)``: written so, nobody sees which parameter gets what."""
+    return [
+        argument
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for argument in node.args
+        if isinstance(argument, ast.Starred)
+        and isinstance(argument.value, ast.Tuple | ast.List)
+    ]
+
+
 def relative_imports(tree: ast.AST) -> list[ast.AST]:
     """Imports that begin with a dot."""
     return [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level]
@@ -275,6 +287,7 @@ def test_files_are_short() -> None:
         (long_functions, CODE_FOLDERS),
         (discarded_comparisons, CODE_FOLDERS),
         (relative_imports, CODE_FOLDERS),
+        (splatted_literals, (PACKAGE, "torchx_components", "benchmarks", "examples")),
         (side_effects, (PACKAGE, "torchx_components")),
         (unpickling, (PACKAGE, "torchx_components", "benchmarks", "examples")),
     ],
@@ -339,6 +352,7 @@ def test_no_text_names_a_package_registry() -> None:
     [
         (discarded_comparisons, "torch.allclose(a, b)", "assert torch.allclose(a, b)"),
         (discarded_comparisons, "a == b", "c = a == b"),
+        (splatted_literals, "f(*(a, b), c)", "f(a, *rest, b=(c, d))"),
         (relative_imports, "from .schema import X", "from sgrec_torchrec import x"),
         (unpickling, "import pickle", "import json"),
         (unpickling, "torch.load(f)", "load_file(f)"),

@@ -56,8 +56,9 @@ def train(
         mounts: mounts of the container (type=volume,src=sgrec,dst=/data[,readonly])
     """
     command.check_run(run, settings)
+    words = ["--run", run, *command.assignments(settings), "--resume", *args]
     app = dist.ddp(
-        *("--run", run, *command.assignments(settings), "--resume", *args),
+        *words,
         m="sgrec_torchrec.train",
         image=image,
         name="/train",
@@ -114,12 +115,12 @@ def align(
     command.check_words("align", args, "runs/movielens")
     if num_steps < 1:
         raise ValueError(f"num_steps = {num_steps}: give 1 or more")
-    chosen = {"align.num_steps": str(num_steps)}
-    if table is not None:
-        chosen["align.table"] = table
-    words = command.assignments(chosen | (settings or {}))
+    of_table = {} if table is None else {"align.table": table}
+    chosen = {"align.num_steps": str(num_steps), **of_table, **(settings or {})}
+    given = command.assignments(chosen)
+    words = ["--config", f"{args[0]}/config.json", *given, "--resume", *args[1:]]
     app = dist.ddp(
-        *("--config", f"{args[0]}/config.json", *words, "--resume", *args[1:]),
+        *words,
         m="sgrec_torchrec.train",
         image=image,
         name="/align",
@@ -169,7 +170,8 @@ def evaluate(
     """
     command.check_words("evaluate", args, "runs/movielens")
     app = dist.ddp(
-        *("evaluate", *args),
+        "evaluate",
+        *args,
         m=command.CLI,
         image=image,
         name="/evaluate",

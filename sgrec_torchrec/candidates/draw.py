@@ -190,18 +190,7 @@ def draw_judged(trained: Trained, settings: CandidatesConfig) -> Judged:
         ValueError: where no user is eligible, or none of them may be taken.
     """
     split, config = trained.split, trained.config
-    of_log = (split, config.log.seed, config.log.max_history)
-    prompts = fresh_targets(*of_log, 1) if settings.fresh else eligible_prompts(*of_log)
-    if not len(prompts):
-        raise ValueError(
-            "no user is eligible: all are label users, or "
-            + (
-                "none has a valid row; leave out --fresh"
-                if settings.fresh
-                else "their train periods hold fewer than 2 baskets; import a longer "
-                "log"
-            )
-        )
+    prompts = _eligible(split, config, settings)
     seed, key_E = _seed(settings, config), _user_keys(split, prompts)
     order = np.argsort(hash64(seed, JUDGED_USER, key_E), kind="stable")
     prompts = prompts.take(order)
@@ -237,6 +226,28 @@ def draw_judged(trained: Trained, settings: CandidatesConfig) -> Judged:
         num_wanted=num_wanted,
         num_looked_at=num_looked_at,
     )
+
+
+def _eligible(
+    split: SplitLog, config: RunConfig, settings: CandidatesConfig
+) -> EvalRows:
+    """One prompt for each user who may be drawn; raises where there is none."""
+    log = config.log
+    if settings.fresh:
+        prompts = fresh_targets(split, log.seed, log.max_history, per_user=1)
+    else:
+        prompts = eligible_prompts(split, log.seed, log.max_history)
+    if not len(prompts):
+        raise ValueError(
+            "no user is eligible: all are label users, or "
+            + (
+                "none has a valid row; leave out --fresh"
+                if settings.fresh
+                else "their train periods hold fewer than 2 baskets; import a longer "
+                "log"
+            )
+        )
+    return prompts
 
 
 def _num_wanted(settings: CandidatesConfig, num_eligible: int) -> int:

@@ -158,7 +158,10 @@ class ItemPicker:
         for source, items in enumerate(found, start=1):
             new = [(item, rank) for rank, item in enumerate(items) if item not in named]
             named.update(item for item, _ in new)
-            listed += [Candidate(source, place, *one) for place, one in enumerate(new)]
+            listed += [
+                Candidate(source, place, item, rank)
+                for place, (item, rank) in enumerate(new)
+            ]
         named |= barred
         counts = (self.settings.hard, self.settings.easy)
         for source, (items, count) in enumerate(
@@ -249,7 +252,7 @@ def _user_table(split: SplitLog, prompts: EvalRows) -> pa.Table:
     columns: dict[str, Any] = {
         "user_id": [split.user_ids[user] for user in prompts.user_E],
         "as_of": prompts.history_end_E,
-        "history_hash": [prefix_hash(split, *prefix) for prefix in prefixes],
+        "history_hash": [prefix_hash(split, user, as_of) for user, as_of in prefixes],
         "request_timestamp": prompts.target_timestamp_E,
         "next_item_id": [item_ids[item] for item in prompts.target_E],
     }

@@ -186,7 +186,8 @@ def compare(
 ) -> Comparison:
     """Run B against run A, row by row: ``compare_seeds`` of one run each."""
     return compare_seeds(
-        *([path_a], [path_b]),
+        [path_a],
+        [path_b],
         seed=seed,
         ks=ks,
         num_bootstrap=num_bootstrap,

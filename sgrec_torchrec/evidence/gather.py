@@ -146,8 +146,13 @@ def _fill(indptr, items, back, edges, settings, num_items, item_EM, features_EMF
             place_N[item] = place
             features_EMF[row, place, -4] = vote_N[item]
         _describe(
-            *(items, back, (low, start, high), edges, decays),
-            *(place_N, features_EMF[row]),
+            items=items,
+            back=back,
+            span=(low, start, high),
+            edges=edges,
+            decays=decays,
+            place_N=place_N,
+            features_MF=features_EMF[row],
         )
         for at in range(num_reached):
             vote_N[reached[at]] = 0.0

@@ -33,7 +33,8 @@ class Tower(nn.Module):
 
     def encode_last(self, looked_up: Mapping[str, JaggedTensor]) -> Tensor:
         """float [B, D]: what is known after each whole history, without dropout."""
-        return self.backbone.ends(*self._inputs(looked_up))
+        input_TD, offsets_B1 = self._inputs(looked_up)
+        return self.backbone.ends(input_TD, offsets_B1)
 
     def forward(
         self, looked_up: Mapping[str, JaggedTensor], batch: LearningBatch

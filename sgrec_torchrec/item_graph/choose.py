@@ -147,8 +147,10 @@ class _Trial:
         form = _form(kind, config)
         key = (*form, config.decay)
         if kind not in self.newest or self.newest[kind][0] != key:
+            indptr, items_H = self.history
             weights = history_weights(
-                *self.history,
+                indptr,
+                items_H,
                 decay=config.decay,
                 score_history=config.score_history,
                 num_items=self.split.sequences.num_items,

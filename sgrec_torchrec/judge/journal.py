@@ -56,7 +56,9 @@ class Journal:
         self._rows: list[Row] = []
         for rows in _whole_lines(folder / JOURNAL):
             # A part may have been written just before the journal could go.
-            self._rows += [row for row in rows if not self.has(*_pair(row))]
+            self._rows += [
+                row for row in rows if not self.has(row["user_id"], row["item_id"])
+            ]
         self._count(self._rows)
         self._rewrite()
         self._file = self._open()
@@ -131,10 +133,6 @@ def _locked(path: Path) -> TextIO:
             "or write to another one"
         ) from None
     return file
-
-
-def _pair(row: Row) -> tuple[str, str]:
-    return row["user_id"], row["item_id"]
 
 
 def _whole_lines(path: Path) -> list[list[Row]]:

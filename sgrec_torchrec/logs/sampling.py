@@ -137,8 +137,11 @@ class Teacher:
         place = place_S[is_taught_S]
         epoch, sample_S, position_S = noise_key_S
         hashed = hash64(
-            *(self.seed, TEACHER, epoch),
-            *(sample_S[is_taught_S], position_S[is_taught_S]),
+            self.seed,
+            TEACHER,
+            epoch,
+            sample_S[is_taught_S],
+            position_S[is_taught_S],
         )
         noise_SD = uniform(hash64(hashed[:, None], np.arange(self.num_draws)))
         cumulative_SQ = self.targets.cumulative_EQ[place]

@@ -134,7 +134,7 @@ class TrainStream:
         features = history_features(
             self.events, row_B, length_B, self.tokens, self.config.generator
         )
-        targets = self._with_teacher(
+        context_S, target_S, weight_S = self._with_teacher(
             context_S,
             row_F[asked_F],
             (epoch, sample_B[sequence_S], local_F[asked_F]),
@@ -143,7 +143,14 @@ class TrainStream:
         key_T = hash64(
             self.config.seed, POSITION, epoch, sample_B[sequence_T], position_T
         )
-        return _token_batch(features, key_T.view(np.int64), *targets, scale)
+        return _token_batch(
+            features=features,
+            key_T=key_T.view(np.int64),
+            context_S=context_S,
+            target_S=target_S,
+            weight_S=weight_S,
+            scale=scale,
+        )
 
     def _with_teacher(
         self,

@@ -5,7 +5,7 @@ with HTML labels, so text keeps its size on a phone and colours follow light or 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sgrec_torchrec.files.tracking import MetricLine
@@ -121,28 +121,28 @@ def alignment_charts(metrics: Sequence[MetricLine]) -> list[Chart]:
     # A validation stands at the number of steps done before it.
     steps = _step_scale([0, *(line.step + 1 for line in metrics)])
 
-    def of(*pairs: tuple[str, str]) -> list[Curve]:
-        return [_curve(label, metrics, name) for label, name in pairs]
+    def of(names: Mapping[str, str]) -> list[Curve]:
+        return [_curve(label, metrics, name) for label, name in names.items()]
 
-    reward = of(("reward", "reward"))
-    groups = (("dead", "dead_share"), ("live and judged", "judged_share"))
-    fusion = (("mean lambda", "mean_lambda"), ("same sign", "same_sign_share"))
-    spread = (("mean", "kl_mean"), ("99th percentile", "kl_p99"))
+    reward = of({"reward": "reward"})
+    groups = of({"dead": "dead_share", "live and judged": "judged_share"})
+    fusion = of({"mean lambda": "mean_lambda", "same sign": "same_sign_share"})
+    spread = of({"mean": "kl_mean", "99th percentile": "kl_p99"})
     charts = [
         _chart("Validation NDCG@10", [_validated(metrics)], steps, best_summary),
         _chart("Business reward", _unless_zero(reward), steps, last_summary),
-        _chart("KL to the pretrained policy", of(*spread), steps),
+        _chart("KL to the pretrained policy", spread, steps),
         _chart(
-            "Entropy of the policy", of(("entropy", "entropy")), steps, last_summary
+            "Entropy of the policy", of({"entropy": "entropy"}), steps, last_summary
         ),
-        _chart("Share of groups", of(*groups), steps),
+        _chart("Share of groups", groups, steps),
         _chart(
             "Distinct first items, share of prompts",
-            of(("distinct", "distinct_top1")),
+            of({"distinct": "distinct_top1"}),
             steps,
             last_summary,
         ),
-        _chart("Fusion, judged rollouts", of(*fusion), steps),
+        _chart("Fusion, judged rollouts", fusion, steps),
     ]
     return [chart for chart in charts if chart is not None]
 

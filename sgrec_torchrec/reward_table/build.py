@@ -118,7 +118,12 @@ def build_reward_table(
     )
     with writing(folder, must_exist=False) as building, told_of_full_disk(folder):
         build = _Build(
-            *(files, num_rows, item_range, empty, on_conflict, max_memory_gib)
+            files=files,
+            num_rows=num_rows,
+            item_range=item_range,
+            table=empty,
+            on_conflict=on_conflict,
+            max_memory_gib=max_memory_gib,
         )
         return build.run(folder, building, (), token_cost or {})
 
@@ -151,7 +156,12 @@ def append_segment(
         check_same_columns(columns, table.columns, str(files[0]), f"the table {folder}")
         older = open_segments(folder, table)[::-1]
         build = _Build(
-            *(files, num_rows, item_range, table, on_conflict, max_memory_gib)
+            files=files,
+            num_rows=num_rows,
+            item_range=item_range,
+            table=table,
+            on_conflict=on_conflict,
+            max_memory_gib=max_memory_gib,
         )
         return build.run(folder, building, older, token_cost or {})
 
@@ -238,9 +248,10 @@ class _Build:
         num_aspects, has_as_of = len(self._columns.aspects), self._columns.has_as_of
         memory_bytes = int(self._max_memory_gib * 2**30) // 2
         is_kept = self._num_rows * bytes_per_row(num_aspects, has_as_of) < memory_bytes
-        num_buckets = -(-self._num_rows // PAIRS_PER_BUCKET)
+        wanted = max(-(-self._num_rows // PAIRS_PER_BUCKET), 1)
         return Runs(
-            *(folder, min(max(num_buckets, 1), MAX_BUCKETS if is_kept else MAX_FILES)),
+            folder,
+            num_buckets=min(wanted, MAX_BUCKETS if is_kept else MAX_FILES),
             num_aspects=num_aspects,
             num_rows=self._num_rows,
             memory_bytes=memory_bytes,
@@ -299,8 +310,11 @@ class _Build:
                 if number_N is not None:
                     records[:, 2] = number_N[records[:, 2]]
                 yield rows_of(
-                    *(records, prefixes if self._columns.has_as_of else None, ranges),
-                    *(self._on_conflict, hashes_of_users),
+                    records,
+                    prefixes if self._columns.has_as_of else None,
+                    ranges,
+                    self._on_conflict,
+                    hashes_of_users,
                 )
 
         try:
@@ -309,8 +323,12 @@ class _Build:
                 if isinstance(names, Texts):
                     users = names.take(rows.users_U)
                 writer.add(
-                    *(users, rows.hashes_U, rows.lengths_U),
-                    *(rows.items_P, rows.codes_PS, rows.prefixes_U2),
+                    users,
+                    hashes_U=rows.hashes_U,
+                    lengths_U=rows.lengths_U,
+                    items_P=rows.items_P,
+                    codes_PS=rows.codes_PS,
+                    prefixes_U2=rows.prefixes_U2,
                 )
                 used = runs.disk_bytes + files.num_bytes
                 self._peak_disk_bytes = max(self._peak_disk_bytes, used)

@@ -152,8 +152,12 @@ class _Merge:
             rows = rows_of(records, prefixes, self._ranges, "last", hashes)
             kept = take(ids, rows.users_U) if isinstance(ids, Texts) else rows.users_U
             writer.add(
-                *(kept, rows.hashes_U, rows.lengths_U),
-                *(rows.items_P, rows.codes_PS, rows.prefixes_U2),
+                kept,
+                hashes_U=rows.hashes_U,
+                lengths_U=rows.lengths_U,
+                items_P=rows.items_P,
+                codes_PS=rows.codes_PS,
+                prefixes_U2=rows.prefixes_U2,
             )
 
     def _slabs(self, description: str) -> Iterator[tuple[Numbering, list[_Slab]]]:
@@ -164,21 +168,22 @@ class _Merge:
             numbering = Numbering(is_text=self._columns.user_is_text)
             spans = [(int(one[nth]), int(one[nth + 1])) for one in self._bounds]
             numbers = [
-                numbering.number(part(ids, *span)).astype(np.int64)
-                for ids, span in zip(self._users, spans, strict=True)
+                numbering.number(part(ids, low, high)).astype(np.int64)
+                for ids, (low, high) in zip(self._users, spans, strict=True)
             ]
             if not len(numbering):
                 continue
             oldest_kept = np.zeros(len(numbering), np.int64)
             for at, segment in enumerate(self._segments):
                 if segment.is_replacing is not None:
-                    is_first_U = segment.is_replacing[slice(*spans[at])] > 0
+                    low, high = spans[at]
+                    is_first_U = segment.is_replacing[low:high] > 0
                     oldest_kept[numbers[at][is_first_U]] = at
             yield (
                 numbering,
                 [
-                    self._slab(at, *spans[at], numbers[at], oldest_kept)
-                    for at in range(len(self._segments))
+                    self._slab(at, low, high, numbers[at], oldest_kept)
+                    for at, (low, high) in enumerate(spans)
                 ],
             )
 

@@ -106,14 +106,26 @@ class Numbering:
         while True:
             if isinstance(ids, Texts):
                 done, self._num_known = _number_texts(
-                    *(ids.offsets, ids.data, done, numbers),
-                    *(self._slots.reshape(-1), self._num_homes, self._keys),
-                    *(self._offsets, self._data, self._num_known),
+                    offsets=ids.offsets,
+                    data=ids.data,
+                    done=done,
+                    numbers=numbers,
+                    slots=self._slots.reshape(-1),
+                    num_homes=self._num_homes,
+                    keys=self._keys,
+                    kept_offsets=self._offsets,
+                    kept=self._data,
+                    num_known=self._num_known,
                 )
             else:
                 done, self._num_known = _number_numbers(
-                    *(ids, done, numbers, self._slots.reshape(-1)),
-                    *(self._num_homes, self._keys, self._num_known),
+                    ids=ids,
+                    done=done,
+                    numbers=numbers,
+                    slots=self._slots.reshape(-1),
+                    num_homes=self._num_homes,
+                    keys=self._keys,
+                    num_known=self._num_known,
                 )
             if done == len(ids):
                 return numbers

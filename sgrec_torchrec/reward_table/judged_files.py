@@ -360,10 +360,9 @@ class _Checker:
         # one reduction each: NaN and infinity fail the comparisons too
         if not (scores.min() >= low and scores.max() <= high):
             self._fail(name, ~np.isfinite(raw), "is NaN or infinite")
-            self._fail(
-                *(name, ~((scores >= low) & (scores <= high))),
-                f"is outside the declared range [{allowed[0]:g}, {allowed[1]:g}]",
-            )
+            is_within = (scores >= low) & (scores <= high)
+            declared = f"[{allowed[0]:g}, {allowed[1]:g}]"
+            self._fail(name, ~is_within, f"is outside the declared range {declared}")
         return scores
 
     def _as_of(self) -> Int64Array:

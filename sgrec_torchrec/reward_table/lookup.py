@@ -43,9 +43,17 @@ def find(
     flat, width = slots.reshape(-1), slots.shape[1]
     if isinstance(ids, Texts):
         assert stored is not None
+        # by position: numba takes keywords apart slowly
         _find_texts(
-            *(ids.offsets, ids.data, flat, width, num_homes),
-            *(stored.offsets, stored.data, numbers_N, slots_N),
+            ids.offsets,
+            ids.data,
+            flat,
+            width,
+            num_homes,
+            stored.offsets,
+            stored.data,
+            numbers_N,
+            slots_N,
         )
     else:
         _find_numbers(ids, flat, width, num_homes, numbers_N, slots_N)
@@ -119,8 +127,12 @@ def _find_texts(  # type: ignore[no-untyped-def]
             while slots[slot * width + 1] != 0:
                 number = slots[slot * width + 1] - 1
                 if slots[slot * width] == key and is_same_text(
-                    *(data, offsets[at], offsets[at + 1]),
-                    *(kept, kept_offsets[number], kept_offsets[number + 1]),
+                    data=data,
+                    low=offsets[at],
+                    high=offsets[at + 1],
+                    stored=kept,
+                    stored_low=kept_offsets[number],
+                    stored_high=kept_offsets[number + 1],
                 ):
                     numbers_N[at] = number
                     slots_N[at] = slot

@@ -79,8 +79,15 @@ def rows_of(
     # a lone score travels with its item; several are looked up by their record
     is_alone = records.shape[1] == RECORD_HEAD + 1
     words = (packed if is_alone else records.reshape(-1)).view(np.float32)
-    layout = (packed, starts_U1, words, records.shape[1], is_alone, ranges)
-    items, codes, lengths_U, clash = _merge_rows(*layout, POLICIES.index(on_conflict))
+    items, codes, lengths_U, clash = _merge_rows(
+        packed=packed,
+        starts=starts_U1,
+        words=words,
+        width=records.shape[1],
+        is_alone=is_alone,
+        ranges=ranges,
+        policy=POLICIES.index(on_conflict),
+    )
     if clash >= 0:
         user = known[order_U[np.searchsorted(starts_U1, clash, side="right") - 1]]
         raise ConflictError(int(user), int(packed[clash] >> np.uint64(32)))

@@ -60,8 +60,11 @@ class Runs:
         widths = [width, PREFIX_WORDS] if has_prefixes else [width]
         self._lines = [
             _Chunks(
-                *(folder / name, num_buckets, words, num_rows),
-                memory_bytes * words // sum(widths),
+                folder / name,
+                num_buckets=num_buckets,
+                width=words,
+                num_lines=num_rows,
+                memory_bytes=memory_bytes * words // sum(widths),
             )
             for name, words in zip(("run", "prefixes"), widths, strict=False)
         ]
@@ -194,9 +197,17 @@ class _Chunks:
         at = 0
         while True:
             at, is_allowed = _append(
-                *(at, users, known, numbers, words, allowed.start, len(allowed)),
-                *(self._chunks.reshape(-1), self._owner_C),
-                *(self._num_used, self._free_B2),
+                at=at,
+                users=users,
+                hashes=known,
+                numbers=numbers,
+                words=words,
+                lowest=allowed.start,
+                span=len(allowed),
+                memory=self._chunks.reshape(-1),
+                owner_C=self._owner_C,
+                num_used=self._num_used,
+                free_B2=self._free_B2,
             )
             if not is_allowed:
                 raise UnexpectedItemError

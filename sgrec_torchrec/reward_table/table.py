@@ -192,10 +192,16 @@ class RewardTable:
             np.full(len(users), -1, np.int64),
         )
         rows_N, slots_N = segment.find_users(users)
+        # by position: numba takes keywords apart slowly
         search(
-            *(slots_N, segment.find_items(items), segment.user_slots.reshape(-1)),
-            *(segment.words, segment.halves, self._manifest.reward_range),
-            *(is_open_N, answers),
+            slots_N,
+            segment.find_items(items),
+            segment.user_slots.reshape(-1),
+            segment.words,
+            segment.halves,
+            self._manifest.reward_range,
+            is_open_N,
+            answers,
         )
         if segment.is_replacing is not None:
             close_replaced(rows_N, segment.is_replacing, is_open_N)

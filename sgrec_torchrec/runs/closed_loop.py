@@ -113,16 +113,27 @@ def close_loop(
 
 def show_rounds(rounds: Sequence[Round]) -> None:
     """Print a row for each round."""
-    columns = ("round", "step", "valid NDCG@10", "test NDCG@10", "test HR@10")
-    table = Table(*columns, "judged", "missed", "judged anew", "")
+    table = Table(
+        "round",
+        "step",
+        "valid NDCG@10",
+        "test NDCG@10",
+        "test HR@10",
+        "judged",
+        "missed",
+        "judged anew",
+        "",
+    )
     for one in rounds:
         table.add_row(
             str(one.number),
             str(one.best_step) if one.best_step else "pretrained",
-            *(f"{part:.4f}" for part in (one.validation_ndcg, one.test_ndcg)),
+            f"{one.validation_ndcg:.4f}",
+            f"{one.test_ndcg:.4f}",
             f"{one.test_hit_rate:.4f}",
             f"{one.judged_rollouts:.1%}",
-            *(f"{part:,}" for part in (one.num_missed, one.num_judged)),
+            f"{one.num_missed:,}",
+            f"{one.num_judged:,}",
             "published" if one.is_published else "",
         )
     Console(width=WIDTH).print(table)

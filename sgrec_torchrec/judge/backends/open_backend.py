@@ -42,7 +42,8 @@ def open_transformers(model: str, settings: dict[str, Any]) -> Backend:
     _check("transformers", settings, ["shares", "bf16"])
     from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
 
-    return TransformersBackend(*load_model(model), model, **settings)
+    llm, tokenizer = load_model(model)
+    return TransformersBackend(llm, tokenizer, model, **settings)
 
 
 def open_vllm(model: str, settings: dict[str, Any]) -> Backend:

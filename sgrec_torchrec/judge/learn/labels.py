@@ -198,7 +198,8 @@ def _preferences(
                 f"{path}, row {place}: {lacking[0]!r} has no levels for user "
                 f"{key[0]!r} at as_of {key[1]}: add it to the point-wise labels"
             )
-        found.setdefault(key, []).append(Preference(*map(ids.index, ends)))
+        preference = Preference(better=ids.index(ends[0]), worse=ids.index(ends[1]))
+        found.setdefault(key, []).append(preference)
     return {key: tuple(preferences) for key, preferences in found.items()}
 
 
