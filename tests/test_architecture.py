@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "report": UP_TO_LOGS | {"judge"},
     "serving": UP_TO_GENERATOR,
     "doctor": set(),
-    "runs": UP_TO_TOKENS | {"doctor", "STAGES"},
+    "runs": UP_TO_GENERATOR | {"evaluation", "doctor", "STAGES"},
     "candidates": UP_TO_GENERATOR | {"runs"},
     "experiments": UP_TO_GENERATOR
     | {"a2po", "evaluation", "runs", "reward_table", "serving", "train"},

@@ -33,8 +33,6 @@ from sgrec_torchrec.candidates.items import (
     write_tables,
 )
 from sgrec_torchrec.config import CandidatesConfig, RunConfig
-from sgrec_torchrec.distributed.checkpoint import latest_checkpoint
-from sgrec_torchrec.distributed.checkpoint_files import read_manifest
 from sgrec_torchrec.distributed.launch import (
     Ranks,
     all_gather_rows,
@@ -44,20 +42,16 @@ from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.files.atomic import atomic_folder, write_json
 from sgrec_torchrec.files.origin import origin
-from sgrec_torchrec.files.run_folder import BEST, CANDIDATES, CONFIG, MANIFEST
-from sgrec_torchrec.files.tracking import Tracker
+from sgrec_torchrec.files.run_folder import CANDIDATES, CONFIG, MANIFEST
 from sgrec_torchrec.generator.beam import beam_search, sample_distinct
 from sgrec_torchrec.generator.model import Generator
-from sgrec_torchrec.generator.pretrain import restore_best
-from sgrec_torchrec.generator.trainee import build_trainee
 from sgrec_torchrec.hashing import CANDIDATE, JUDGED_USER, hash64
 from sgrec_torchrec.item_graph.graph import ItemGraph
 from sgrec_torchrec.logs.canonical import file_facts
 from sgrec_torchrec.logs.judged_users import LABEL_SHARE, id_hashes
 from sgrec_torchrec.logs.prompts import eligible_prompts, fresh_targets
-from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS
 from sgrec_torchrec.logs.stream import EvalBatch, eval_batches
-from sgrec_torchrec.runs.prepare import prepare_graph, prepare_log, prepare_tokens
+from sgrec_torchrec.runs.open_run import open_run
 from sgrec_torchrec.schema import (
     EvalRows,
     Int32Array,
@@ -149,32 +143,22 @@ def gather(trained: Trained, settings: CandidatesConfig, out_dir: Path) -> None:
 
 
 def restore(config: RunConfig, ranks: Ranks) -> Trained:
-    """Load a run's best checkpoint. All ranks call together.
+    """``open_run``, and of it what is drawn with. All ranks call together.
 
     Raises:
-        FileNotFoundError: where there is none.
+        FileNotFoundError, ValueError: as ``open_run``.
     """
-    best = latest_checkpoint(config.run_dir / BEST)
-    if best is None:
-        raise FileNotFoundError(
-            f"{config.run_dir / BEST} holds no checkpoint: train the run first"
-        )
-    split, config = main_rank_first(lambda: prepare_log(config))
-    graph, config = main_rank_first(lambda: prepare_graph(split, config))
-    tokens = main_rank_first(lambda: prepare_tokens(split, graph, config))
-    nothing = Tracker(config.run_dir, enabled=False)
-    # Nothing is trained here, so nobody needs to be taught.
-    trainee = build_trainee(split, NO_SOFT_TARGETS, tokens, config, ranks, nothing)
-    restore_best(trainee)
-    trainee.dmp.eval()
+    # Nothing is ranked with the mixture here.
+    opened = open_run(config, ranks, with_evidence=False)
+    made = opened.made
     return Trained(
-        generator=trainee.dmp.module,
-        split=split,
-        graph=graph,
-        tokens=tokens,
-        config=config,
+        generator=opened.trainee.dmp.module,
+        split=made.split,
+        graph=made.graph,
+        tokens=made.tokens,
+        config=made.config,
         ranks=ranks,
-        step=read_manifest(best).step,
+        step=opened.step,
     )
 
 

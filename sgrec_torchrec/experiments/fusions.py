@@ -61,19 +61,14 @@ from sgrec_torchrec.files.run_folder import (
     METRICS,
     PRIOR_CHOICE,
 )
-from sgrec_torchrec.files.tracking import Tracker, read_metrics
+from sgrec_torchrec.files.tracking import read_metrics
 from sgrec_torchrec.generator.pretrain import restore_best
-from sgrec_torchrec.generator.trainee import Trainee, build_trainee
+from sgrec_torchrec.generator.trainee import Trainee
 from sgrec_torchrec.logs.judged_users import is_label_user
-from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS
 from sgrec_torchrec.reward_table import RewardTable
-from sgrec_torchrec.runs.prepare import (
-    prepare_evidence,
-    prepare_graph,
-    prepare_log,
-    prepare_tokens,
-)
-from sgrec_torchrec.schema import EvalRows, Int32Array, Int64Array, ItemTokens, SplitLog
+from sgrec_torchrec.runs.open_run import open_run
+from sgrec_torchrec.runs.prepare import prepare_log
+from sgrec_torchrec.schema import EvalRows, Int32Array, Int64Array, SplitLog
 from sgrec_torchrec.train import run
 
 DEFAULT_STEPS = 60
@@ -159,8 +154,6 @@ class _Pretrained:
 
     trainee: Trainee
     ranker: Ranker
-    split: SplitLog
-    tokens: ItemTokens
     guard: Callable[[], float] | None
     start_ndcg: float | None
     """What the guard says of these weights."""
@@ -175,32 +168,16 @@ def _restore(base: RunConfig, settings: AlignConfig, ranks: Ranks) -> _Pretraine
     check_rewards(split, dataclasses.replace(config, align=settings))
     # All arms rank with the mixture that the pretrained model chose.
     weight = _prior_weight(plain, ranks)
-    evaluation = dataclasses.replace(config.evaluation, prior_weight=weight)
-    config = dataclasses.replace(config, evaluation=evaluation)
-    graph, config = main_rank_first(lambda: prepare_graph(split, config))
-    evidence = main_rank_first(lambda: prepare_evidence(split, config))
-    tokens = main_rank_first(lambda: prepare_tokens(split, graph, config))
-    nothing = Tracker(config.run_dir, enabled=False)
-    trainee = build_trainee(split, NO_SOFT_TARGETS, tokens, config, ranks, nothing)
-    ranker = Ranker(
-        dmp=trainee.dmp,
-        split=split,
-        tokens=tokens,
-        graph=graph,
-        evidence=evidence,
-        config=config,
-        ranks=ranks,
-    )
-    restore_best(trainee)
+    evaluation = dataclasses.replace(plain.evaluation, prior_weight=weight)
+    opened = open_run(dataclasses.replace(plain, evaluation=evaluation), ranks)
+    ranker = opened.ranker()
     is_label_U = is_label_user(split.user_ids, config.log.seed)
     # Rows that an arm learns from cannot guard it.
     guards_U = is_label_U if settings.prompts == "fresh" else ~is_label_U
     guard = validation_ndcg(ranker, guards_U)
     return _Pretrained(
-        trainee=trainee,
+        trainee=opened.trainee,
         ranker=ranker,
-        split=split,
-        tokens=tokens,
         guard=guard,
         start_ndcg=guard() if guard else None,
     )
@@ -261,8 +238,8 @@ def _run_arm(
     aligner: Aligner | None = None
     if config.align.num_steps:
         trainee = dataclasses.replace(pretrained.trainee, config=config)
-        ranks = pretrained.ranker.ranks
-        aligner = build_aligner(trainee, pretrained.split, pretrained.tokens, ranks)
+        ranker = pretrained.ranker
+        aligner = build_aligner(trainee, ranker.split, ranker.tokens, ranker.ranks)
         semantic = heard(aligner.semantic, arm, config.seed)
         aligner = dataclasses.replace(aligner, semantic=semantic)
         state = align(aligner, guard, resume=resume, start_ndcg=start)

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from restored import restored_ranker
 from torch import Tensor
 
 from sgrec_torchrec.a2po import align as loop
@@ -19,11 +18,12 @@ from sgrec_torchrec.a2po.advantage import AdvantageStats, Rewards, a2po_advantag
 from sgrec_torchrec.a2po.aligner import Aligner, build_aligner
 from sgrec_torchrec.a2po.figures import StepFigures, combined
 from sgrec_torchrec.a2po.reward import Group, next_item_reward
-from sgrec_torchrec.config import AlignConfig
+from sgrec_torchrec.config import AlignConfig, RunConfig
 from sgrec_torchrec.distributed.launch import process_group
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.evaluation.generate import Ranker
 from sgrec_torchrec.evaluation.offline import validation_ndcg
+from sgrec_torchrec.runs.open_run import open_run
 from sgrec_torchrec.schema import Int64Array, Rollout
 
 NUM_PROMPTS, NUM_ROLLOUTS, NUM_UPDATES = 16, 8, 2
@@ -165,8 +165,9 @@ def own_figures(ranker: Ranker) -> StepFigures:
 
 def main() -> None:
     out, finished, out_dir = map(Path, sys.argv[1:])
+    config = RunConfig.read(finished / "config.json")
     with process_group(device="cpu", timeout_s=120) as ranks:
-        seen = everything(restored_ranker(finished, ranks), out_dir)
+        seen = everything(open_run(config, ranks).ranker(), out_dir)
         if is_main_rank():
             np.savez(out, **seen)
 

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from restored import restored_ranker
 
+from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.config.arguments import parse_run
 from sgrec_torchrec.distributed.launch import process_group
+from sgrec_torchrec.runs.open_run import open_run
 from sgrec_torchrec.train import run
 
 NUM_ROWS = 7
@@ -22,8 +23,9 @@ def main() -> None:
     out, finished, *words = sys.argv[1:]
     groups = itertools.groupby(words, lambda word: word == "--then")
     command_lines = [list(group) for is_break, group in groups if not is_break]
+    config = RunConfig.read(Path(finished) / "config.json")
     with process_group(device="cpu", timeout_s=240) as ranks:
-        ranker = restored_ranker(Path(finished), ranks)
+        ranker = open_run(config, ranks).ranker()
         rows = ranker.split.test.take(np.arange(NUM_ROWS))
         (top,) = ranker.top_items(rows, (0.4,))
         np.savez(
