@@ -6,24 +6,20 @@ text is untrusted: the template engine escapes it, the page's script sets it as 
 
 import base64
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sgrec_torchrec.files.atomic import atomic_file
-from sgrec_torchrec.files.run_folder import JUDGE_PAGE, MANIFEST, PARTS, USERS
+from sgrec_torchrec.files.run_folder import JUDGE_PAGE
 from sgrec_torchrec.judge.ask.aspects import ASPECTS, LEVELS
+from sgrec_torchrec.report.judged_folder import REWARD, JudgedFolder, open_judged
 from sgrec_torchrec.report.judged_pairs import (
     MAX_VERSIONS,
     NUM_BINS,
-    REWARD,
     Items,
     cut,
     measures_of,
@@ -34,23 +30,6 @@ from sgrec_torchrec.report.judged_pairs import (
 )
 
 TEMPLATE = "judge_page.html.j2"
-PAIR_COLUMNS = {
-    **dict.fromkeys(("user_id", "item_id", "source"), "string"),
-    "as_of": "integer",
-    **dict.fromkeys(("judge_version", "prompt_version"), "string"),
-}
-USER_COLUMNS = {
-    "user_id": "string",
-    "as_of": "integer",
-    "request_timestamp": "integer",
-    "history": "list",
-    "next_item_id": "string",
-}
-OTHER_KINDS = {
-    **dict.fromkeys(("aspect_", "weight_", REWARD), "float"),
-    "evidence_": "string",
-}
-"""How a column's name begins -> what it must hold, where it is there."""
 MAX_LISTED = 8
 MAX_FACTS = 200
 
@@ -85,14 +64,11 @@ def write_page(
     """
     if max_users < 1:
         raise ValueError(f"max_users is {max_users}; show 1 user or more")
-    names = _check_folder(judged)
-    facts = _facts(judged / MANIFEST)
-    try:
-        context = _context(judged, names, Items(titles), max_users, seed)
-    except duckdb.Error as error:
-        raise ValueError(
-            f"{judged}: its Parquet files cannot be read ({error}); judge again"
-        ) from error
+    folder = open_judged(judged)
+    names = folder.check_columns()
+    facts = _facts(folder)
+    with folder.reading():
+        context = _context(folder, names, Items(titles), max_users, seed)
     page = _environment().get_template(TEMPLATE).render(facts=facts, **context)
     path = out or judged / JUDGE_PAGE
     with atomic_file(path) as temporary:
@@ -102,10 +78,10 @@ def write_page(
 
 
 def _context(
-    judged: Path, names: set[str], items: Items, max_users: int, seed: int
+    folder: JudgedFolder, names: set[str], items: Items, max_users: int, seed: int
 ) -> dict[str, Any]:
     """What the template shows of the pairs; ``data`` is for its script."""
-    with open_pairs(judged, names) as (connection, aspects):
+    with open_pairs(folder, names) as (connection, aspects):
         measures = measures_of(connection, aspects)
         whole = totals(connection)
         wins = wins_of(connection, measures)
@@ -130,73 +106,10 @@ def _context(
     }
 
 
-def _check_folder(judged: Path) -> set[str]:
-    """All column names of the parts, once every file's schema has been checked."""
-    parts = sorted(judged.glob(PARTS))
-    if not parts:
-        raise FileNotFoundError(f"{judged}: no {PARTS}; judge candidates first")
-    if not (judged / USERS).is_file():
-        raise FileNotFoundError(
-            f"{judged / USERS}: not there, so no history is known; judge again"
-        )
-    _column_names(judged / USERS, USER_COLUMNS)
-    names: set[str] = set()
-    for part in parts:
-        found = _column_names(part, PAIR_COLUMNS)
-        if not any(name.startswith("aspect_") for name in found):
-            raise ValueError(f"{part}: no column aspect_<name>; judge again")
-        names |= found
-    return names
-
-
-def _column_names(path: Path, required: Mapping[str, str]) -> set[str]:
-    try:
-        schema = pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(
-            f"{path}: no whole Parquet file ({error}); remove it and judge again"
-        ) from error
-    for name in required:
-        if name not in schema.names:
-            raise ValueError(
-                f"{path}: no column {name}; it has {', '.join(schema.names)}; judge "
-                "again with this version"
-            )
-    for field in schema:
-        others = (k for at, k in OTHER_KINDS.items() if field.name.startswith(at))
-        kind = required.get(field.name) or next(others, None)
-        if kind and not _holds(field.type, kind):
-            raise ValueError(
-                f"{path}: column {field.name} holds {field.type}, not {kind}; judge "
-                "again with this version"
-            )
-    return set(schema.names)
-
-
-def _holds(data_type: pa.DataType, kind: str) -> bool:
-    types = pa.types
-    checks = {
-        "string": (types.is_string, types.is_large_string, types.is_dictionary),
-        "integer": (types.is_integer,),
-        "float": (types.is_floating,),
-        "list": (types.is_list, types.is_large_list),
-    }
-    # A column without any value may have been written without a type.
-    return any(check(data_type) for check in (*checks[kind], types.is_null))
-
-
-def _facts(path: Path) -> list[tuple[str, str]] | None:
+def _facts(folder: JudgedFolder) -> list[tuple[str, str]] | None:
     """The manifest as labels and texts; None where it is absent."""
-    if not path.is_file():
-        return None
-    mend = "mend it, or remove it to leave its facts out"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); {mend}") from error
-    if not isinstance(manifest, dict):
-        raise ValueError(f"{path}: JSON, but no object; {mend}")
-    return list(islice(_flat(manifest, ""), MAX_FACTS))
+    manifest = folder.manifest()
+    return None if manifest is None else list(islice(_flat(manifest, ""), MAX_FACTS))
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

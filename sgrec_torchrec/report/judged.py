@@ -13,17 +13,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
-from sgrec_torchrec.files.run_folder import (
-    ITEMS,
-    JUDGE,
-    JUDGE_REPORT,
-    JUDGED,
-    MANIFEST,
-    PARTS,
-    SPLIT,
-    USERS,
+from sgrec_torchrec.files.run_folder import ITEMS, JUDGE, JUDGE_REPORT, JUDGED, SPLIT
+from sgrec_torchrec.report.judged_folder import (
+    ASPECT,
+    EVIDENCE,
+    REWARD,
+    WEIGHT,
+    JsonRow,
+    find_judged,
 )
 from sgrec_torchrec.report.tables import Cell, Row, Table, facts
 
@@ -36,12 +34,10 @@ MAX_READ_ROWS = 20_000
 MAX_CHARS = 240
 STAGES = ("before", "sft", "grpo", "grpo + weights")
 """Of the judge's training, in order."""
-ASPECT, WEIGHT, EVIDENCE = "aspect_", "weight_", "evidence_"
 SHOWN_FACTS = (
     *("users", "pairs", "seconds", "pairs_per_second", "cached_share", "unanswered"),
     *("written_asked", "written_refused", "backend", "judge_version"),
 )
-JsonRow = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,42 +90,25 @@ def read_judged(run_dir: Path) -> JudgeSection | None:
     Raises:
         ValueError: naming a file that is not what the judge writes.
     """
-    folder = run_dir / JUDGED
-    parts = sorted(folder.glob(PARTS))
-    if not parts:
+    folder = find_judged(run_dir / JUDGED)
+    if folder is None:
         return None
-    try:
-        chosen = _chosen(_rows(parts))
-        histories = _histories(folder / USERS, [rows[0] for rows in chosen])
+    # A part without a column ends in either of the two.
+    with folder.reading(KeyError, TypeError):
+        chosen = _chosen(folder.first_pairs(MAX_READ_ROWS))
+        shown_ids = [str(rows[0]["user_id"]) for rows in chosen]
+        histories = folder.histories(shown_ids, MAX_HISTORY)
         named = {row["item_id"] for rows in chosen for row in rows}
         named |= {item for items in histories.values() for item in items}
         titles = _titles(run_dir / SPLIT / ITEMS, named)
         users = [_user(rows, histories, titles) for rows in chosen]
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder}: its Parquet files cannot be read ({type(error).__name__}: "
-            f"{error}); judge again"
-        ) from error
-    manifest = _json(folder / MANIFEST) or {}
+    manifest = folder.manifest() or {}
     shown = {name: manifest[name] for name in SHOWN_FACTS if name in manifest}
     return JudgeSection(
         facts=facts(shown),
         stages=_stages(run_dir / JUDGE / JUDGE_REPORT),
         users=users,
     )
-
-
-def _rows(parts: Sequence[Path]) -> Iterator[JsonRow]:
-    """The first pairs, in the order in which they were judged."""
-    left = MAX_READ_ROWS
-    for path in parts:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(batch_size=4096):
-                rows = batch.slice(0, left).to_pylist()
-                left -= len(rows)
-                yield from rows
-                if left <= 0:
-                    return
 
 
 def _chosen(rows: Iterator[JsonRow]) -> list[list[JsonRow]]:
@@ -140,7 +119,7 @@ def _chosen(rows: Iterator[JsonRow]) -> list[list[JsonRow]]:
     ranked = sorted(by_user.values(), key=lambda some: -sum(map(_num_written, some)))
     chosen = []
     for some in ranked[:MAX_USERS]:
-        some.sort(key=lambda row: (-row["reward"], str(row["item_id"])))
+        some.sort(key=lambda row: (-row[REWARD], str(row["item_id"])))
         best = some[:MAX_CANDIDATES]
         best += [row for row in some[MAX_CANDIDATES:] if row["source"] == "next"][:1]
         chosen.append([{**row, "num_pairs": len(some)} for row in best])
@@ -149,23 +128,6 @@ def _chosen(rows: Iterator[JsonRow]) -> list[list[JsonRow]]:
 
 def _num_written(row: JsonRow) -> int:
     return sum(bool(row[name]) for name in row if name.startswith(EVIDENCE))
-
-
-def _histories(path: Path, firsts: Sequence[JsonRow]) -> dict[str, list[str]]:
-    """Newest items of each user's history, oldest first."""
-    if not path.is_file():
-        return {}
-    users = pa.array([str(row["user_id"]) for row in firsts], pa.string())
-    table = pq.read_table(
-        path,
-        columns=["user_id", "history"],
-        filters=pc.field("user_id").isin(users),
-        page_checksum_verification=True,
-    )
-    return {
-        str(row["user_id"]): [str(item) for item in row["history"][-MAX_HISTORY:]]
-        for row in table.to_pylist()
-    }
 
 
 def _titles(path: Path, wanted: set[str]) -> dict[str, str]:
@@ -211,7 +173,7 @@ def _item(row: JsonRow, titles: Mapping[str, str]) -> JudgedItem:
         title=_title(str(row["item_id"]), titles),
         source=_cut(source.replace("_", " ")),
         is_next=source == "next",
-        reward=f"{row['reward']:.3f}",
+        reward=f"{row[REWARD]:.3f}",
         said=said,
     )
 
@@ -226,10 +188,10 @@ def _cut(text: str) -> str:
 
 def _stages(path: Path) -> Table | None:
     """What each stage of training brought on held-out labels."""
-    report = _json(path)
-    if report is None:
+    if not path.is_file():
         return None
     try:
+        report = json.loads(path.read_text(encoding="utf-8"))
         stages = report["stages"]
         rows = [_stage(name, stages[name]) for name in STAGES if name in stages]
         rows += [
@@ -240,7 +202,7 @@ def _stages(path: Path) -> Table | None:
             )
             for name, one in report["baselines"].items()
         ]
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: cannot be read ({type(error).__name__}: {error}); train "
             "the judge again"
@@ -266,12 +228,3 @@ def _stage(name: str, one: Mapping[str, Any]) -> Row:
 def _auc(one: Mapping[str, Any]) -> str:
     auc = one["pair_auc"]["all"]
     return "" if auc is None else f"{auc:.3f}"
-
-
-def _json(path: Path) -> Any:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: cannot be read ({error}); judge again") from error

@@ -1,23 +1,27 @@
 """Judged pairs -> what the inspection page shows of them.
 
-Everything is asked of DuckDB, which streams Parquet and spills beyond its memory
-limit: spreads and wins over all pairs, then the candidates of a few users.
+Everything is asked of the folder's database: spreads and wins over all pairs, then the
+candidates of a few users.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from sgrec_torchrec.files.run_folder import PARTS, USERS
+from sgrec_torchrec.files.run_folder import USERS
 from sgrec_torchrec.judge.ask.aspects import ASPECTS
+from sgrec_torchrec.report.judged_folder import (
+    ASPECT,
+    EVIDENCE,
+    REWARD,
+    WEIGHT,
+    JudgedFolder,
+)
 
-REWARD = "reward"
 SOURCES = {
     "next": "true next item",
     "beam": "beam",
@@ -37,7 +41,6 @@ MAX_ROWS = 20_000
 """Candidates in the whole page, shared equally by its users."""
 MAX_TEXT = 300
 MAX_VERSIONS = 8
-MEMORY_LIMIT_MIB = 1024
 
 _NUM_USERS = "SELECT count(*) FROM (SELECT DISTINCT user_id FROM pairs)"
 _VERSIONS = f"""
@@ -135,20 +138,17 @@ class Items:
 
 @contextmanager
 def open_pairs(
-    judged: Path, names: set[str]
+    judged: JudgedFolder, names: set[str]
 ) -> Iterator[tuple[duckdb.DuckDBPyConnection, list[str]]]:
     """A database with the views ``users`` and ``pairs``, and the names of its aspects.
 
     Aspect i has score ``m<i>``, weight ``w<i>`` and evidence ``e<i>``; scores that are
     no number in [0, 1] are null.
+
+    Args:
+        names: of the columns, as ``judged.check_columns`` found them.
     """
-    parts = [str(path) for path in sorted(judged.glob(PARTS))]
-    with tempfile.TemporaryDirectory() as spill, duckdb.connect() as connection:
-        connection.execute(f"SET memory_limit = '{MEMORY_LIMIT_MIB}MiB'")
-        connection.execute("SET temp_directory = $1", [spill])
-        connection.execute("SET preserve_insertion_order = false")
-        connection.read_parquet(parts, union_by_name=True).create_view("raw")
-        connection.read_parquet(str(judged / USERS)).create_view("users")
+    with judged.database() as connection:
         aspects = _aspect_names(names)
         columns = ["user_id, item_id, as_of, judge_version, prompt_version"]
         known = ", ".join(f"'{source}'" for source in SOURCES)
@@ -156,9 +156,9 @@ def open_pairs(
             f"CASE WHEN source IN ({known}) THEN source ELSE 'other' END AS source"
         )
         for i, name in enumerate(aspects):
-            columns.append(f"{_score(f'aspect_{name}', names)} AS m{i}")
-            columns.append(f"{_score(f'weight_{name}', names)} AS w{i}")
-            columns.append(f"{_text(f'evidence_{name}', names)} AS e{i}")
+            columns.append(f"{_score(ASPECT + name, names)} AS m{i}")
+            columns.append(f"{_score(WEIGHT + name, names)} AS w{i}")
+            columns.append(f"{_text(EVIDENCE + name, names)} AS e{i}")
         columns.append(f"{_score(REWARD, names)} AS {REWARD}")
         selected = ", ".join(columns)
         connection.execute(f"CREATE VIEW pairs AS SELECT {selected} FROM raw")
@@ -265,8 +265,7 @@ def cut(text: str | None) -> str | None:
 
 def _aspect_names(names: set[str]) -> list[str]:
     """Known aspects in their order, then any others by name."""
-    prefix = "aspect_"
-    found = {name[len(prefix) :] for name in names if name.startswith(prefix)}
+    found = {name.removeprefix(ASPECT) for name in names if name.startswith(ASPECT)}
     known = [aspect.name for aspect in ASPECTS if aspect.name in found]
     return known + sorted(found - set(known))
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sgrec_torchrec.report import judged_pairs as page_pairs
+from sgrec_torchrec.report.judged_folder import open_judged
 from sgrec_torchrec.report.judged_pairs import Measure
 
 Row = dict[str, Any]
@@ -36,7 +37,7 @@ def ask(
 ) -> Asked:
     names = {n for p in judged.glob("part-*") for n in pq.read_schema(p).names}
     items = page_pairs.Items(titles)
-    with page_pairs.open_pairs(judged, names) as (connection, aspects):
+    with page_pairs.open_pairs(open_judged(judged), names) as (connection, aspects):
         measures = page_pairs.measures_of(connection, aspects)
         users = page_pairs.users_of(connection, measures, items, max_users, seed)
         wins = page_pairs.wins_of(connection, measures)
