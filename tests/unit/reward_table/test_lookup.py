@@ -58,6 +58,13 @@ def test_runs_of_equal_ids_are_found_across_blocks(is_text: bool, width: int) ->
     assert places.tolist() == [place_of.get(one, -1) for one in numbers.tolist()]
 
 
+def test_other_ids_are_not_taken_for_id_0() -> None:
+    # Empty slots hold a key of 0, too: it is the number that tells them.
+    asked = np.arange(-8, 8)
+    numbers, _ = find(asked, slots_of(np.array([0])), 2, None)
+    assert numbers.tolist() == [0 if one == 0 else -1 for one in asked.tolist()]
+
+
 def test_numbers_without_a_map_are_those_of_a_span() -> None:
     asked = np.array([6, 7, 8, 9, 10, -7])
     assert find_direct(asked, 7, 3).tolist() == [-1, 0, 1, 2, -1, -1]
@@ -121,17 +128,20 @@ def test_every_item_of_a_row_and_none_between_is_found(extra: int) -> None:
     assert found == [place >= 0 for place in places]
 
 
-def test_a_block_whose_only_long_row_is_the_first_slots_is_narrowed() -> None:
+@pytest.mark.parametrize("before", [[], [2, 2], [-1]])
+def test_slot_0_may_hold_the_only_long_row_of_a_block(before: list[int]) -> None:
     # A block before it, of another long row: were this one not narrowed, it would be
     # searched where that one's items lie.
     length = SHORT_ROW + 2
     rows = [list(range(start, 2 * length, 2)) for start in (0, 1)]
     key = np.arange(BLOCK) % length
-    users = [1] * BLOCK + [0] * BLOCK
-    wanted = [*np.array(rows[1])[key].tolist(), *np.array(rows[0])[key].tolist()]
-    _, found, places, _ = searched(rows, users, wanted, [True] * len(users))
-    assert places == [*(length + key).tolist(), *key.tolist()]
-    assert all(found)
+    rest = key[len(before) :]
+    users = [1] * BLOCK + before + [0] * len(rest)
+    wanted = [*(2 * key + 1).tolist(), *[7] * len(before), *(2 * rest).tolist()]
+    _, found, places, _ = searched([*rows, [7]], users, wanted, [True] * len(users))
+    ahead = [2 * length if user == 2 else -1 for user in before]
+    assert places == [*(length + key).tolist(), *ahead, *rest.tolist()]
+    assert found == [place >= 0 for place in places]
 
 
 def test_replaced_users_are_closed_and_no_others() -> None:
