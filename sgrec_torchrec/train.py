@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from sgrec_torchrec.a2po.align import align
 from sgrec_torchrec.a2po.aligner import (
     build_aligner,
+    check_going_on,
     check_rewards,
     restore_aligned,
 )
@@ -36,6 +37,7 @@ from sgrec_torchrec.files.run_folder import CONFIG, EVALUATION_PRETRAINED, META
 from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.generator.pretrain import pretrain, restore_best
 from sgrec_torchrec.report.run_page import write_report
+from sgrec_torchrec.runs.claim import Claim
 from sgrec_torchrec.runs.open_run import build_run, prepare_run
 from sgrec_torchrec.runs.stopwatch import Stopwatch
 from sgrec_torchrec.schema import SplitLog
@@ -70,7 +72,14 @@ def run(
 ) -> RunResult:
     """The steps in order. All ranks call together; the main rank writes."""
     watch = Stopwatch()
-    made = prepare_run(config, watch, check=check_log, with_teacher=True)
+    claim = Claim(use="read" if evaluate_only else "go on" if resume else "begin")
+    made = prepare_run(
+        config,
+        watch,
+        claim=claim,
+        check=lambda split, known: check_log(split, known, resume=resume),
+        with_teacher=True,
+    )
     split, tokens, config = made.split, made.tokens, made.config
     write_config(config)
     with Tracker(config.run_dir, enabled=is_main_rank()) as tracker:
@@ -107,10 +116,12 @@ def run(
     return RunResult(best_epoch=best_epoch, prior_weight=prior_weight)
 
 
-def check_log(split: SplitLog, config: RunConfig) -> None:
+def check_log(split: SplitLog, config: RunConfig, *, resume: bool) -> None:
     """Raise where evaluation or post-training could not follow, before any work."""
     check_rows(split, config)
     check_rewards(split, config)
+    if resume:
+        check_going_on(config)
 
 
 def report(config: RunConfig) -> None:

@@ -21,6 +21,7 @@ from sgrec_torchrec.config import AlignConfig, RunConfig
 from sgrec_torchrec.config.registry import BUSINESS_REWARDS
 from sgrec_torchrec.distributed.checkpoint import (
     FREE_FIELDS,
+    check_config,
     latest_checkpoint,
     read_extra,
 )
@@ -127,6 +128,20 @@ def check_rewards(split: SplitLog, config: RunConfig) -> None:
     """
     if config.align.num_steps:
         open_rewards(split, config)
+
+
+def check_going_on(config: RunConfig) -> None:
+    """Raise before any work where post-training could not go on from what is there.
+
+    Raises:
+        ValueError: naming the setting that it was begun with.
+    """
+    newest = latest_checkpoint(config.run_dir / ALIGNED / CHECKPOINTS)
+    if not config.align.num_steps or newest is None:
+        return
+    now = made_of(config.run_dir / BEST, config.align)
+    if read_extra(newest).get("made_of") == now:
+        check_config(newest, config.to_json(), FREE)
 
 
 def open_rewards(

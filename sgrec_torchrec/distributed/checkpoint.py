@@ -10,6 +10,7 @@ import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def load_checkpoint(
     """
     reader = _open_verified(path, together=True)
     if config_json is not None:
-        _check_config(path, config_json, free_fields)
+        check_config(path, config_json, free_fields)
     model_state = dmp.state_dict()
     tensors = _training_tensors(dmp, optimizer, model_state)
     extra = _read_json(path / STATE)
@@ -177,6 +178,75 @@ def load_unsharded(path: Path, module: nn.Module) -> None:
         raise ValueError(f"{on_meta[0]} is on the meta device: call to_empty() first")
     _check_fit(path, tensors, reader, whole=False)
     _read_tensors(path, tensors, reader, alone=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherSetting:
+    """A setting that a checkpoint was saved with, and that a run has otherwise."""
+
+    field: str
+    was: object
+    now: object
+
+    def __str__(self) -> str:
+        return f"{self.field} = {self.was!r}, this run has {self.now!r}"
+
+
+def other_setting(
+    path: Path,
+    config_json: str,
+    free_fields: Collection[str],
+    *,
+    is_open: bool = False,
+) -> OtherSetting | None:
+    """The first setting in which a checkpoint and a run differ. No communication.
+
+    Args:
+        config_json: settings of the run.
+        free_fields: settings whose difference does not matter.
+        is_open: what is None follows from the log, which is not read yet, so it does
+            not count.
+
+    Raises:
+        ValueError: where the checkpoint's settings are damaged.
+    """
+    try:
+        saved = _flatten(_read_json(path / CONFIG))
+    except ValueError as error:
+        raise ValueError(
+            f"{path / CONFIG} is damaged ({error}): use an older checkpoint"
+        ) from error
+    current = _flatten(json.loads(config_json))
+    for field in sorted(saved.keys() | current.keys()):
+        if field in free_fields or field.split(".")[0] in free_fields:
+            continue
+        was, now = saved.get(field), current.get(field)
+        if was != now and not (is_open and now is None):
+            return OtherSetting(field=field, was=was, now=now)
+    return None
+
+
+def check_config(
+    path: Path,
+    config_json: str,
+    free_fields: Collection[str] = FREE_FIELDS,
+    *,
+    is_open: bool = False,
+) -> None:
+    """Raise where a run's settings are not those of a checkpoint.
+
+    Args:
+        path, config_json, free_fields, is_open: as ``other_setting``.
+
+    Raises:
+        ValueError: naming the field, and both values.
+    """
+    found = other_setting(path, config_json, free_fields, is_open=is_open)
+    if found is not None:
+        raise ValueError(
+            f"{path} was saved with {found}: set {found.field} back, or start afresh "
+            "under another name"
+        )
 
 
 def read_extra(path: Path) -> dict[str, Any]:
@@ -276,20 +346,6 @@ def _shape(value: Any) -> tuple[int, ...]:
     if hasattr(value, "local_shards"):
         return tuple(value.metadata().size)
     return tuple(value.shape)
-
-
-def _check_config(path: Path, config_json: str, free_fields: Collection[str]) -> None:
-    saved = _flatten(_read_json(path / CONFIG))
-    current = _flatten(json.loads(config_json))
-    for field in sorted(saved.keys() | current.keys()):
-        if field in free_fields or field.split(".")[0] in free_fields:
-            continue
-        was, now = saved.get(field), current.get(field)
-        if was != now:
-            raise ValueError(
-                f"{path} was saved with {field} = {was!r}, this run has {now!r}: "
-                f"set {field} back, or start afresh under another name"
-            )
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -22,6 +22,7 @@ from sgrec_torchrec.generator.pretrain import restore_best
 from sgrec_torchrec.generator.trainee import Trainee, build_trainee
 from sgrec_torchrec.item_graph.graph import ItemGraph
 from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS, SoftTargets
+from sgrec_torchrec.runs.claim import Claim
 from sgrec_torchrec.runs.prepare import (
     prepare_evidence,
     prepare_graph,
@@ -75,6 +76,7 @@ def prepare_run(
     config: RunConfig,
     watch: Stopwatch,
     *,
+    claim: Claim,
     check: Callable[[SplitLog, RunConfig], None] | None = None,
     with_evidence: bool = True,
     with_teacher: bool = False,
@@ -83,6 +85,7 @@ def prepare_run(
 
     Args:
         watch: notes how long each takes.
+        claim: what the run's folder is wanted for; refuses before it changes.
         check: raises where a later stage could not follow; called once the log is read.
         with_evidence: who draws only does without.
         with_teacher: only who pretrains is taught; takes the evidence.
@@ -90,9 +93,10 @@ def prepare_run(
     Raises:
         ValueError, FileNotFoundError: from the stages.
     """
-    split, config = watch.main_first("log", lambda: prepare_log(config))
-    if check is not None:
-        check(split, config)
+    given = config
+    split, config = watch.main_first(
+        "log", lambda: prepare_log(given, claim=claim, check=check)
+    )
     graph, config = watch.main_first("graph", lambda: prepare_graph(split, config))
     evidence, teacher = None, NO_SOFT_TARGETS
     if with_evidence or with_teacher:
@@ -133,7 +137,9 @@ def open_run(config: RunConfig, ranks: Ranks, *, with_evidence: bool = True) -> 
     best = config.run_dir / BEST
     if latest_checkpoint(best) is None:
         raise FileNotFoundError(f"{best} holds no checkpoint: train the run first")
-    made = prepare_run(config, Stopwatch(), with_evidence=with_evidence)
+    made = prepare_run(
+        config, Stopwatch(), claim=Claim(use="read"), with_evidence=with_evidence
+    )
     opened = build_run(made, ranks, Tracker(made.config.run_dir, enabled=False))
     step = restore_best(opened.trainee).step
     opened.trainee.dmp.eval()

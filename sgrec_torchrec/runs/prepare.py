@@ -59,6 +59,7 @@ from sgrec_torchrec.logs.measure import measure_log, resolve
 from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS, SoftTargets
 from sgrec_torchrec.logs.split import load_split, prepare_split
 from sgrec_torchrec.logs.stream import resolved
+from sgrec_torchrec.runs.claim import Claim
 from sgrec_torchrec.schema import ItemTokens, SplitLog
 
 FORMAT = 1
@@ -67,25 +68,47 @@ FORM = "settings.json"
 TAUGHT = "teacher.json"
 
 
-def prepare_log(config: RunConfig) -> tuple[SplitLog, RunConfig]:
+def prepare_log(
+    config: RunConfig,
+    *,
+    claim: Claim | None = None,
+    check: Callable[[SplitLog, RunConfig], None] | None = None,
+) -> tuple[SplitLog, RunConfig]:
     """Import and split the log; fill every open setting from what is measured on it.
+
+    Nothing of the run's folder changes before all checks have passed.
+
+    Args:
+        claim: refuses what the folder's model does not go with.
+        check: raises where a later stage could not follow.
 
     Raises:
         ValueError, FileNotFoundError: from the importer or the split, naming file,
-            column, row and the mend.
+            column, row and the mend; from the claim; from ``check``.
     """
+    # What the others would compare may be replaced already when their turn comes.
+    claim = claim if is_main_rank() else None
+    if claim is not None:
+        claim.check_given(config)
     log = dataclasses.replace(config.log, fit_on="train", filter_seen=None)
     importer = IMPORTERS.signature(log.source)
     source = [importer, log.path, fingerprint(log.source, log.path)]
-    canonical = _once(config, CANONICAL, source, lambda folder: import_log(log, folder))
-    split_dir = _once(
+    canonical = _made(config, CANONICAL, source, lambda folder: import_log(log, folder))
+    split_dir = _made(
         config,
         SPLIT,
         [canonical.name, log],
         lambda folder: prepare_split(canonical, log, folder),
     )
     split = load_split(split_dir)
-    return split, resolve(config, measure_log(split))
+    known = resolve(config, measure_log(split))
+    if claim is not None:
+        claim.check_resolved(known, split_dir)
+    if check is not None:
+        check(split, known)
+    for stage, folder in ((CANONICAL, canonical), (SPLIT, split_dir)):
+        _link(config.run_dir / stage, folder)
+    return split, known
 
 
 def prepare_graph(split: SplitLog, config: RunConfig) -> tuple[ItemGraph, RunConfig]:
@@ -214,7 +237,19 @@ def _once(
     inputs: Sequence[object],
     build: Callable[[Path], object],
 ) -> Path:
-    """Build the stage's folder unless it is there; link it into the run's folder.
+    """Build the stage's folder unless it is there; link it into the run's folder."""
+    folder = _made(config, stage, inputs, build)
+    _link(config.run_dir / stage, folder)
+    return folder
+
+
+def _made(
+    config: RunConfig,
+    stage: str,
+    inputs: Sequence[object],
+    build: Callable[[Path], object],
+) -> Path:
+    """Build the stage's folder unless it is there.
 
     ``build`` writes through a temporary name, so a folder that is there is whole. Only
     the main rank builds and links. The others come after it (``main_rank_first``) and
@@ -224,17 +259,17 @@ def _once(
         FileNotFoundError: on another rank that does not see the folder.
     """
     folder = Path(config.out_dir) / PREPARED / f"{stage}-{_key(stage, *inputs)}"
-    if not is_main_rank():
-        if not folder.exists():
-            raise FileNotFoundError(f"{folder} is not visible to this rank")
+    if folder.exists():
         return folder
-    if not folder.exists():
-        build(folder)
-    _link(config.run_dir / stage, folder)
+    if not is_main_rank():
+        raise FileNotFoundError(f"{folder} is not visible to this rank")
+    build(folder)
     return folder
 
 
 def _link(link: Path, folder: Path) -> None:
+    if not is_main_rank():
+        return
     link.parent.mkdir(parents=True, exist_ok=True)
     target = os.path.relpath(folder, link.parent)
     if link.is_symlink() and str(link.readlink()) == target:

@@ -15,7 +15,7 @@ import pytest
 from sgrec_torchrec.a2po.aligner import FREE
 from sgrec_torchrec.config import CandidatesConfig, JudgeConfig, RunConfig, settled
 from sgrec_torchrec.config.arguments import override, parse_with
-from sgrec_torchrec.distributed.checkpoint import FREE_FIELDS, _check_config
+from sgrec_torchrec.distributed.checkpoint import FREE_FIELDS, check_config
 from sgrec_torchrec.experiments import fusions
 from sgrec_torchrec.runs import pipeline
 from sgrec_torchrec.runs.pipeline import pipeline_steps, with_bounds
@@ -70,10 +70,10 @@ def test_its_checkpoints_go_on(
     config: RunConfig, tmp_path: Path, free_fields: tuple[str, ...]
 ) -> None:
     (tmp_path / "config.json").write_text(OLD.read_text())
-    _check_config(tmp_path, config.to_json(), free_fields)
+    check_config(tmp_path, config.to_json(), free_fields)
     other = override(config, ["generator.dim=32"])
     with pytest.raises(ValueError, match=r"saved with generator\.dim = 64"):
-        _check_config(tmp_path, other.to_json(), free_fields)
+        check_config(tmp_path, other.to_json(), free_fields)
 
 
 def _make(folder: Path) -> None:

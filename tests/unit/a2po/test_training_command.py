@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from folder_state import folder_state
 
 from sgrec_torchrec.files.tracking import read_metrics
 
@@ -23,8 +24,8 @@ def copied_runs(finished_run: Path, tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def test_command_post_trains_and_resumes_as_finished(
-    copied_runs: Path, planted_log, tiny_arguments, train_here
+def test_command_post_trains_and_resumes_as_finished_or_under_no_other_settings(
+    copied_runs: Path, planted_log, tiny_arguments, train_here, capsys
 ) -> None:
     argv = [*tiny_arguments(planted_log(), copied_runs, *CHANGES), "--resume"]
     run_dir = copied_runs / "tiny"
@@ -37,6 +38,11 @@ def test_command_post_trains_and_resumes_as_finished(
     assert read_metrics(run_dir / "aligned" / "metrics.jsonl") == lines
     again = json.loads((run_dir / "evaluation" / "results.json").read_text())
     assert again["systems"] == results["systems"]
+    before = folder_state(run_dir)
+    with pytest.raises(SystemExit):
+        train_here([*argv, "--set", "align.num_steps=14"])
+    assert "align.num_steps = 12, this run has 14" in capsys.readouterr().err
+    assert folder_state(run_dir) == before
 
 
 @pytest.mark.parametrize("setting", ["table", "business_table"])

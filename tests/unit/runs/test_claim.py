@@ -1,0 +1,85 @@
+"""A call that is refused leaves the run's folder as it was, to the byte."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from folder_state import folder_state
+
+from sgrec_torchrec.runs import prepare
+
+pytestmark = pytest.mark.long
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def runs(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of ``finished_run`` and of what was prepared for it."""
+    shutil.copytree(finished_run.parent, tmp_path / "runs", symlinks=True)
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def refused(
+    planted_log, tiny_arguments, train_here, runs: Path, capsys: pytest.CaptureFixture
+) -> Refused:
+    """refused(*assignments, options=...) -> the last line; the run is as it was."""
+
+    def call(*changes: str, options: tuple[str, ...], log: Path | None = None) -> str:
+        before = folder_state(runs / "tiny")
+        argv = tiny_arguments(log or planted_log(), runs, *changes)
+        with pytest.raises(SystemExit) as stopped:
+            train_here([*argv, *options])
+        assert stopped.value.code == 2
+        assert folder_state(runs / "tiny") == before
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("generator.dropout=0.5", "generator.dropout = 0.2, this run has 0.5"),
+        ("log.max_history=20", "log.max_history = 50, this run has 20"),
+        ("tokens.num_codes=24", "tokens.num_codes = 16, this run has 24"),
+        ("seed=3", "seed = 0, this run has 3"),
+    ],
+)
+def test_resume_is_refused_by_a_setting_before_the_log_is_read(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, change: str, named: str
+) -> None:
+    monkeypatch.setattr(prepare, "_made", None)
+    assert named in refused(change, options=("--resume",))
+
+
+def test_resume_is_refused_by_a_setting_that_only_the_log_tells(
+    refused: Refused,
+) -> None:
+    last = refused("tokens.num_codes=none", options=("--resume",))
+    assert "tokens.num_codes = 16, this run has " in last
+
+
+def test_resume_on_another_log_of_the_same_name_is_refused(
+    planted_log, tiny_arguments, train_here, refused: Refused, runs: Path, tmp_path
+) -> None:
+    log = tmp_path / "log"
+    log.symlink_to(planted_log(3))
+    shutil.rmtree(runs / "tiny")
+    settings = ("pretrain.num_epochs=2",)
+    train_here(tiny_arguments(log, runs, *settings))
+    log.unlink()
+    log.symlink_to(planted_log(4))
+    last = refused(*settings, options=("--resume",), log=log)
+    assert "was trained on another log than log.source = 'canonical' now holds" in last
+
+
+def test_a_checkpoint_whose_settings_are_damaged_is_named(
+    refused: Refused, runs: Path
+) -> None:
+    newest = max((runs / "tiny" / "checkpoints").iterdir())
+    (newest / "config.json").write_text("{")
+    last = refused(options=("--resume",))
+    assert f"{newest / 'config.json'} is damaged" in last
