@@ -17,6 +17,7 @@ from sgrec_torchrec.a2po.align import align
 from sgrec_torchrec.a2po.aligner import (
     build_aligner,
     check_going_on,
+    check_replacing,
     check_rewards,
     restore_aligned,
 )
@@ -37,7 +38,7 @@ from sgrec_torchrec.files.run_folder import CONFIG, EVALUATION_PRETRAINED, META
 from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.generator.pretrain import pretrain, restore_best
 from sgrec_torchrec.report.run_page import write_report
-from sgrec_torchrec.runs.claim import Claim
+from sgrec_torchrec.runs.claim import Claim, IfThere, Use
 from sgrec_torchrec.runs.open_run import build_run, prepare_run
 from sgrec_torchrec.runs.stopwatch import Stopwatch
 from sgrec_torchrec.schema import SplitLog
@@ -51,7 +52,8 @@ def main(argv: list[str] | None = None) -> None:
     """
     config, args = parse_run(argv)
     with errors_in_one_line("train.py"), process_group() as ranks:
-        run(config, ranks, resume=args.resume)
+        there: IfThere = "set aside" if args.overwrite else "refuse"
+        run(config, ranks, resume=args.resume, if_there=there)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,17 +69,19 @@ def run(
     ranks: Ranks,
     *,
     resume: bool = False,
+    if_there: IfThere = "refuse",
     evaluate_only: bool = False,
     baselines: Mapping[str, Baseline] = BASELINES,
 ) -> RunResult:
     """The steps in order. All ranks call together; the main rank writes."""
     watch = Stopwatch()
-    claim = Claim(use="read" if evaluate_only else "go on" if resume else "begin")
+    use: Use = "read" if evaluate_only else "go on" if resume else "begin"
+    claim = Claim(use=use, if_there=if_there)
     made = prepare_run(
         config,
         watch,
         claim=claim,
-        check=lambda split, known: check_log(split, known, resume=resume),
+        check=lambda split, known: check_log(split, known, claim),
         with_teacher=True,
     )
     split, tokens, config = made.split, made.tokens, made.config
@@ -116,12 +120,14 @@ def run(
     return RunResult(best_epoch=best_epoch, prior_weight=prior_weight)
 
 
-def check_log(split: SplitLog, config: RunConfig, *, resume: bool) -> None:
+def check_log(split: SplitLog, config: RunConfig, claim: Claim) -> None:
     """Raise where evaluation or post-training could not follow, before any work."""
     check_rows(split, config)
     check_rewards(split, config)
-    if resume:
+    if claim.use == "go on":
         check_going_on(config)
+    if claim.keeps:
+        check_replacing(config)
 
 
 def report(config: RunConfig) -> None:

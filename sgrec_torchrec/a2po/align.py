@@ -34,11 +34,13 @@ from sgrec_torchrec.a2po.rollout import (
     policy_batch,
     roll_out,
 )
+from sgrec_torchrec.distributed.checkpoint import latest_checkpoint
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.optimizer import set_learning_rates
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.distributed.schedule import warmup_cosine
-from sgrec_torchrec.files.run_folder import CHECKPOINTS
+from sgrec_torchrec.files.atomic import set_aside
+from sgrec_torchrec.files.run_folder import BEST, CHECKPOINTS
 from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.hashing import ROLLOUT, hash64
 from sgrec_torchrec.logs.stream import EvalBatch, eval_batch
@@ -140,13 +142,21 @@ def _begin(
     if resume and is_current(aligner, CHECKPOINTS):
         return aligner.keeper.load(aligner.keeper.newest)
     if is_main_rank():
-        shutil.rmtree(aligner.folder, ignore_errors=True)
+        _make_room(aligner, resume=resume)
     state = AlignState(made_of=aligner.made_of)
     if validate:
         ndcg = validate() if start_ndcg is None else start_ndcg
         state = replace(state, best_ndcg=ndcg, start_ndcg=ndcg)
     aligner.keeper.ship(state)
     return state
+
+
+def _make_room(aligner: Aligner, *, resume: bool) -> None:
+    """Who goes on did not ask for the end of what other rewards have made."""
+    if resume and latest_checkpoint(aligner.folder / BEST):
+        place = set_aside(aligner.folder)
+        print(f"{aligner.folder}, of other weights or tables, is now {place}")
+    shutil.rmtree(aligner.folder, ignore_errors=True)
 
 
 def _step(

@@ -144,6 +144,22 @@ def check_going_on(config: RunConfig) -> None:
         check_config(newest, config.to_json(), FREE)
 
 
+def check_replacing(config: RunConfig) -> None:
+    """Raise before any work where what is post-trained anew is of other rewards.
+
+    Raises:
+        ValueError: naming the folder, and the ways to go.
+    """
+    best = latest_checkpoint(config.run_dir / ALIGNED / BEST)
+    if not config.align.num_steps or best is None:
+        return
+    if read_extra(best).get("made_of") != made_of(config.run_dir / BEST, config.align):
+        raise ValueError(
+            f"{best} is made of other weights or tables: go on by --resume, which "
+            "moves it aside, choose another --name, or give --overwrite"
+        )
+
+
 def open_rewards(
     split: SplitLog, config: RunConfig
 ) -> tuple[Prompts, BusinessReward, SemanticReward]:

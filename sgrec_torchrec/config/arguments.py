@@ -79,9 +79,6 @@ def parse_run(argv: list[str] | None = None) -> tuple[RunConfig, argparse.Namesp
         "train.py", "Train and evaluate the generator on an interaction log."
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the newest whole checkpoint"
-    )
-    parser.add_argument(
         "--config",
         type=Path,
         help="config.json of a run, instead of --run: its settings, where it lies now",
@@ -109,6 +106,15 @@ def run_parser(program: str, description: str) -> argparse.ArgumentParser:
         help="override one field; may be repeated",
     )
     parser.add_argument("--name", help="folder of the run below out_dir")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument(
+        "--resume", action="store_true", help="go on from the newest whole checkpoint"
+    )
+    begin.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="begin anew; what the run's folder holds is moved to NAME.1 first",
+    )
     return parser
 
 

@@ -130,7 +130,8 @@ def _run(
             max_history=config.log.max_history,
             tune_minutes=tune_minutes,
         )
-    return run(config, ranks, resume=resume, baselines=baselines)
+    # A benchmark's runs are its own: without --resume it measures anew.
+    return run(config, ranks, resume=resume, if_there="replace", baselines=baselines)
 
 
 def _rows(data: str, config: RunConfig) -> list[JsonRow]:

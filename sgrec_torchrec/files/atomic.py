@@ -1,6 +1,7 @@
 """Writes that are whole or absent: a temporary name beside it, then a rename."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -39,6 +40,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def next_aside(path: Path) -> Path:
+    """The first of ``path.1``, ``path.2``, ... that is not taken."""
+    places = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return next(place for place in places if not place.exists())
+
+
+def set_aside(path: Path) -> Path:
+    """Move a folder to its ``next_aside``, whole; returns where it is now."""
+    place = next_aside(path)
+    path.rename(place)
+    return place
 
 
 def _temporary_beside(path: Path) -> Path:

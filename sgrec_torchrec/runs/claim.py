@@ -9,11 +9,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sgrec_torchrec.config import RunConfig
-from sgrec_torchrec.distributed.checkpoint import check_config, latest_checkpoint
-from sgrec_torchrec.files.run_folder import BEST, CHECKPOINTS, MANIFEST, SPLIT
+from sgrec_torchrec.config import JUDGE_STAGES, RunConfig
+from sgrec_torchrec.distributed.checkpoint import (
+    check_config,
+    latest_checkpoint,
+    other_setting,
+)
+from sgrec_torchrec.files.atomic import next_aside
+from sgrec_torchrec.files.run_folder import (
+    ALIGNED,
+    BEST,
+    CHECKPOINTS,
+    MANIFEST,
+    SPLIT,
+)
+from sgrec_torchrec.runs.aside import set_aside_run
 
 Use = Literal["begin", "go on", "read"]
+IfThere = Literal["refuse", "set aside", "replace"]
+"""What a run that begins does with a model of other settings or another log."""
+SAME_MODEL = (
+    *("name", "out_dir", "evaluation"),
+    *JUDGE_STAGES,
+    "pretrain.checkpoint_every_steps",
+    "pretrain.keep_checkpoints",
+)
+"""Settings (or whole stages) that change nothing of what training makes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +42,12 @@ class Claim:
     """What a call is about to do with a run's folder. The main rank alone asks."""
 
     use: Use
+    if_there: IfThere = "refuse"
+
+    @property
+    def keeps(self) -> bool:
+        """Does it begin only where nothing but the same model is replaced?"""
+        return self.use == "begin" and self.if_there == "refuse"
 
     def check_given(self, config: RunConfig) -> None:
         """Refuse by the settings as they were given, before the log is read.
@@ -47,22 +74,48 @@ class Claim:
             raise ValueError(
                 f"{config.run_dir} was trained on another log than log.source = "
                 f"{config.log.source!r} now holds: restore its files, or start afresh "
-                "under another name"
+                f"under another name{_or_overwrite(config) if self.keeps else ''}"
             )
+
+    def take(self, config: RunConfig) -> None:
+        """Make room, once nothing speaks against it."""
+        if self.use == "begin" and self.if_there == "set aside":
+            set_aside_run(config)
 
     def _check_settings(self, config: RunConfig, *, is_open: bool) -> None:
         checkpoint = self._checkpoint(config)
         if checkpoint is None:
             return
-        check_config(checkpoint, config.to_json(), is_open=is_open)
+        if not self.keeps:
+            check_config(checkpoint, config.to_json(), is_open=is_open)
+            return
+        aligned = latest_checkpoint(config.run_dir / ALIGNED / BEST)
+        free = (*SAME_MODEL, "align") if aligned is None else SAME_MODEL
+        found = other_setting(
+            aligned or checkpoint, config.to_json(), free, is_open=is_open
+        )
+        if found is not None:
+            raise ValueError(
+                f"{config.run_dir} holds a model of {found}: set {found.field} back, "
+                f"choose another --name{_or_overwrite(config)}"
+            )
 
     def _checkpoint(self, config: RunConfig) -> Path | None:
         """What the call would read, or replace."""
-        if self.use == "begin":
+        if self.use == "begin" and not self.keeps:
             return None
         kept = latest_checkpoint(config.run_dir / CHECKPOINTS)
+        if self.use == "go on":
+            return kept
         best = latest_checkpoint(config.run_dir / BEST)
-        return best if self.use == "read" else kept
+        return best or kept if self.use == "begin" else best
+
+
+def _or_overwrite(config: RunConfig) -> str:
+    return (
+        f", or give --overwrite, which moves {config.run_dir} to "
+        f"{next_aside(config.run_dir).name} first"
+    )
 
 
 def _sums(split_dir: Path) -> Any:

@@ -15,7 +15,7 @@ trainer are processes of their own; this one imports neither.
 import json
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -215,7 +215,7 @@ class _OneRound:
         # The round itself changes the table: what it began with is noted once.
         begin = self.folder / names.ROUND_BEGIN
         if not begin.is_file():
-            write_json(begin, {"table": folder_key(self.run_dir / names.REWARD_TABLE)})
+            self._begin(begin)
         config = self.run_dir / names.CONFIG
         words = [f"align.table={self.run_dir / names.REWARD_TABLE}"]
         if not _read(config)["align"]["num_steps"]:
@@ -230,6 +230,19 @@ class _OneRound:
             outputs=(names.ALIGNED_WEIGHTS, names.FIGURES),
             folders=(names.ALIGNED,),
         )
+
+    def _begin(self, begin: Path) -> None:
+        """Note the table; what the round before post-trained by another one goes.
+
+        Its figures are in its record, and its weights, where they were published,
+        beside that.
+        """
+        table = folder_key(self.run_dir / names.REWARD_TABLE)
+        if self.number > 1:
+            before = replace(self, number=self.number - 1).folder / names.ROUND_BEGIN
+            if _read(before)["table"] != table:
+                shutil.rmtree(self.run_dir / names.ALIGNED, ignore_errors=True)
+        write_json(begin, {"table": table})
 
     def _shipped(self) -> Path:
         """The checkpoint that post-training left to ship."""

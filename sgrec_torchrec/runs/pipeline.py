@@ -41,6 +41,7 @@ from sgrec_torchrec.doctor import EXTRAS
 from sgrec_torchrec.files import run_folder as names
 from sgrec_torchrec.files.origin import has_fast_bf16
 from sgrec_torchrec.logs.importers.locate import fingerprint
+from sgrec_torchrec.runs.aside import set_aside_run
 from sgrec_torchrec.runs.steps import (
     ALIGN_STEPS,
     SGREC,
@@ -83,6 +84,8 @@ def main(argv: list[str] | None = None) -> None:
         elif config.align.table is None:
             print("business reward alone: no judge is trained, no table is built")
         steps = pipeline_steps(config, _words(args), judged if judges else None)
+        if args.overwrite:
+            set_aside_run(config)
         outcomes = run_steps(config.run_dir, steps)
         show(outcomes, f"Pipeline {config.run_dir}")
         print(f"report: {config.run_dir / names.REPORT}")
@@ -389,9 +392,6 @@ def _parser() -> argparse.ArgumentParser:
         "--bf16",
         action=argparse.BooleanOptionalAction,
         help="the judge in bfloat16 (default: where the processor multiplies it)",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="taken as train.py does: always so here"
     )
     return parser
 

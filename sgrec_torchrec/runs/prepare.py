@@ -106,6 +106,8 @@ def prepare_log(
         claim.check_resolved(known, split_dir)
     if check is not None:
         check(split, known)
+    if claim is not None:
+        claim.take(config)
     for stage, folder in ((CANONICAL, canonical), (SPLIT, split_dir)):
         _link(config.run_dir / stage, folder)
     return split, known

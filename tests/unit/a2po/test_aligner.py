@@ -9,6 +9,7 @@ from sgrec_torchrec.a2po.aligner import (
     is_current,
     restore_aligned,
 )
+from sgrec_torchrec.distributed.checkpoint import latest_checkpoint, read_extra
 from sgrec_torchrec.evaluation.offline import validation_ndcg
 from sgrec_torchrec.files.content_key import folder_key
 from sgrec_torchrec.files.run_folder import BEST, CHECKPOINTS
@@ -99,9 +100,16 @@ def test_another_table_begins_anew(finished, copied) -> None:
     assert not is_current(other.aligner, BEST)
     with pytest.raises(FileNotFoundError, match="this table: post-train"):
         restore_aligned(other.aligner)
+    set_aside = other.aligner.folder.with_name("aligned.1")
     state = other.run([0.1, 0.2], resume=True)
     assert state.step == 1
     assert state.made_of != finished.state.made_of
+    # Who goes on loses nothing of what the other table has made.
+    kept = latest_checkpoint(set_aside / BEST)
+    assert kept is not None
+    assert read_extra(kept)["made_of"] == finished.state.made_of
+    other.run([0.1, 0.2], resume=True)
+    assert not set_aside.with_suffix(".2").exists()
 
 
 def test_fresh_start_removes_what_an_older_run_left(trial) -> None:

@@ -42,6 +42,9 @@ def test_command_post_trains_and_resumes_as_finished_or_under_no_other_settings(
     with pytest.raises(SystemExit):
         train_here([*argv, "--set", "align.num_steps=14"])
     assert "align.num_steps = 12, this run has 14" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train_here(tiny_arguments(planted_log(), copied_runs))
+    assert "tiny holds a model of align." in capsys.readouterr().err
     assert folder_state(run_dir) == before
 
 

@@ -28,6 +28,7 @@ class Asked:
 
     config: RunConfig
     resume: bool
+    if_there: str
     baselines: Mapping[str, Baseline]
 
 
@@ -87,10 +88,18 @@ def runs(world_of_one, monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
         ranks: Ranks,
         *,
         resume: bool,
+        if_there: str,
         baselines: Mapping[str, Baseline],
     ) -> RunResult:
         assert ranks.world_size == 1
-        asked.append(Asked(config=config, resume=resume, baselines=dict(baselines)))
+        asked.append(
+            Asked(
+                config=config,
+                resume=resume,
+                if_there=if_there,
+                baselines=dict(baselines),
+            )
+        )
         write_run(config, baselines)
         return RunResult(best_epoch=3 + config.seed, prior_weight=0.4)
 
@@ -119,6 +128,8 @@ def test_every_seed_is_one_run_with_its_own_folder(runs, tmp_path, capsys) -> No
         f"benchmark/movielens/train-{seed}" for seed in range(3)
     ]
     assert {one.config.pretrain.num_epochs for one in runs} == {7}
+    # Its folders are its own: other settings are measured in their place.
+    assert {one.if_there for one in runs} == {"replace"}
     written = json.loads(path.read_text())
     assert written["rows"] == rows
     assert written["world_size"] == 1

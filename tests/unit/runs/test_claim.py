@@ -1,5 +1,6 @@
 """A call that is refused leaves the run's folder as it was, to the byte."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,10 @@ from pathlib import Path
 import pytest
 from folder_state import folder_state
 
+from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.runs import prepare
+from sgrec_torchrec.runs.aside import set_aside_run
+from sgrec_torchrec.runs.steps import alone
 
 pytestmark = pytest.mark.long
 
@@ -74,6 +78,8 @@ def test_resume_on_another_log_of_the_same_name_is_refused(
     log.symlink_to(planted_log(4))
     last = refused(*settings, options=("--resume",), log=log)
     assert "was trained on another log than log.source = 'canonical' now holds" in last
+    last = refused(*settings, options=(), log=log)
+    assert f"or give --overwrite, which moves {runs / 'tiny'} to tiny.1" in last
 
 
 def test_a_checkpoint_whose_settings_are_damaged_is_named(
@@ -83,3 +89,59 @@ def test_a_checkpoint_whose_settings_are_damaged_is_named(
     (newest / "config.json").write_text("{")
     last = refused(options=("--resume",))
     assert f"{newest / 'config.json'} is damaged" in last
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("generator.dropout=0.5", "a model of generator.dropout = 0.2, this run has"),
+        ("evidence.hidden=4", "a model of evidence.hidden = 8, this run has 4"),
+        ("pretrain.patience=1", "a model of pretrain.patience = "),
+    ],
+)
+def test_a_model_of_other_settings_is_not_replaced(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, change: str, named: str
+) -> None:
+    monkeypatch.setattr(prepare, "_made", None)
+    last = refused(change, options=())
+    assert named in last
+    assert "choose another --name, or give --overwrite, which moves " in last
+    assert last.endswith("tiny to tiny.1 first")
+
+
+def test_overwrite_moves_the_old_run_which_stays_usable(
+    planted_log, tiny_arguments, train_here, runs: Path, capsys
+) -> None:
+    before = folder_state(runs / "tiny")
+    argv = tiny_arguments(planted_log(), runs, "pretrain.num_epochs=2")
+    train_here([*argv, "--overwrite"])
+    assert f"{runs / 'tiny'} is now {runs / 'tiny.1'}" in capsys.readouterr().out
+    after = folder_state(runs / "tiny.1")
+    changed = {name for name in after if before.get(name) != after[name]}
+    assert changed == {"config.json", "steps", "steps/.lock"}
+    config = RunConfig.read(runs / "tiny" / "config.json")
+    old = RunConfig.read(runs / "tiny.1" / "config.json").at(runs / "tiny.1")
+    assert (old.name, old.pretrain.num_epochs) == ("tiny.1", 4)
+    assert (config.name, config.pretrain.num_epochs) == ("tiny", 2)
+    set_aside_run(config)
+    assert sorted(path.name for path in runs.iterdir()) == [
+        *("prepared", "tiny.1", "tiny.2")
+    ]
+
+
+def test_overwrite_waits_for_no_pipeline_and_goes_with_no_resume(
+    planted_log, tiny_arguments, train_here, runs: Path, refused: Refused
+) -> None:
+    with alone(runs / "tiny"):
+        assert "another process is at work on" in refused(
+            "pretrain.num_epochs=2", options=("--overwrite",)
+        )
+    last = refused(options=("--overwrite", "--resume"))
+    assert "argument --resume: not allowed with argument --overwrite" in last
+
+
+def test_overwrite_of_nothing_moves_nothing(tmp_path: Path) -> None:
+    config = dataclasses.replace(RUNS["smoke"], out_dir=str(tmp_path))
+    config.run_dir.mkdir()
+    set_aside_run(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["smoke"]

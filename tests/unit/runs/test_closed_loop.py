@@ -107,6 +107,19 @@ def test_an_interrupted_round_goes_on_without_training_or_judging_again(
     assert (looped / "reward_table" / "manifest.json").read_bytes() == table
 
 
+def test_what_another_table_has_made_goes_before_a_later_round(aligned: Path) -> None:
+    table = aligned / "reward_table" / "manifest.json"
+    table.parent.mkdir()
+    table.write_text("one")
+    rounds = [closed_loop._OneRound(run_dir=aligned, number=n) for n in (1, 2, 3)]
+    for one in rounds[:2]:
+        one._begin(one.folder / "begin.json")
+    assert (aligned / "aligned").is_dir()
+    table.write_text("grown")
+    rounds[2]._begin(rounds[2].folder / "begin.json")
+    assert not (aligned / "aligned").exists()
+
+
 def loop_round(validation_ndcg: float, run_dir: Path, number: int) -> bool:
     one = closed_loop._OneRound(run_dir=run_dir, number=number)
     one.folder.mkdir(parents=True, exist_ok=True)

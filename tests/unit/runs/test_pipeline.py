@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from filelock import FileLock
 
 from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.config.arguments import override, parse_with
+from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.tracking import read_metrics
 from sgrec_torchrec.runs import pipeline
 from sgrec_torchrec.runs.pipeline import check_judge, pipeline_steps, with_bounds
@@ -292,6 +294,22 @@ def test_user_error_is_one_line(
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "smoke").exists()
+
+
+def test_overwrite_moves_the_run_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "smoke"
+    write_json(run_dir / "config.json", asdict(RUNS["smoke"]))
+    begun: list[bool] = []
+    monkeypatch.setattr(
+        pipeline, "run_steps", lambda place, _: begun.append(place.exists()) or []
+    )
+    words = ["--run", "smoke", "--business-only", "--set", f"out_dir={tmp_path}"]
+    pipeline.main(words)
+    pipeline.main([*words, "--overwrite"])
+    assert begun == [True, False]
+    assert (tmp_path / "smoke.1" / "config.json").is_file()
 
 
 def test_the_pipeline_itself_imports_neither_torch_nor_a_judge() -> None:
