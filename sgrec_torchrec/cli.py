@@ -11,10 +11,10 @@ import typer
 
 from sgrec_torchrec.candidates.commands import app as candidates_app
 from sgrec_torchrec.config.arguments import errors_in_one_line
-from sgrec_torchrec.config.listing import listing
-from sgrec_torchrec.config.registry import IMPORTERS
+from sgrec_torchrec.config.options import pairs
 from sgrec_torchrec.files.run_folder import CONFIG, EVALUATION
 from sgrec_torchrec.judge.commands import app as judge_app
+from sgrec_torchrec.logs.commands import app as import_app
 from sgrec_torchrec.report.commands import app as page_app
 from sgrec_torchrec.reward_table.commands import app as table_app
 from sgrec_torchrec.serving.commands import app as serving_app
@@ -29,16 +29,13 @@ app = typer.Typer(
 judge_app.add_typer(page_app)
 app.add_typer(judge_app, name="judge")
 app.add_typer(table_app, name="table")
+app.add_typer(import_app)
 app.add_typer(candidates_app)
 app.add_typer(serving_app)
 
 Assignments = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Override one setting."),
-]
-Mapping = Annotated[
-    list[str] | None,
-    typer.Option(metavar="OURS=THEIRS", help="Column mapping, as user_id=uid."),
 ]
 RunDir = Annotated[Path, typer.Argument(help="Folder of a run, as runs/movielens.")]
 
@@ -54,44 +51,6 @@ def doctor() -> None:
     from sgrec_torchrec.doctor import run
 
     raise typer.Exit(run())
-
-
-@app.command("import", cls=listing(IMPORTERS))
-def import_log(
-    source: Annotated[
-        str,
-        typer.Argument(help=f"{', '.join(IMPORTERS.built_in)}, table"),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the canonical log.")],
-    path: Annotated[
-        Path | None, typer.Option(help="What to read: a folder, or the table's log.")
-    ] = None,
-    items: Annotated[Path | None, typer.Option(help="table: the catalogue.")] = None,
-    column: Mapping = None,
-    item_column: Mapping = None,
-    ordinal: Annotated[
-        bool, typer.Option(help="table: timestamps are ordinals, not seconds.")
-    ] = False,
-) -> None:
-    """Read a log in one of the known formats and write it as canonical Parquet."""
-    from sgrec_torchrec.config import LogConfig
-    from sgrec_torchrec.logs import importers
-
-    if source == "table":
-        if path is None:
-            raise ValueError("import table: name the log with --path")
-        report = importers.import_table(
-            path,
-            out,
-            columns=_pairs(column),
-            items_path=items,
-            item_columns=_pairs(item_column),
-            has_clock=not ordinal,
-        )
-    else:
-        config = LogConfig(source=source, path=str(path) if path else None)
-        report = importers.import_log(config, out)
-    typer.echo("\n".join(report.lines()))
 
 
 @app.command(
@@ -299,7 +258,7 @@ def serve(
     run_server(
         path,
         {"host": host, "port": port, "compiled": compiled},
-        _pairs(assignments, "FIELD=VALUE, as latency_ms=100"),
+        pairs(assignments, "FIELD=VALUE, as latency_ms=100"),
         token_file=token_file,
         admin_token_file=admin_token_file,
         num_threads=threads,
@@ -311,18 +270,6 @@ def main() -> None:
     """Entry point of the console script."""
     with errors_in_one_line("sgrec"):
         app()
-
-
-def _pairs(
-    assignments: list[str] | None, form: str = "OURS=THEIRS, as user_id=uid"
-) -> dict[str, str]:
-    pairs = {}
-    for assignment in assignments or []:
-        ours, equals, theirs = assignment.partition("=")
-        if not equals:
-            raise ValueError(f"{assignment!r}: write {form}")
-        pairs[ours] = theirs
-    return pairs
 
 
 if __name__ == "__main__":

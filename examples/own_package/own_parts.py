@@ -16,7 +16,8 @@ from sgrec_torchrec.evidence.builders import RelationSource
 from sgrec_torchrec.item_graph.row_order import keep_heaviest
 from sgrec_torchrec.judge.ask.prompt import UserPrompt
 from sgrec_torchrec.judge.backends.protocol import Usage
-from sgrec_torchrec.logs.canonical_write import ImportReport, Origin, write_canonical
+from sgrec_torchrec.logs.canonical_write import write_canonical
+from sgrec_torchrec.logs.import_report import ImportReport, Origin
 from sgrec_torchrec.logs.incoming import Incoming
 
 

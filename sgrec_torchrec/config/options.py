@@ -47,3 +47,24 @@ def settings_of(
     changed = {name: value for name, value in given.items() if value is not None}
     part: Any = dataclasses.replace(getattr(config, stage), **changed)
     return dataclasses.replace(config, **{stage: part})
+
+
+def pairs(
+    assignments: list[str] | None, form: str = "OURS=THEIRS, as user_id=uid"
+) -> dict[str, str]:
+    """``["a=b"]`` as a dict.
+
+    Raises:
+        ValueError: for a word without =, or a name that is given twice.
+    """
+    given: dict[str, str] = {}
+    for assignment in assignments or []:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"{assignment!r}: write {form}")
+        if name in given:
+            raise ValueError(
+                f"{name}={given[name]} and {name}={value}: leave one of them out"
+            )
+        given[name] = value
+    return given

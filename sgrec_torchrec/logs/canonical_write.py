@@ -4,10 +4,8 @@ Everything runs out of core in DuckDB: disk grows with rows, memory has a set li
 """
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -26,79 +24,26 @@ from sgrec_torchrec.logs.canonical import (
 from sgrec_torchrec.logs.columns import (
     INTERACTION_COLUMNS,
     ITEM_COLUMNS,
-    ITEM_ID,
-    Rule,
     cast_of,
-    log_rules,
     quote,
-    rules_of,
+)
+from sgrec_torchrec.logs.faults import write_dropped
+from sgrec_torchrec.logs.import_report import (
+    DROPPED_ITEMS,
+    DROPPED_LOG,
+    REPORTED,
+    ImportReport,
+    Origin,
+    time_warnings,
 )
 from sgrec_torchrec.logs.incoming import (
     Incoming,
-    Staged,
     cast_list,
-    check_rows,
-    describe_row,
-    one_row,
     open_database,
     scalar,
-    stage,
 )
 from sgrec_torchrec.logs.sorted_rows import SortedRows
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImportReport:
-    """What an import read, changed and wrote."""
-
-    importer: str
-    folder: Path
-    rows_read: int
-    rows: int
-    users: int
-    items: int
-    items_in_log: int
-    out_of_order_rows: int
-    duplicate_rows: int
-    duplicates: str
-    """Rule for rows that share user, item, timestamp and event: keep or drop."""
-    has_clock: bool
-    counts: Mapping[str, int]
-    """Further counts of the importer, by what they count."""
-    note: str
-    """Source, terms and caveats."""
-
-    def lines(self) -> list[str]:
-        """The report as lines of text."""
-        done = {"keep": "kept", "drop": "dropped"}[self.duplicates]
-        size = (
-            f"{self.importer}: {self.rows:,} rows, {self.users:,} users, "
-            f"{self.items:,} items ({self.items_in_log:,} of them in the log) "
-            f"-> {self.folder}"
-        )
-        changes = (
-            f"read {self.rows_read:,} rows; {self.out_of_order_rows:,} out of order "
-            f"(sorted); {self.duplicate_rows:,} exact duplicates ({done})"
-        )
-        lines = [size, changes]
-        if not self.has_clock:
-            lines.append("timestamps are ordinals: only their order means something")
-        lines += [
-            f"{name.replace('_', ' ')}: {count:,}"
-            for name, count in self.counts.items()
-        ]
-        return [*lines, self.note]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """Where a log comes from, as its manifest tells."""
-
-    importer: str
-    note: str
-    """Source, terms of use and caveats, in a sentence or two."""
-    has_clock: bool = True
-    counts: Mapping[str, int] = field(default_factory=dict)
+from sgrec_torchrec.logs.stage_tables import StagedTables, item_ids, stage_tables
 
 
 def write_canonical(
@@ -108,6 +53,7 @@ def write_canonical(
     origin: Origin,
     *,
     duplicates: str | None = None,
+    bad_rows: str = "refuse",
     memory_limit_gib: float = 2.0,
     rows_per_part: int = ROWS_PER_PART,
 ) -> ImportReport:
@@ -115,51 +61,100 @@ def write_canonical(
 
     The folder appears whole under ``out_dir`` (replacing an older canonical log there)
     or not at all. Without ``items`` the catalogue is made from the log, with the id as
-    title. ``duplicates`` is keep or drop (of rows equal in user, item, timestamp and
-    event the first in the file stays); None: drop, or keep where the log has no clock.
-    Disk beside ``out_dir`` grows with about twice the log; memory is bounded by
+    title. Disk beside ``out_dir`` grows with about twice the log; memory is bounded by
     ``memory_limit_gib`` and one batch of ``ROWS_PER_GROUP`` rows.
 
+    Args:
+        duplicates: keep, drop (of rows equal in all columns the first in the file
+            stays) or error; None: drop, or keep where the log has no clock.
+        bad_rows: refuse, or drop: they are written with their reasons beside the log.
+
     Raises:
-        ValueError: naming file, column, first offending row and mend; see ``columns``.
+        ValueError: a line for each kind of fault, naming file, column, first rows and
+            mend; see ``columns``.
         FileNotFoundError: for an output folder that cannot be written.
     """
     rule = duplicates or ("drop" if origin.has_clock else "keep")
-    check_choice("duplicates", rule, ("keep", "drop"))
+    check_choice("duplicates", rule, ("keep", "drop", "error"))
+    check_choice("bad_rows", bad_rows, ("refuse", "drop"))
     refuse_foreign_folder(out_dir)
     with (
         atomic_folder(out_dir) as folder,
         tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=".stage-") as scratch,
         open_database(Path(scratch), memory_limit_gib) as connection,
     ):
-        staged_log = _stage_log(connection, log, origin)
-        staged_items = _stage_items(connection, staged_log, items)
-        _check_known_items(connection, staged_log, staged_items)
-        sorted_rows = SortedRows(drop_duplicates=rule == "drop")
-        num_rows = write_parts(
-            folder / "interactions",
-            sorted_rows.stream(_sorted_batches(connection, staged_log, staged_items)),
-            rows_per_part,
-        )
-        num_items = _write_items(connection, staged_log, staged_items, folder)
-        used = scalar(connection, "SELECT count(DISTINCT item_id) FROM staged_log")
-        report = ImportReport(
-            importer=origin.importer,
-            folder=out_dir,
-            rows_read=staged_log.num_rows,
-            rows=num_rows,
-            users=sorted_rows.num_users,
-            items=num_items,
-            items_in_log=int(used),
-            out_of_order_rows=sorted_rows.num_out_of_order,
-            duplicate_rows=sorted_rows.num_duplicates,
-            duplicates=rule,
+        tables = stage_tables(
+            connection,
+            log,
+            items,
             has_clock=origin.has_clock,
-            counts=dict(origin.counts) | _untitled(connection, staged_items),
-            note=origin.note,
+            bad_rows=bad_rows,
+            hint=origin.hint,
         )
-        _write_manifest(folder, report, [*staged_log.ignored, *staged_items.ignored])
+        sorted_rows = SortedRows(
+            drop_duplicates=rule == "drop", value_counts=origin.value_counts
+        )
+        batches = _sorted_batches(connection, tables, sorted_rows.keys)
+        write_parts(folder / "interactions", sorted_rows.stream(batches), rows_per_part)
+        if rule == "error" and sorted_rows.num_duplicates:
+            raise ValueError(
+                f"{log.name}: {sorted_rows.num_duplicates:,} rows are equal to another "
+                "one in all columns; --duplicates drop or keep says what to do"
+            )
+        _write_items(connection, tables, folder)
+        _write_dropped(connection, tables, folder)
+        report = _report(connection, tables, origin, sorted_rows, rule, out_dir)
+        _write_manifest(folder, report, [*tables.log.ignored, *tables.items.ignored])
     return report
+
+
+def _report(
+    connection: duckdb.DuckDBPyConnection,
+    tables: StagedTables,
+    origin: Origin,
+    sorted_rows: SortedRows,
+    rule: str,
+    out_dir: Path,
+) -> ImportReport:
+    first, last = sorted_rows.times
+    warnings = [f"{tables.log.name}: {note}" for note in tables.log.notes]
+    if tables.has_catalogue:
+        warnings += [f"{tables.items.name}: {note}" for note in tables.items.notes]
+    if origin.has_clock:
+        warnings += time_warnings(first, last)
+    return ImportReport(
+        importer=origin.importer,
+        folder=out_dir,
+        rows_read=tables.log.num_rows,
+        rows=sorted_rows.num_kept,
+        users=sorted_rows.num_users,
+        items=int(scalar(connection, "SELECT count(*) FROM staged_items")),
+        items_in_log=_items_in_log(connection),
+        out_of_order_rows=sorted_rows.num_out_of_order,
+        duplicate_rows=sorted_rows.num_duplicates,
+        duplicates=rule,
+        has_clock=origin.has_clock,
+        counts=dict(origin.counts) | _untitled(connection, tables),
+        note=origin.note,
+        dropped_rows=tables.dropped_rows,
+        dropped_items=tables.dropped_items,
+        first_timestamp=first,
+        last_timestamp=last,
+        warnings=tuple(warnings),
+    )
+
+
+def _items_in_log(connection: duckdb.DuckDBPyConnection) -> int:
+    return int(scalar(connection, "SELECT count(DISTINCT item_id) FROM staged_log"))
+
+
+def _write_dropped(
+    connection: duckdb.DuckDBPyConnection, tables: StagedTables, folder: Path
+) -> None:
+    if tables.dropped_rows:
+        write_dropped(connection, tables.log, folder / DROPPED_LOG)
+    if tables.dropped_items:
+        write_dropped(connection, tables.items, folder / DROPPED_ITEMS)
 
 
 def refuse_foreign_folder(out_dir: Path) -> None:
@@ -179,80 +174,13 @@ def refuse_foreign_folder(out_dir: Path) -> None:
         )
 
 
-def _stage_log(
-    connection: duckdb.DuckDBPyConnection, log: Incoming, origin: Origin
-) -> Staged:
-    staged = stage(connection, log, INTERACTION_COLUMNS, "staged_log")
-    rules = rules_of(INTERACTION_COLUMNS, staged.types, "staged_log")
-    rules += log_rules(staged.types, has_clock=origin.has_clock)
-    check_rows(connection, staged, rules)
-    return staged
-
-
-def _stage_items(
-    connection: duckdb.DuckDBPyConnection, log: Staged, items: Incoming | None
-) -> Staged:
-    if items is None:
-        items = Incoming(
-            name=log.name,
-            source="SELECT item_id, CAST(item_id AS VARCHAR) AS title FROM staged_log "
-            "GROUP BY item_id ORDER BY item_id",
-        )
-    staged = stage(connection, items, ITEM_COLUMNS, "staged_items")
-    check_rows(connection, staged, rules_of(ITEM_COLUMNS, staged.types, "staged_items"))
-    row = one_row(
-        connection,
-        "SELECT min(second), count(*) FROM (SELECT min(file_row) AS first, "
-        "list_sort(list(file_row))[2] AS second FROM staged_items GROUP BY item_id "
-        "HAVING count(*) > 1)",
-    )
-    if row[1]:
-        rule = Rule(
-            column="item_id",
-            is_bad="",
-            problem="is in the catalogue already",
-            mend="give every item one row",
-        )
-        raise ValueError(describe_row(connection, staged, rule, row[0], row[1]))
-    return staged
-
-
-def _item_ids(log: Staged, items: Staged) -> tuple[str, str]:
-    """SQL of the item id in the log and in the catalogue, of one common type."""
-    types = (log.types["item_id"], items.types["item_id"])
-    if (types[0] == "VARCHAR") == (types[1] == "VARCHAR"):
-        return cast_of(ITEM_ID, types[0]), cast_of(ITEM_ID, types[1])
-    return "CAST(item_id AS VARCHAR)", "CAST(item_id AS VARCHAR)"
-
-
-def _check_known_items(
-    connection: duckdb.DuckDBPyConnection, log: Staged, items: Staged
-) -> None:
-    log_id, catalogue_id = _item_ids(log, items)
-    row = one_row(
-        connection,
-        f"SELECT min(file_row), count(*) FROM "
-        f"(SELECT {log_id} AS wanted, file_row FROM staged_log) "
-        f"ANTI JOIN (SELECT {catalogue_id} AS known FROM staged_items) "
-        "ON wanted = known",
-    )
-    if row[1]:
-        rule = Rule(
-            column="item_id",
-            is_bad="",
-            problem=f"is not in the catalogue {items.name}",
-            mend="add the item there, or drop the rows",
-        )
-        raise ValueError(describe_row(connection, log, rule, row[0], row[1]))
-
-
 def _sorted_batches(
-    connection: duckdb.DuckDBPyConnection, log: Staged, items: Staged
+    connection: duckdb.DuckDBPyConnection, tables: StagedTables, keys: Sequence[str]
 ) -> pa.RecordBatchReader:
     """The log cast and sorted, with ``file_row``; DuckDB spills, one batch is held."""
-    item_id, _ = _item_ids(log, items)
-    event = ["event"] if "event" in log.types else []
-    order = ", ".join(["user_id", "timestamp", "item_id", *event, "file_row"])
+    log = tables.log
+    item_id, _ = item_ids(log, tables.items)
+    order = ", ".join([*(key for key in keys if key in log.types), "file_row"])
     return _stream(
         connection,
         f"SELECT * REPLACE ({item_id} AS item_id) FROM "
@@ -274,10 +202,11 @@ def _stream(
 
 
 def _write_items(
-    connection: duckdb.DuckDBPyConnection, log: Staged, items: Staged, folder: Path
-) -> int:
+    connection: duckdb.DuckDBPyConnection, tables: StagedTables, folder: Path
+) -> None:
     """Write the catalogue in file order; texts that are absent become empty."""
-    _, item_id = _item_ids(log, items)
+    items = tables.items
+    _, item_id = item_ids(tables.log, items)
     columns = [f"{item_id} AS item_id", f"{_TITLE} AS title"]
     for name in ("description", "brand", "category"):
         text = f"coalesce(CAST({name} AS VARCHAR), '')" if name in items.types else "''"
@@ -294,7 +223,6 @@ def _write_items(
     with parquet_writer(folder / ITEMS, reader.schema) as writer:
         for batch in reader:
             writer.write_batch(batch)
-    return items.num_rows
 
 
 _HAS_TITLE = "trim(coalesce(CAST(title AS VARCHAR), '')) <> ''"
@@ -304,23 +232,19 @@ _TITLE = (
 )
 
 
-def _untitled(connection: duckdb.DuckDBPyConnection, items: Staged) -> dict[str, int]:
-    query = f"SELECT count(*) FROM {items.table} WHERE NOT ({_HAS_TITLE})"
+def _untitled(
+    connection: duckdb.DuckDBPyConnection, tables: StagedTables
+) -> dict[str, int]:
+    """Items that have no title of their own: all, where nobody gave a catalogue."""
+    where = f"WHERE NOT ({_HAS_TITLE})" if tables.has_catalogue else ""
+    query = f"SELECT count(*) FROM {tables.items.table} {where}"
     return {"items_without_title_named_by_id": int(scalar(connection, query))}
 
 
 def _write_manifest(folder: Path, report: ImportReport, ignored: list[str]) -> None:
-    facts = {name: getattr(report, name) for name in _REPORTED}
+    facts = {part.name: getattr(report, part.name) for part in REPORTED}
     facts["counts"] = dict(report.counts)
     facts["format_version"] = FORMAT_VERSION
     facts["ignored_columns"] = sorted(set(ignored))
     facts["files"] = file_facts(folder)
     write_json(folder / MANIFEST, facts)
-
-
-def report_of(manifest: Mapping[str, Any], folder: Path) -> ImportReport:
-    """The report of the import that wrote ``manifest``, for its copy in ``folder``."""
-    return ImportReport(folder=folder, **{name: manifest[name] for name in _REPORTED})
-
-
-_REPORTED = [part.name for part in fields(ImportReport) if part.name != "folder"]

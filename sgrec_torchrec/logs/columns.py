@@ -8,6 +8,12 @@ from dataclasses import dataclass
 
 MAX_SECONDS = 100_000_000_000
 """Year 5138: a greater timestamp is in milliseconds or finer."""
+MAX_ID_CHARACTERS = 256
+"""A server takes no longer ones."""
+MISSING_WORDS = ("nan", "null", "none", "<na>", "\\n")
+"""As other programs write a value that is not there, without regard to case."""
+BLANKS = "' ' || chr(9) || chr(10) || chr(13) || chr(160) || chr(65279)"
+"""SQL: blanks, among them a no-break one and a byte-order mark."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +59,7 @@ INTERACTION_COLUMNS = (
     ITEM_ID,
     TIMESTAMP,
     Column(name="event", kind="text"),
-    Column(name="value", kind="number"),
+    Column(name="value", kind="number", allows_null=True),
     Column(name="split", kind="text"),
 )
 ITEM_COLUMNS = (
@@ -76,6 +82,7 @@ ITEM_COLUMNS = (
 _SIGNED = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
 _UNSIGNED = ("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT")
 _INTEGERS = frozenset((*_SIGNED, *_UNSIGNED))
+_NESTED = ("STRUCT", "MAP", "BLOB", "JSON", "UNION")
 _FLOATS = frozenset(("FLOAT", "DOUBLE"))
 _WANTED = {
     "id": "integers or strings",
@@ -92,28 +99,34 @@ def quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def check_type(file: str, column: Column, arrived: str) -> None:
-    """Raise unless DuckDB's type ``arrived`` can hold ``column``.
+def check_type(file: str, theirs: str, column: Column, arrived: str) -> None:
+    """Raise unless DuckDB's type ``arrived`` can hold ``column``, named ``theirs``.
 
     Raises:
         ValueError: naming file, column, type and mend.
     """
-    is_list = arrived.endswith("]")
+    is_nested = arrived.endswith("]") or arrived.startswith(_NESTED)
     is_number = arrived in _INTEGERS | _FLOATS or arrived.startswith("DECIMAL")
     is_time = arrived.startswith("TIMESTAMP") or arrived == "DATE"
     is_accepted = {
-        "id": arrived == "VARCHAR" or arrived in _INTEGERS,
-        "text": not is_list and not arrived.startswith(("STRUCT", "MAP", "BLOB")),
+        "id": arrived == "VARCHAR" or arrived in _INTEGERS or _is_whole(arrived),
+        "text": not is_nested,
         "seconds": arrived == "VARCHAR" or is_number or is_time,
         "number": arrived == "VARCHAR" or is_number,
-        "vector": is_list,
-        "codes": is_list,
+        "vector": arrived.endswith("]"),
+        "codes": arrived.endswith("]"),
     }[column.kind]
     if not is_accepted:
+        ours = "" if theirs == column.name else f" ({column.name})"
         raise ValueError(
-            f"{file}, column {column.name!r}, row 0 and all others: type {arrived} "
+            f"{file}, column {theirs!r}{ours}, row 0 and all others: type {arrived} "
             f"cannot hold {_WANTED[column.kind]}; cast the column before the import"
         )
+
+
+def _is_whole(arrived: str) -> bool:
+    """A DECIMAL without places behind the point, as warehouses write integers."""
+    return arrived.startswith("DECIMAL") and arrived.endswith(",0)")
 
 
 def cast_of(column: Column, arrived: str) -> str:
@@ -138,13 +151,13 @@ def _seconds(name: str, arrived: str) -> str:
         return f"try_cast({name} AS BIGINT)"
     if arrived.startswith("TIMESTAMP") or arrived == "DATE":
         return f"CAST(floor(epoch({name})) AS BIGINT)"
-    number = f"try_cast({name} AS DOUBLE)"
-    is_whole = f"{number} = floor({number})"
-    whole = f"CASE WHEN {is_whole} THEN try_cast({number} AS BIGINT) END"
+    # Fractions of a second are cut off.
+    number = f"try_cast(floor(try_cast({name} AS DOUBLE)) AS BIGINT)"
     if arrived != "VARCHAR":
-        return whole
-    moment = f"epoch(try_cast({name} AS TIMESTAMP))"
-    return f"coalesce({whole}, CAST(floor({moment}) AS BIGINT))"
+        return number
+    # The session's zone is UTC, for text that names none.
+    moment = f"epoch(try_cast({name} AS TIMESTAMPTZ))"
+    return f"coalesce({number}, CAST(floor({moment}) AS BIGINT))"
 
 
 def rules_of(
@@ -158,17 +171,50 @@ def rules_of(
     for column in columns:
         if column.name in types:
             cast = cast_of(column, types[column.name])
-            rules += _null_rules(column, cast) + _finite_rules(column, cast, table)
+            rules += _null_rules(column, cast, types[column.name])
+            rules += _finite_rules(column, cast, table)
+            if column.kind == "id" and types[column.name] == "VARCHAR":
+                rules += _text_id_rules(column)
     return rules
 
 
-def _null_rules(column: Column, cast: str) -> list[Rule]:
+def _text_id_rules(column: Column) -> list[Rule]:
+    """What is no id, or could not be asked for by it."""
     name = quote(column.name)
+    is_blank = f"trim({name}, {BLANKS}) = ''"
+    words = ", ".join(f"'{word}'" for word in MISSING_WORDS)
+    return [
+        Rule(
+            column=column.name,
+            is_bad=f"{is_blank} OR lower(trim({name}, {BLANKS})) IN ({words})",
+            problem="stands for a missing id",
+            mend="fill it in, or drop the row",
+        ),
+        Rule(
+            column=column.name,
+            is_bad=f"NOT ({is_blank}) AND {name} <> trim({name}, {BLANKS})",
+            problem="begins or ends with blanks",
+            mend="trim the column: 'a ' and 'a' would be two",
+        ),
+        Rule(
+            column=column.name,
+            is_bad=f"length({name}) > {MAX_ID_CHARACTERS}",
+            problem=f"is longer than {MAX_ID_CHARACTERS} characters",
+            mend="give shorter ids, such as a hash of these",
+        ),
+    ]
+
+
+def _null_rules(column: Column, cast: str, arrived: str) -> list[Rule]:
+    name = quote(column.name)
+    mend = "mend the value, or drop the row"
+    if column.kind == "id" and arrived != "VARCHAR":
+        mend = "cast the column to text: integers end at 2^63 - 1"
     wrong_type = Rule(
         column=column.name,
         is_bad=f"{name} IS NOT NULL AND ({cast}) IS NULL",
         problem=f"cannot be read as {_WANTED[column.kind]}",
-        mend="mend the value, or drop the row",
+        mend=mend,
     )
     if column.allows_null:
         return [wrong_type]
@@ -231,6 +277,15 @@ def log_rules(types: dict[str, str], *, has_clock: bool) -> list[Rule]:
                 is_bad=f"{seconds} >= {MAX_SECONDS}",
                 problem="is too great for seconds (milliseconds?)",
                 mend="divide the column until its unit is seconds",
+            )
+        )
+    else:
+        rules.append(
+            Rule(
+                column="timestamp",
+                is_bad="try_cast(CAST(timestamp AS VARCHAR) AS DOUBLE) % 1 <> 0",
+                problem="is no whole number, and an ordinal must be one",
+                mend="number the events of a user",
             )
         )
     if "split" in types:

@@ -1,7 +1,7 @@
-"""Incoming tables (log, catalogue) -> tables staged on disk by DuckDB, then checked.
+"""Incoming tables (log, catalogue) -> tables staged on disk by DuckDB.
 
-Every check that fails names the file, the column, the first offending row and the mend.
-Rows are counted from 0 in file order; a header line does not count.
+Every check that fails names the file, the column and the mend. Rows are counted from 0
+in file order; a header line does not count.
 """
 
 import difflib
@@ -13,21 +13,33 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from sgrec_torchrec.logs.columns import Column, Rule, cast_of, check_type, quote
+from sgrec_torchrec.logs.columns import Column, cast_of, check_type, quote
+from sgrec_torchrec.logs.json_lines import stage_lines
+from sgrec_torchrec.logs.text_lines import (
+    BrokenRows,
+    JsonLines,
+    cannot_be_read,
+    delimiter_hint,
+)
+
+EMPTY = '"NULL"'
+"""DuckDB's type of a column that holds nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incoming:
     """A table to import and the name that errors call it by.
 
-    ``source`` is a SELECT statement that DuckDB runs, an Arrow table, or a stream of
-    Arrow batches (read once, never held whole).
+    ``source`` is a SELECT statement that DuckDB runs, an Arrow table, a stream of Arrow
+    batches (read once, never held whole), or lines of JSON.
     """
 
     name: str
-    source: str | pa.Table | pa.RecordBatchReader
+    source: str | pa.Table | pa.RecordBatchReader | JsonLines
     mapping: Mapping[str, str] = field(default_factory=dict)
     """Canonical column -> its name in ``source``, where the two differ."""
+    broken: BrokenRows = field(default_factory=BrokenRows)
+    """Rows of a text file that are no rows of a table; known once it is staged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +50,20 @@ class Staged:
     table: str
     types: dict[str, str]
     """Canonical column -> DuckDB type as it arrived; only columns that are there."""
+    named: dict[str, str]
+    """Canonical column -> its name in the file."""
     ignored: tuple[str, ...]
+    """Columns of the file that the canonical format does not have."""
+    notes: tuple[str, ...]
+    """What a reader of the report should know of them."""
+    broken: BrokenRows
     num_rows: int
+    """Rows of the file, broken ones included."""
+
+    def their_name(self, column: str) -> str:
+        """A canonical column as errors call it: by the file's name, then by ours."""
+        theirs = self.named.get(column, column)
+        return repr(column) if theirs == column else f"{theirs!r} ({column})"
 
 
 def open_database(folder: Path, memory_limit_gib: float) -> duckdb.DuckDBPyConnection:
@@ -48,6 +72,7 @@ def open_database(folder: Path, memory_limit_gib: float) -> duckdb.DuckDBPyConne
     connection.execute(f"SET memory_limit = '{int(memory_limit_gib * 1024)}MiB'")
     connection.execute("SET temp_directory = $1", [str(folder / "spill")])
     connection.execute("SET preserve_insertion_order = true")
+    connection.execute("SET TimeZone = 'UTC'")
     return connection
 
 
@@ -65,13 +90,14 @@ def stage(
         ValueError: for a source that cannot be read, a missing column (with near
             names), a type that cannot hold the column, or no rows at all.
     """
+    view = f"arrived_{table}"
     try:
-        view = f"arrived_{table}"
         arrived = _describe(connection, incoming, view)
-        named = _named(incoming, columns, list(arrived))
+        named = _named(incoming, columns, arrived)
         for column in columns:
             if column.name in named:
-                check_type(incoming.name, column, arrived[named[column.name]])
+                theirs = named[column.name]
+                check_type(incoming.name, theirs, column, arrived[theirs])
         names = ", ".join(
             f"{quote(theirs)} AS {quote(ours)}" for ours, theirs in named.items()
         )
@@ -80,27 +106,61 @@ def stage(
             f"row_number() OVER () - 1 AS file_row FROM {view}"
         )
     except (duckdb.Error, pa.ArrowException) as error:
-        raise ValueError(
-            f"{incoming.name}: cannot be read ({str(error).splitlines()[0]}); "
-            "write or copy the file again"
-        ) from error
+        raise ValueError(cannot_be_read(incoming.name, error)) from error
+    _make_room(connection, table, incoming.broken)
     num_rows = int(scalar(connection, f"SELECT count(*) FROM {table}"))
-    if num_rows == 0:
+    if num_rows + incoming.broken.num_rows == 0:
         raise ValueError(f"{incoming.name}: has no rows; give a file with data")
+    ignored = tuple(name for name in arrived if name not in named.values())
     return Staged(
         name=incoming.name,
         table=table,
         types={ours: arrived[theirs] for ours, theirs in named.items()},
-        ignored=tuple(name for name in arrived if name not in named.values()),
-        num_rows=num_rows,
+        named=named,
+        ignored=ignored,
+        notes=tuple(_note(name, columns, named, arrived[name]) for name in ignored),
+        broken=incoming.broken,
+        num_rows=num_rows + incoming.broken.num_rows,
     )
+
+
+def _make_room(
+    connection: duckdb.DuckDBPyConnection, table: str, broken: BrokenRows
+) -> None:
+    """Number rows as the file does, which counts the broken ones, too."""
+    places = [row - nth for nth, (row, *_) in enumerate(broken.first)]
+    if places:
+        connection.execute(
+            f"UPDATE {table} SET file_row = file_row + "
+            "len(list_filter($1, lambda place: place <= file_row))",
+            [places],
+        )
+
+
+def _note(
+    theirs: str, columns: Sequence[Column], named: Mapping[str, str], arrived: str
+) -> str:
+    """Of an ignored column: which one of ours it might be."""
+    free = {column.name: column for column in columns if column.name not in named}
+    near = [
+        ours
+        for ours, column in free.items()
+        if _plain(theirs) in map(_plain, (ours, *column.synonyms))
+    ]
+    if near and arrived == EMPTY:
+        return f"column {theirs!r} is empty: left out"
+    near += difflib.get_close_matches(_plain(theirs), list(free), n=1, cutoff=0.75)
+    hint = f"; if it is the {near[0]}: {near[0]}={theirs}" if near else ""
+    return f"column {theirs!r} is left out{hint}"
 
 
 def _describe(
     connection: duckdb.DuckDBPyConnection, incoming: Incoming, view: str
 ) -> dict[str, str]:
     """Make the view; its columns and DuckDB types."""
-    if isinstance(incoming.source, str):
+    if isinstance(incoming.source, JsonLines):
+        stage_lines(connection, incoming.source, view, incoming.broken)
+    elif isinstance(incoming.source, str):
         connection.execute(f"CREATE TEMP VIEW {view} AS {incoming.source}")
     else:
         connection.register(view, incoming.source)
@@ -109,9 +169,13 @@ def _describe(
 
 
 def _named(
-    incoming: Incoming, columns: Sequence[Column], arrived: list[str]
+    incoming: Incoming, columns: Sequence[Column], types: Mapping[str, str]
 ) -> dict[str, str]:
-    """Canonical name -> name in the source, for the columns that are there."""
+    """Canonical name -> name in the source, for the columns that are there.
+
+    An optional column without any value is as good as none.
+    """
+    arrived = list(types)
     known = {column.name: column for column in columns}
     for ours, theirs in incoming.mapping.items():
         if ours not in known:
@@ -130,7 +194,11 @@ def _named(
     for column in columns:
         if column.is_required and named[column.name] not in arrived:
             raise ValueError(f"{incoming.name}: {_missing(column, arrived)}")
-    return {ours: theirs for ours, theirs in named.items() if theirs in arrived}
+    return {
+        ours: theirs
+        for ours, theirs in named.items()
+        if theirs in types and (known[ours].is_required or types[theirs] != EMPTY)
+    }
 
 
 def _missing(column: Column, arrived: list[str]) -> str:
@@ -141,7 +209,8 @@ def _missing(column: Column, arrived: list[str]) -> str:
             f"{there}; did you mean {near!r}? Rename it, or map it: "
             f"{column.name}={near}"
         )
-    return f"{there}; map the right one: {column.name}=ITS_NAME"
+    hint = delimiter_hint(arrived)
+    return f"{there}{hint}; map the right one: {column.name}=ITS_NAME"
 
 
 def _near(wanted: Sequence[str], arrived: list[str]) -> str | None:
@@ -155,46 +224,6 @@ def _near(wanted: Sequence[str], arrived: list[str]) -> str | None:
 
 def _plain(text: str) -> str:
     return text.lower().replace("_", "").replace(" ", "").replace("-", "")
-
-
-def check_rows(
-    connection: duckdb.DuckDBPyConnection, staged: Staged, rules: Sequence[Rule]
-) -> None:
-    """Raise for the first rule that a row breaks. One scan of the staged table.
-
-    Raises:
-        ValueError: naming file, column, first such row, its value, count and mend.
-    """
-    firsts = ", ".join(
-        f"min(file_row) FILTER (WHERE {rule.is_bad}), "
-        f"count(*) FILTER (WHERE {rule.is_bad})"
-        for rule in rules
-    )
-    row = one_row(connection, f"SELECT {firsts} FROM {staged.table}")
-    for rule, first, count in zip(rules, row[0::2], row[1::2], strict=True):
-        if count:
-            raise ValueError(describe_row(connection, staged, rule, first, count))
-
-
-def describe_row(
-    connection: duckdb.DuckDBPyConnection,
-    staged: Staged,
-    rule: Rule,
-    first: int,
-    count: int,
-) -> str:
-    """The message for ``count`` rows that break ``rule``, the first at ``first``."""
-    value = scalar(
-        connection,
-        f"SELECT left(CAST({quote(rule.column)} AS VARCHAR), 60) "
-        f"FROM {staged.table} WHERE file_row = {first}",
-    )
-    shown = "null" if value is None else repr(value)
-    more = f" (and {count - 1} more rows)" if count > 1 else ""
-    return (
-        f"{staged.name}, column {rule.column!r}, row {first}: {shown} "
-        f"{rule.problem}{more}; {rule.mend}"
-    )
 
 
 def cast_list(staged: Staged, columns: Sequence[Column]) -> str:

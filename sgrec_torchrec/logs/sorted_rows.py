@@ -10,23 +10,33 @@ import pyarrow.compute as pc
 BoolArray = npt.NDArray[np.bool_]
 Int64Array = npt.NDArray[np.int64]
 
+NEEDED_KEYS = ("user_id", "timestamp", "item_id")
+KEYS = (*NEEDED_KEYS, "event")
+MORE_KEYS = ("value", "split")
 _ROW_BITS = 40
 """A key holds a user's number inside the batch above 40 bits of file row (1e12)."""
 
 
 class SortedRows:
-    """Counts over batches sorted by (user_id, timestamp, item_id, event, file_row).
+    """Counts over batches sorted by ``keys``, those that there are, and ``file_row``.
 
     ``num_out_of_order`` counts the rows that stood in the file above an earlier event
-    of their user. ``num_duplicates`` counts the rows whose user, item, timestamp and
-    event equal those of a row above. Memory: one batch.
+    of their user. ``num_duplicates`` counts the rows whose keys equal those of a row
+    above. Memory: one batch.
+
+    Args:
+        value_counts: False: value and split are no keys.
     """
 
-    def __init__(self, *, drop_duplicates: bool) -> None:
+    def __init__(self, *, drop_duplicates: bool, value_counts: bool = True) -> None:
         self.drop_duplicates = drop_duplicates
+        self.keys = (*KEYS, *(MORE_KEYS if value_counts else ()))
+        self.times = (np.iinfo(np.int64).max, np.iinfo(np.int64).min)
+        """The first and the last timestamp."""
         self.num_out_of_order = 0
         self.num_duplicates = 0
         self.num_users = 0
+        self.num_kept = 0
         self._last: pa.RecordBatch | None = None
         self._max_row = -1
         self._max_row_before_basket = -1
@@ -41,6 +51,7 @@ class SortedRows:
             kept = batch.drop_columns(["file_row"])
             if self.drop_duplicates and is_duplicate.any():
                 kept = kept.filter(pa.array(~is_duplicate))
+            self.num_kept += kept.num_rows
             if kept.num_rows:
                 yield kept
 
@@ -51,8 +62,12 @@ class SortedRows:
         same_user = _same_as_above(joined, "user_id")
         same_basket = same_user & _same_as_above(joined, "timestamp")
         is_duplicate = same_basket & _same_as_above(joined, "item_id")
-        if "event" in batch.schema.names:
-            is_duplicate &= _same_as_above(joined, "event")
+        for key in self.keys[len(NEEDED_KEYS) :]:
+            if key in batch.schema.names:
+                is_duplicate &= _same_as_above(joined, key)
+        time = batch.column("timestamp").to_numpy()
+        first, last = self.times
+        self.times = (min(first, int(time.min())), max(last, int(time.max())))
         carried = 0 if is_first else 1
         self.num_duplicates += int(is_duplicate.sum())
         self.num_users += int((~same_user).sum()) - carried
@@ -94,6 +109,10 @@ def _same_as_above(batch: pa.RecordBatch, name: str) -> BoolArray:
     column = batch.column(name)
     same = np.zeros(batch.num_rows, dtype=np.bool_)
     if batch.num_rows > 1:
-        equal = pc.equal(column.slice(1), column.slice(0, batch.num_rows - 1))
-        same[1:] = equal.to_numpy(zero_copy_only=False)
+        above, below = column.slice(0, batch.num_rows - 1), column.slice(1)
+        equal = pc.equal(below, above).fill_null(False)
+        # Two that are not there are alike.
+        is_null = column.is_null().to_numpy(zero_copy_only=False)
+        both_null = is_null[1:] & is_null[:-1]
+        same[1:] = equal.to_numpy(zero_copy_only=False) | both_null
     return same

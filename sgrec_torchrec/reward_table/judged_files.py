@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sgrec_torchrec.files.run_folder import PARTS
+from sgrec_torchrec.files.run_folder import PARTS, USERS
 from sgrec_torchrec.reward_table.ids import (
     Ids,
     Int64Array,
@@ -71,15 +71,14 @@ def list_files(parquet: Path | str | Sequence[Path | str]) -> list[Path]:
 
     Raises:
         FileNotFoundError: for a path that is missing, or a folder without such files.
+        ValueError: for a folder with parts of a judge's beside other files.
     """
     several = [parquet] if isinstance(parquet, str | Path) else list(parquet)
     files: list[Path] = []
     for path in map(Path, several):
         found = _in_folder(path) if path.is_dir() else [path]
         if not found:
-            raise FileNotFoundError(
-                f"{path}: holds no *.parquet; name a folder of them"
-            )
+            raise FileNotFoundError(f"{path}: holds no *.parquet; name another folder")
         files += found
     if not files:
         raise FileNotFoundError("no Parquet file named; give a file or a folder")
@@ -91,8 +90,11 @@ def list_files(parquet: Path | str | Sequence[Path | str]) -> list[Path]:
 
 def _in_folder(folder: Path) -> list[Path]:
     """Its parts, where it has such: a judged folder tells more beside them."""
-    parts = sorted(folder.glob(PARTS))
-    return parts or sorted(folder.rglob("*.parquet"))
+    parts, files = sorted(folder.glob(PARTS)), sorted(folder.rglob("*.parquet"))
+    if parts and (foreign := set(files) - {*parts, folder / USERS}):
+        both = f"{parts[0].name} and {min(foreign).name}"
+        raise ValueError(f"{folder} holds {both}: name the files that are meant")
+    return parts or files
 
 
 def read_columns(files: Sequence[Path]) -> tuple[Columns, int, range | None]:

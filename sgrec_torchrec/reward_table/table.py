@@ -318,6 +318,11 @@ class RewardTable:
                 f"{name} are {array.dtype} of shape {array.shape}, the table's are "
                 "int64 [N]"
             )
+        if array.dtype == np.uint64 and len(wide := np.flatnonzero(array >> 63)):
+            raise ValueError(
+                f"{name}[{wide[0]}] = {array[wide[0]]} is beyond int64, which the "
+                "table's are: ask for ids that it can hold"
+            )
         return np.ascontiguousarray(array, np.int64)
 
 

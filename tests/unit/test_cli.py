@@ -82,13 +82,44 @@ def test_ordinal_log_is_marked_so(sgrec: Sgrec, tmp_path) -> None:
     assert not read_canonical(out).has_clock
 
 
+def test_import_takes_what_to_do_with_bad_rows_and_duplicates(
+    sgrec: Sgrec, tmp_path: Path, capsys
+) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("user_id;item_id;timestamp\na;x;10\na;x;10\na;y;soon\n")
+    out = tmp_path / "canonical"
+    words = ("import", "table", "--path", log, "--delimiter", ";")
+    assert sgrec(*words, "--out", out) == 2
+    assert "--bad-rows drop leaves such rows out" in capsys.readouterr().err
+    assert sgrec(*words, "--check", "--bad-rows", "drop") == 0
+    assert "1 rows, 1 users" in capsys.readouterr().out
+    assert not out.exists()
+    dropped = ("--bad-rows", "drop", "--duplicates", "keep")
+    assert sgrec(*words, *dropped, "--out", out) == 0
+    assert "2 rows, 1 users" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("import", "table"), "import table: name the log with --path"),
         (("import", "table", "--path", "/nowhere.csv"), "/nowhere.csv"),
-        (("import", "netflix"), "log.source = 'netflix': choose one of movielens"),
+        (("import", "netflix"), "import 'netflix': choose one of movielens"),
+        (("import", "tables"), "canonical, table; table reads any Parquet"),
+        (
+            ("import", "movielens", "--column", "a=b"),
+            "import movielens: --column has an effect on `import table` alone",
+        ),
+        (("import", "movielens", "--ordinal"), "--ordinal has an effect"),
+        (("import", "movielens", "--path", "x"), "log.path = 'x'"),
         (("import", "minionerec"), "log.path: the minionerec importer needs one"),
+        (
+            (
+                *("import", "table", "--path", "x.csv"),
+                *("--column", "user_id=a", "--column", "user_id=b"),
+            ),
+            "user_id=a and user_id=b: leave one of them out",
+        ),
         (
             ("import", "table", "--path", "x.csv", "--column", "user_id"),
             "'user_id': write OURS=THEIRS",

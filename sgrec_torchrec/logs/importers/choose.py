@@ -10,11 +10,8 @@ from sgrec_torchrec.config.registry import IMPORTERS
 from sgrec_torchrec.files.atomic import atomic_folder
 from sgrec_torchrec.files.run_folder import MANIFEST
 from sgrec_torchrec.logs.canonical import read_canonical
-from sgrec_torchrec.logs.canonical_write import (
-    ImportReport,
-    refuse_foreign_folder,
-    report_of,
-)
+from sgrec_torchrec.logs.canonical_write import refuse_foreign_folder
+from sgrec_torchrec.logs.import_report import ImportReport, report_of
 from sgrec_torchrec.logs.importers.complete_journey import import_complete_journey
 from sgrec_torchrec.logs.importers.locate import resolve_path
 from sgrec_torchrec.logs.importers.movielens import import_movielens

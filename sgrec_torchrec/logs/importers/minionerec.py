@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from sgrec_torchrec.distributed.progress import progress
-from sgrec_torchrec.logs.canonical_write import ImportReport, Origin, write_canonical
+from sgrec_torchrec.logs.canonical_write import write_canonical
+from sgrec_torchrec.logs.import_report import ImportReport, Origin
 from sgrec_torchrec.logs.importers.locate import resolve_path
 from sgrec_torchrec.logs.importers.minionerec_files import (
     SPLITS,

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from sgrec_torchrec.logs.importers.clean_text import clean_html
+from sgrec_torchrec.logs.text_lines import BLOCK_BYTES
 
 SPLITS = ("train", "valid", "test")
 _COLUMNS = ("user_id", "history_item_id", "item_id")
@@ -105,7 +106,9 @@ def read_rows(path: Path, split: str) -> Iterator[SplitRow]:
     Raises:
         ValueError: naming file, line, column and mend.
     """
-    with path.open(encoding="utf-8", newline="") as file:
+    # A row's texts may be longer than csv takes by itself.
+    csv.field_size_limit(BLOCK_BYTES)
+    with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
@@ -114,7 +117,7 @@ def read_rows(path: Path, split: str) -> Iterator[SplitRow]:
                 "give the CSV as MiniOneRec writes it"
             )
         row = None
-        for row in reader:
+        for row in _read(path, reader):
             line = reader.line_num
             if not row["user_id"]:
                 raise ValueError(f"{path}, line {line}: user_id is empty; fill it in")
@@ -128,6 +131,15 @@ def read_rows(path: Path, split: str) -> Iterator[SplitRow]:
             )
         if row is None:
             raise ValueError(f"{path}: has no rows; give a file with data")
+
+
+def _read(
+    path: Path, reader: "csv.DictReader[str]"
+) -> Iterator[dict[str | Any, str | Any]]:
+    try:
+        yield from reader
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}, line {reader.line_num + 1}: {error}") from error
 
 
 def _history(path: Path, line: int, text: str | None) -> list[int]:

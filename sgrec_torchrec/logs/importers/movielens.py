@@ -6,7 +6,8 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from sgrec_torchrec.logs.canonical_write import ImportReport, Origin, write_canonical
+from sgrec_torchrec.logs.canonical_write import write_canonical
+from sgrec_torchrec.logs.import_report import ImportReport, Origin
 from sgrec_torchrec.logs.incoming import Incoming
 
 _NOTE = (

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgrec_torchrec.logs.canonical_write import ImportReport, Origin, write_canonical
+from sgrec_torchrec.logs.canonical_write import write_canonical
+from sgrec_torchrec.logs.import_report import ImportReport, Origin
 from sgrec_torchrec.logs.importers.locate import resolve_path
 from sgrec_torchrec.logs.incoming import Incoming
 
@@ -97,7 +98,7 @@ def _read_texts(path: Path) -> pa.Table:
 
 def _read_lines(path: Path) -> Any:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path}: not found; the folder needs user_sequence.txt and item_text.txt"

@@ -1,16 +1,23 @@
 """Any Parquet, CSV or JSON-lines file with a column mapping -> a canonical log."""
 
-import csv
-import gzip
-from collections import Counter
+import dataclasses
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 
-from sgrec_torchrec.logs.canonical_write import ImportReport, Origin, write_canonical
+from sgrec_torchrec.logs.canonical_write import write_canonical
+from sgrec_torchrec.logs.import_report import ImportReport, Origin
+from sgrec_torchrec.logs.importers.parquet_files import open_parquet
 from sgrec_torchrec.logs.incoming import Incoming
+from sgrec_torchrec.logs.text_lines import (
+    BrokenRows,
+    JsonLines,
+    open_delimited,
+    open_json_lines,
+)
 
 _SUFFIXES = ".parquet, .csv, .tsv, .jsonl, .ndjson (the texts also with .gz)"
 
@@ -22,8 +29,10 @@ def import_table(
     columns: Mapping[str, str] | None = None,
     items_path: Path | None = None,
     item_columns: Mapping[str, str] | None = None,
+    delimiter: str | None = None,
     has_clock: bool = True,
     duplicates: str | None = None,
+    bad_rows: str = "refuse",
     note: str = "",
     memory_limit_gib: float = 2.0,
 ) -> ImportReport:
@@ -36,9 +45,11 @@ def import_table(
             are canonical already need no entry.
         items_path: the catalogue; None: the items of the log, titled by their ids.
         item_columns: canonical name -> name in the catalogue.
+        delimiter: of CSV files; None: a comma, or a tab in .tsv.
         has_clock: False where ``timestamp`` is an ordinal, not a time.
-        duplicates: keep or drop rows equal in user, item, timestamp and event; None:
-            drop, or keep where the log has no clock.
+        duplicates: keep, drop or error for rows equal in all columns; None: drop, or
+            keep where the log has no clock.
+        bad_rows: refuse, or drop: they are written with their reasons beside the log.
         note: source and terms, kept in the manifest.
         memory_limit_gib: beyond it, sorting spills to disk beside ``out_dir``.
 
@@ -48,83 +59,59 @@ def import_table(
 
     Raises:
         FileNotFoundError: for a path that is not there.
-        ValueError: naming file, column, first offending row and mend.
+        ValueError: a line for each kind of fault, naming file, column, first rows and
+            mend.
     """
+    if items_path is None and item_columns:
+        raise ValueError(
+            f"item columns {', '.join(item_columns)} are named and no catalogue is: "
+            "give it by --items, or leave --item-column out"
+        )
     items = None
     if items_path is not None:
-        items = _open(items_path, item_columns or {})
-    origin = Origin(importer="table", note=note or str(log_path), has_clock=has_clock)
+        items = _open(items_path, item_columns or {}, delimiter)
     return write_canonical(
         out_dir,
-        _open(log_path, columns or {}),
+        _open(log_path, columns or {}, delimiter),
         items,
-        origin,
+        _origin(note or str(log_path), has_clock),
         duplicates=duplicates,
+        bad_rows=bad_rows,
         memory_limit_gib=memory_limit_gib,
     )
 
 
-def _open(path: Path, mapping: Mapping[str, str]) -> Incoming:
+def _origin(note: str, has_clock: bool) -> Origin:
+    hint = " (--bad-rows drop leaves such rows out)"
+    return Origin(importer="table", note=note, has_clock=has_clock, hint=hint)
+
+
+def check_table(log_path: Path, **options: Any) -> ImportReport:
+    """What ``import_table`` would do, with the same options and errors; writes nothing.
+
+    The log is written and removed again in the folder for temporary files.
+    """
+    with tempfile.TemporaryDirectory(prefix="sgrec-check-") as scratch:
+        report = import_table(log_path, Path(scratch) / "log", **options)
+    return dataclasses.replace(report, folder=Path("nowhere: only checked"))
+
+
+def _open(path: Path, mapping: Mapping[str, str], delimiter: str | None) -> Incoming:
     if not path.exists():
         raise FileNotFoundError(f"{path}: not found; check the path")
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     kind = ".parquet" if path.is_dir() else (suffixes[-1] if suffixes else "")
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path}: is empty; give a file with data")
-    text = _literal(str(path))
+    broken = BrokenRows()
+    source: pa.RecordBatchReader | JsonLines
     if kind == ".parquet":
-        source: str | pa.RecordBatchReader = _open_parquet(path)
+        source = open_parquet(path)
     elif kind in (".csv", ".tsv"):
-        source = _select_csv(path, text, "," if kind == ".csv" else "\t")
+        mark = delimiter or ("," if kind == ".csv" else "\t")
+        source = open_delimited(path, mark, broken)
     elif kind in (".jsonl", ".ndjson"):
-        source = (
-            f"SELECT * FROM read_json({text}, format = 'newline_delimited', "
-            "sample_size = -1)"
-        )
+        source = open_json_lines(path)
     else:
         raise ValueError(f"{path}: unknown kind of file; give one of {_SUFFIXES}")
-    return Incoming(name=str(path), source=source, mapping=mapping)
-
-
-def _select_csv(path: Path, text: str, delimiter: str) -> str:
-    """A SELECT of all columns as text.
-
-    The header is read here and nothing is left to guess: DuckDB's sniffer would skip
-    lines above a line with another number of fields.
-    """
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(
-            path, "rt", encoding="utf-8-sig", newline=""
-        ) as file:
-            header = next(csv.reader(file, delimiter=delimiter), [])
-    except (UnicodeDecodeError, OSError, EOFError) as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error}); write it again as UTF-8 text"
-        ) from error
-    again = [name for name, count in Counter(header).items() if count > 1]
-    if again:
-        raise ValueError(f"{path}: column {again[0]!r} appears twice; rename one")
-    columns = ", ".join(f"{_literal(name)}: 'VARCHAR'" for name in header)
-    return (
-        f"SELECT * FROM read_csv({text}, auto_detect = false, header = true, "
-        f"delim = {_literal(delimiter)}, quote = '\"', escape = '\"', "
-        f"columns = {{{columns}}})"
-    )
-
-
-def _literal(text: str) -> str:
-    """A string for SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _open_parquet(path: Path) -> pa.RecordBatchReader:
-    """Batches in file order; page checksums are verified where the pages have them."""
-    options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-    form = ds.ParquetFileFormat(default_fragment_scan_options=options)
-    try:
-        dataset = ds.dataset(path, format=form)
-        return dataset.scanner(batch_size=1 << 16).to_reader()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path}: is no readable Parquet ({error}); copy it again from its source"
-        ) from error
+    return Incoming(name=str(path), source=source, mapping=mapping, broken=broken)

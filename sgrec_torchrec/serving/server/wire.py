@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sgrec_torchrec.logs.columns import MAX_ID_CHARACTERS
 from sgrec_torchrec.serving.catalogue import shown
 from sgrec_torchrec.serving.history import MAX_SECONDS
 from sgrec_torchrec.serving.server.errors import RequestError
 
-MAX_ID_CHARACTERS = 256
 SHOWN_ERRORS = 3
 MAX_ERRORS = 100
 """Beyond that they are counted, not listed: listing takes longer than serving."""

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sgrec_torchrec.logs.canonical import read_canonical
-from sgrec_torchrec.logs.canonical_write import Origin, write_canonical
+from sgrec_torchrec.logs.canonical_write import write_canonical
+from sgrec_torchrec.logs.import_report import Origin
 from sgrec_torchrec.logs.incoming import Incoming
 
 

@@ -369,3 +369,14 @@ def test_what_a_killed_writer_left_goes_with_the_next(
     append_segment(old_table, write_pairs([(5, 5, 0.5)]))
     assert not [path for path in old_table.iterdir() if "building" in path.name]
     assert len(list((old_table / "segments").iterdir())) == 2
+
+
+def test_parts_beside_other_files_are_refused_by_name(write_pairs, tmp_path) -> None:
+    folder = tmp_path / "judged"
+    folder.mkdir()
+    for name in ("part-00000.parquet", "users.parquet"):
+        write_pairs([(1, 1, 0.5)]).rename(folder / name)
+    assert build_reward_table(folder, tmp_path / "table").num_pairs == 1
+    write_pairs([(1, 2, 0.5)]).rename(folder / "more.parquet")
+    with pytest.raises(ValueError, match=r"part-00000.parquet and more.parquet: name"):
+        build_reward_table(folder, tmp_path / "other")

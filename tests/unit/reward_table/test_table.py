@@ -80,6 +80,11 @@ def test_as_of_gives_the_judged_prefix(small: RewardTable) -> None:
     ("users", "items", "match"),
     [
         ([1, 2], [10], r"2 user_ids, 1 item_ids: give one item a user"),
+        (
+            np.array([1 << 63], np.uint64),
+            [10],
+            r"user_ids\[0\] = 9223372036854775808 is beyond int64",
+        ),
         ([1.5], [10], r"user_ids are float64 of shape \(1,\), the table's are int64"),
         ([1], np.array([[10]]), r"item_ids are int64 of shape \(1, 1\)"),
         (["a"], [10], r"user_ids are <U1 of shape"),

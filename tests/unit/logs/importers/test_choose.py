@@ -5,7 +5,8 @@ import pytest
 
 from sgrec_torchrec.config import SOURCES, LogConfig
 from sgrec_torchrec.logs.canonical import read_canonical
-from sgrec_torchrec.logs.canonical_write import Origin, write_canonical
+from sgrec_torchrec.logs.canonical_write import write_canonical
+from sgrec_torchrec.logs.import_report import Origin
 from sgrec_torchrec.logs.importers import IMPORTERS, import_log
 from sgrec_torchrec.logs.importers.locate import data_root, resolve_path
 from sgrec_torchrec.logs.incoming import Incoming

@@ -259,3 +259,11 @@ def test_office_splits_follow_each_other_in_time(office):
     runs = [split for n, split in enumerate(splits) if n == 0 or splits[n - 1] != split]
     assert runs == ["train", "valid", "test"]
     assert Counter(splits) == {"train": 12_715, "valid": 4_866, "test": 4_866}
+
+
+def test_a_field_may_be_longer_than_csv_takes_by_itself(tmp_path):
+    path = tmp_path / "train.csv"
+    long = "x" * 140_000
+    path.write_text(f'user_id,history_item_id,item_id,titles\nu,[1],2,"{long}"\n')
+    (row,) = read_rows(path, "train")
+    assert (row.user, row.history, row.target) == ("u", [1], 2)

@@ -26,6 +26,16 @@ def test_order_becomes_an_ordinal(folder, tmp_path):
     assert "timestamps are ordinals: only their order means something" in report.lines()
 
 
+@pytest.mark.parametrize("name", ["user_sequence.txt", "item_text.txt"])
+def test_a_byte_order_mark_is_no_part_of_an_id(folder, tmp_path, name):
+    path = folder / name
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    report = import_sequences(str(folder), tmp_path / "out")
+    assert (report.users, report.items) == (2, 3)
+    log = pa.Table.from_batches(read_canonical(tmp_path / "out").interactions())
+    assert log["user_id"].to_pylist() == ["u1", "u2", "u2", "u2"]
+
+
 def test_text_becomes_the_title(folder, tmp_path):
     import_sequences(str(folder), tmp_path / "out")
     items = read_canonical(tmp_path / "out").items()
