@@ -11,9 +11,8 @@ from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 
-GOLDEN_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
-MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
-MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+from sgrec_torchrec.hashing import GOLDEN_GAMMA, shift_right, signed, splitmix64_
+
 CHUNK_ELEMENTS = 1 << 16
 
 
@@ -83,23 +82,11 @@ def _fill_shard(
             first_row + begin, first_row + end, device=shard.device, dtype=torch.int64
         )
         state = rows[:, None] * config.embedding_dim + (columns + 1)[None, :]
-        bits = _splitmix64(state.mul_(GOLDEN_GAMMA).add_(start))
-        odd = _shift_right(bits, 40).mul_(2).add_(1 - (1 << 24))
+        bits = splitmix64_(state.mul_(signed(GOLDEN_GAMMA)).add_(start))
+        odd = shift_right(bits, 40).mul_(2).add_(1 - (1 << 24))
         shard[begin:end] = odd.to(torch.float32).mul_(bound / (1 << 24))
 
 
 def _table_key(seed: int, table_name: str) -> int:
     digest = hashlib.sha256(f"{seed}:{table_name}".encode()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
-
-
-def _splitmix64(state: Tensor) -> Tensor:
-    """Output function of splitmix64 on int64 (products wrap), in place."""
-    state.bitwise_xor_(_shift_right(state, 30)).mul_(MIX_1)
-    state.bitwise_xor_(_shift_right(state, 27)).mul_(MIX_2)
-    return state.bitwise_xor_(_shift_right(state, 31))
-
-
-def _shift_right(value: Tensor, num_bits: int) -> Tensor:
-    """Logical shift: torch's own keeps the sign of an int64."""
-    return (value >> num_bits).bitwise_and_((1 << (64 - num_bits)) - 1)

@@ -3,27 +3,19 @@
 import torch
 from torch import Tensor
 
-_GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed 64-bit integer
-_MIX_A = -4658895280553007687
-_MIX_B = -7723592293110705685
+from sgrec_torchrec.hashing import GOLDEN_GAMMA, signed, splitmix64_
 
 
 def hash_uniform(key_X: Tensor, salt: int, size: int) -> Tensor:
     """float32 [X, size] in (0, 1): noise for each key (int64 [X]), salt and column.
 
-    The finaliser of splitmix64 (Steele, Lea, Flood 2014) over wrapping int64
-    arithmetic; 23 bits of it, offset by half a step so that no value is 0 or 1 (with
-    24, the largest would round up to 1 in float32).
+    The low 23 bits of ``hashing.splitmix64``, offset by half a step so that no value is
+    0 or 1 (with 24, the largest would round up to 1 in float32).
     """
     column = torch.arange(size, device=key_X.device) + (salt << 32)
-    state = key_X[..., None] + column * _GOLDEN
+    state = key_X[..., None] + column * signed(GOLDEN_GAMMA)
     # In place: a step of post-training draws millions, and memory is what it waits for.
-    state ^= state >> 30
-    state *= _MIX_A
-    state ^= state >> 27
-    state *= _MIX_B
-    state ^= state >> 31
-    state &= 0x7FFFFF
+    state = splitmix64_(state).bitwise_and_(0x7FFFFF)
     return state.float().add_(0.5).mul_(2.0**-23)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from sgrec_torchrec.hashing import splitmix64
 from sgrec_torchrec.reward_table.ids import (
     Ids,
     Int64Array,
@@ -172,16 +173,13 @@ def _extended(array: Any, by: int) -> Any:
     return longer
 
 
+_splitmix64: Any = numba.njit(nogil=True, cache=True)(splitmix64)
+
+
 @numba.njit(nogil=True, cache=True)
 def mix(number):  # type: ignore[no-untyped-def]
-    """A bijection of 64 bits whose every output bit hangs on every input bit.
-
-    The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
-    """
-    h = np.uint64(number)
-    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return h ^ (h >> np.uint64(31))
+    """A bijection of 64 bits whose every output bit hangs on every input bit."""
+    return _splitmix64(np.uint64(number))
 
 
 @numba.njit(nogil=True, cache=True)

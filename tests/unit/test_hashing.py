@@ -1,11 +1,40 @@
 """hash64 is splitmix64, broadcasts like numpy, and looks uniform."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+import torch
 
-from sgrec_torchrec.hashing import hash64, uniform
+from sgrec_torchrec.hashing import (
+    GOLDEN_GAMMA,
+    hash64,
+    shift_right,
+    signed,
+    splitmix64,
+    splitmix64_,
+    uniform,
+)
+from sgrec_torchrec.reward_table.hash_map import mix
 
 MASK = (1 << 64) - 1
+Finaliser = Callable[[list[int]], list[int]]
+
+
+def by_numpy(words: list[int]) -> list[int]:
+    return splitmix64(np.array(words, dtype=np.uint64)).tolist()
+
+
+def by_torch(words: list[int]) -> list[int]:
+    state = torch.tensor([signed(word) for word in words], dtype=torch.int64)
+    return [word & MASK for word in splitmix64_(state).tolist()]
+
+
+def by_numba(words: list[int]) -> list[int]:
+    return [int(mix(np.uint64(word))) for word in words]
+
+
+FINALISERS = pytest.mark.parametrize("finalise", [by_numpy, by_torch, by_numba])
 
 
 def reference(*parts):
@@ -17,6 +46,53 @@ def reference(*parts):
         word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & MASK
         state = word ^ (word >> 31)
     return state
+
+
+@FINALISERS
+@pytest.mark.parametrize(
+    ("seed", "expected"),
+    [
+        # Outputs of the reference implementation (Vigna, splitmix64.c) from state 0.
+        (0, [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]),
+        # The first of state 1234567 (Rosetta Code).
+        (1234567, [6457827717110365317, 3203168211198807973]),
+    ],
+)
+def test_the_published_sequence_is_given(
+    finalise: Finaliser, seed: int, expected: list[int]
+) -> None:
+    steps = range(1, 1 + len(expected))
+    assert finalise([(seed + step * GOLDEN_GAMMA) & MASK for step in steps]) == expected
+
+
+@FINALISERS
+def test_finalisers_equal_the_python_reference(finalise: Finaliser) -> None:
+    generator = np.random.default_rng(0)
+    words = generator.integers(0, 2**64, 500, dtype=np.uint64).tolist()
+    # The sign bit alone, and what an arithmetic shift would fill with ones.
+    words += [0, 1, MASK, 1 << 63, (1 << 63) - 1, MASK - 1]
+    assert finalise(words) == [reference(word - GOLDEN_GAMMA) for word in words]
+
+
+@pytest.mark.parametrize("shape", [(0,), (65_537,), (3, 50_000)])
+def test_a_tensor_of_any_size_is_mixed_in_place(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    state = torch.randint(-(2**63), 2**63 - 1, shape, generator=generator)
+    expected = splitmix64(state.numpy().view(np.uint64))
+    assert splitmix64_(state) is state
+    assert np.array_equal(state.numpy().view(np.uint64), expected)
+
+
+def test_a_tensor_that_does_not_lie_in_one_piece_is_mixed_too() -> None:
+    state = torch.arange(12).view(3, 4)
+    expected = splitmix64_(state.clone()).t()
+    assert torch.equal(splitmix64_(state.t()), expected)
+
+
+def test_the_sign_is_not_shifted_in() -> None:
+    value = torch.tensor([-1, -(2**63), 5])
+    assert shift_right(value, 60).tolist() == [15, 8, 0]
+    assert [signed(word) for word in (0, MASK, 1 << 63)] == [0, -1, -(2**63)]
 
 
 def test_single_part_is_the_published_first_output_of_splitmix64():

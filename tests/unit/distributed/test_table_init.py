@@ -17,16 +17,6 @@ def splitmix64(state: int) -> int:
     return state ^ state >> 31
 
 
-def test_splitmix64_gives_the_published_sequence():
-    # First outputs of the generator seeded with 1234567 (Rosetta Code).
-    gamma = 0x9E3779B97F4A7C15
-    states = [(1234567 + gamma * (k + 1)) & MASK for k in range(2)]
-    signed = [s - (1 << 64) if s >> 63 else s for s in states]
-    out = table_init._splitmix64(torch.tensor(signed))
-    expected = [6457827717110365317, 3203168211198807973]
-    assert [int(x) & MASK for x in out] == expected
-
-
 def table_of(
     seed: int, name: str, num_rows: int, dim: int, bound: float | None = None
 ) -> torch.Tensor:

@@ -9,7 +9,7 @@ from sgrec_torchrec.generator.noise import hash_dropout, hash_gumbel, hash_unifo
 
 # With 24 bits and this key and salt, column 1 has all bits set, and (2^24 - 1 + 1/2)
 # rounds up to 2^24 in float32: a "uniform" of exactly 1, an infinite Gumbel.
-KEY_OF_ALL_ONES = 8_996_515
+KEY_OF_ALL_ONES = 53_529_921
 
 
 def keys(count: int) -> torch.Tensor:
@@ -21,6 +21,13 @@ def test_uniform_stays_inside_the_open_interval_where_all_bits_are_set() -> None
     value = hash_uniform(torch.tensor([KEY_OF_ALL_ONES]), 1, 2)
     assert 0.999 < value[0, 1] < 1.0
     assert hash_gumbel(torch.tensor([KEY_OF_ALL_ONES]), 1, 2).isfinite().all()
+
+
+def test_uniform_is_the_finaliser_of_splitmix64() -> None:
+    # Key 0, salt 0, columns 1 to 3: that generator's first outputs from state 0.
+    outputs = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    expected = [((word & 0x7FFFFF) + 0.5) * 2**-23 for word in outputs]
+    assert hash_uniform(torch.tensor([0]), 0, 4)[0, 1:].tolist() == expected
 
 
 def test_uniform_is_uniform_over_keys_and_over_columns() -> None:
