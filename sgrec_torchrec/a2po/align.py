@@ -39,6 +39,7 @@ from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.optimizer import set_learning_rates
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.distributed.schedule import warmup_cosine
+from sgrec_torchrec.distributed.termination import Termination
 from sgrec_torchrec.files.atomic import set_aside
 from sgrec_torchrec.files.run_folder import BEST, CHECKPOINTS
 from sgrec_torchrec.files.tracking import Tracker
@@ -66,6 +67,7 @@ def align(
 
     Raises:
         ValueError: for a reward that is not finite, naming user and item.
+        TerminatedError: after SIGTERM, once the state is kept.
     """
     state = _begin(aligner, validate, start_ndcg, resume=resume)
     sample = FusionSample(aligner.folder, aligner.ranks.rank, state.step)
@@ -73,7 +75,8 @@ def align(
         tracker.resume(state.step)
         if state.step == 0 and validate:
             tracker.log(0, {"pretrained NDCG@10": state.start_ndcg}, "valid")
-        state = _run(aligner, tracker, sample, state, validate)
+        with Termination() as told:
+            state = _run(aligner, tracker, sample, state, validate, told)
     aligner.write_misses()
     if validate or state.has_collapsed:
         aligner.keeper.load(aligner.keeper.best)
@@ -101,8 +104,9 @@ def _run(
     sample: FusionSample,
     state: AlignState,
     validate: Callable[[], float] | None,
+    told: Termination,
 ) -> AlignState:
-    """Steps until the last one, a collapse, or the end of patience."""
+    """Steps until the last one, a collapse, the end of patience, or SIGTERM."""
     settings = aligner.config.align
     batches = prompt_batches(
         len(aligner.prompts),
@@ -124,10 +128,13 @@ def _run(
             ndcg = validate()
             tracker.log(step, {"NDCG@10": ndcg}, "valid")
             state = _note_validation(aligner, state, ndcg)
-        is_last = is_last or state.is_over(settings.patience)
+        is_told = told.ask()
+        is_last = is_last or is_told or state.is_over(settings.patience)
         if is_last or state.step % settings.checkpoint_every_steps == 0:
             sample.write()
             aligner.keeper.keep(state)
+        if is_told:
+            told.leave(state.step)
     return state
 
 

@@ -27,6 +27,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from sgrec_torchrec.distributed.main_rank import is_main_rank
+from sgrec_torchrec.distributed.termination import TerminatedError
 
 T = TypeVar("T")
 
@@ -236,9 +237,9 @@ def _finish(
     error: BaseException | None,
     trace: TracebackType | None,
 ) -> bool:
-    if error is None or ranks.world_size == 1:
-        if error is None:
-            dist.barrier()
+    if error is None or isinstance(error, TerminatedError):
+        dist.barrier()
+    if error is None or isinstance(error, TerminatedError) or ranks.world_size == 1:
         dist.destroy_process_group()
         return False
     text = "".join(traceback.format_exception(kind, error, trace))

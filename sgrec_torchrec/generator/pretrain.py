@@ -23,6 +23,7 @@ from sgrec_torchrec.distributed.optimizer import (
 )
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.distributed.schedule import warmup_cosine
+from sgrec_torchrec.distributed.termination import Termination
 from sgrec_torchrec.generator.trainee import Trainee
 from sgrec_torchrec.logs.stream import TrainStream, resolved
 from sgrec_torchrec.logs.token_batch import TokenBatch
@@ -51,6 +52,9 @@ def pretrain(
             the given number of epochs (a refit on train and valid).
         resume: go on from the newest whole checkpoint, if there is one. Else what an
             older run of this name left is removed.
+
+    Raises:
+        TerminatedError: after SIGTERM, once the state is kept.
     """
     settings = trainee.config.pretrain
     keeper = _keeper(trainee)
@@ -65,15 +69,20 @@ def pretrain(
         trainee.dmp, trainee.optimizer, trainee.device, execute_all_batches=True
     )
     trainee.tracker.resume(state.step)
-    for end in _segment_ends(state.step, total_steps, trainee):
-        if state.stale_validations >= settings.patience:
-            break
-        _run_segment(trainee, pipeline, state.step, end, total_steps)
-        state = replace(state, step=end)
-        if validate and (end % _validation_steps(trainee) == 0 or end == total_steps):
-            state = _note_validation(trainee, keeper, state, validate())
-        if end % settings.checkpoint_every_steps == 0:
-            keeper.keep(state)
+    with Termination() as told:
+        for end in _segment_ends(state.step, total_steps, trainee):
+            if state.stale_validations >= settings.patience:
+                break
+            at = _run_segment(trainee, pipeline, told, state.step, end, total_steps)
+            state = replace(state, step=at)
+            is_due = end % _validation_steps(trainee) == 0 or end == total_steps
+            if validate and is_due and at == end:
+                state = _note_validation(trainee, keeper, state, validate())
+            is_told = told.ask()
+            if is_told or at % settings.checkpoint_every_steps == 0:
+                keeper.keep(state)
+            if is_told:
+                told.leave(at)
     if state.step % settings.checkpoint_every_steps:
         # So that a finished run resumes as finished.
         keeper.keep(state)
@@ -104,13 +113,18 @@ def _forget_older_run(trainee: Trainee) -> None:
 def _run_segment(
     trainee: Trainee,
     pipeline: "TrainPipelineSparseDist[TokenBatch, StepOutput]",
+    told: Termination,
     start: int,
     end: int,
     total_steps: int,
-) -> None:
-    """Optimizer steps ``start`` to ``end``, then a drained and detached pipeline."""
+) -> int:
+    """Optimizer steps ``start`` to ``end``, then a drained and detached pipeline.
+
+    Returns:
+        ``end``, or the step that all ranks got to when one was told to end.
+    """
     settings = trainee.config.pretrain
-    batches = _batches(trainee.stream, start, end)
+    batches = _until_told(_batches(trainee.stream, start, end), told)
     trainee.dmp.train()
     window = _Window(trainee, start)
     steps = progress(
@@ -123,12 +137,29 @@ def _run_segment(
         factor = warmup_cosine(step, settings.warmup_steps, total_steps)
         dense_lr, table_lr = settings.dense_lr * factor, settings.table_lr * factor
         set_learning_rates(trainee.optimizer, dense_lr, table_lr)
-        window.add(pipeline.progress(batches), dense_lr)
-        if len(window) == FLUSH_EVERY_STEPS or step + 1 == end:
+        try:
+            window.add(pipeline.progress(batches), dense_lr)
+        except StopIteration:
+            end = step
+            break
+        if len(window) == FLUSH_EVERY_STEPS:
             window.flush()
+    if len(window):
+        window.flush()
     # The pipeline rewires the tables' forward, and evaluation needs the plain one; the
     # next ``progress`` attaches it again.
     pipeline.detach()
+    return end
+
+
+def _until_told(
+    batches: Iterator[TokenBatch], told: Termination
+) -> Iterator[TokenBatch]:
+    """What the pipeline has taken already is still trained on, on every rank."""
+    for batch in batches:
+        if told.poll():
+            return
+        yield batch
 
 
 def _batches(stream: TrainStream, start: int, end: int) -> Iterator[TokenBatch]:

@@ -1,5 +1,8 @@
 """What post-training leaves in files: it goes on exactly, and ships, from them."""
 
+import os
+import signal
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +13,7 @@ from sgrec_torchrec.a2po.aligner import (
     restore_aligned,
 )
 from sgrec_torchrec.distributed.checkpoint import latest_checkpoint, read_extra
+from sgrec_torchrec.distributed.termination import TerminatedError
 from sgrec_torchrec.evaluation.offline import validation_ndcg
 from sgrec_torchrec.files.content_key import folder_key
 from sgrec_torchrec.files.run_folder import BEST, CHECKPOINTS
@@ -60,6 +64,29 @@ def test_resumed_run_equals_the_one_in_one_go(
     )
     assert len(kept) > 0
     assert kept_again.equals(kept)
+
+
+def test_sigterm_keeps_the_step_that_was_done(
+    finished, trial, finished_ranker, table, monkeypatch
+) -> None:
+    real = validation_ndcg(finished_ranker)
+    step_of = loop._step
+
+    def told(aligner, prompt_B, step: int, sample):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step_of(aligner, prompt_B, step, sample)
+
+    broken = trial(table=str(table))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_step", told)
+        with pytest.raises(TerminatedError) as stopped:
+            broken.run(real)
+    assert stopped.value.code == 143
+    assert broken.steps_saved(CHECKPOINTS)[-1] == 7
+    resumed = trial(table=str(table))
+    assert resumed.run(real, resume=True) == finished.state
+    assert not resumed.moved_since(finished.end)
 
 
 def test_finished_run_resumes_as_finished(finished, copied, table) -> None:

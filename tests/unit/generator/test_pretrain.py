@@ -1,7 +1,9 @@
 """Pretraining learns, stops early, and goes on exactly where it was interrupted."""
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from sgrec_torchrec.generator.pretrain import PretrainState, pretrain, restore_b
 from sgrec_torchrec.item_tokens.build import load_tokens
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
 from sgrec_torchrec.logs.split import load_split
+from sgrec_torchrec.schema import StepOutput
 
 CLOCKS = {"step_s", "tokens_per_s"}
 STEPS_PER_EPOCH = 13
@@ -61,6 +64,51 @@ def shipped_weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return plain.state_dict()
 
 
+def sigterm_after(num_steps: int, patch: pytest.MonkeyPatch) -> None:
+    """This process is told to end while it trains on so many steps and one more."""
+    add = loop._Window.add
+
+    def spy(window, output: StepOutput, learning_rate: float) -> None:
+        add(window, output, learning_rate)
+        if window.first_step + len(window) == num_steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    patch.setattr(loop._Window, "add", spy)
+
+
+def test_sigterm_keeps_the_last_step_and_the_resumed_run_is_the_same_to_the_bit(
+    finished_run: Path,
+    prepared_runs: Path,
+    planted_log,
+    tiny_arguments,
+    train_here,
+    capsys,
+) -> None:
+    argv = tiny_arguments(planted_log(), prepared_runs, name="told")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        sigterm_after(31, patch)
+        with pytest.raises(SystemExit) as stopped:
+            train_here(argv)
+    assert stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    run_dir = prepared_runs / "told"
+    first, kept = step_names(run_dir / "checkpoints")
+    # What the pipeline had taken already is trained on.
+    assert first == 20
+    assert 31 <= kept <= 34
+    assert f"the state after step {kept} is kept" in capsys.readouterr().out
+    train_here([*argv, "--resume"])
+    lines = [read_metrics(run / "metrics.jsonl") for run in (finished_run, run_dir)]
+    expected, got = (
+        [(one.step, one.values.get("loss"), one.values.get("NDCG@10")) for one in run]
+        for run in lines
+    )
+    assert got == expected
+    weights, same = shipped_weights(finished_run), shipped_weights(run_dir)
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+
+
 @pytest.fixture(scope="module")
 def resumed_run(
     finished_run: Path, planted_log, tiny_arguments, train_here, tmp_path_factory
@@ -84,9 +132,9 @@ def resumed_run(
     starts: list[int] = []
     run_segment = loop._run_segment
 
-    def spy(trainee, pipeline, start: int, *rest: int) -> None:
+    def spy(trainee, pipeline, told, start: int, *rest: int) -> int:
         starts.append(start)
-        run_segment(trainee, pipeline, start, *rest)
+        return run_segment(trainee, pipeline, told, start, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "_run_segment", spy)
@@ -201,8 +249,9 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     segments: list[tuple[int, int]] = []
     saved: list[tuple[str, int]] = []
 
-    def run_segment(trainee, pipeline, start: int, end: int, total: int) -> None:
+    def run_segment(trainee, pipeline, told, start: int, end: int, total: int) -> int:
         segments.append((start, end))
+        return end
 
     def save(folder: Path, step: int, *_: object, **__: object) -> None:
         saved.append((folder.name, step))
