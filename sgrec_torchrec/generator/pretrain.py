@@ -43,8 +43,8 @@ def pretrain(
 ) -> PretrainState:
     """Train until the last epoch, or until validation stops getting better.
 
-    At the end the model holds the weights of the best validation (of the last step
-    where there is nothing to validate on). All ranks call together.
+    At the end the model holds the weights of the best validation, or of the last step
+    where there is nothing to validate on, or no validation before the stop. All ranks call together.
 
     Args:
         trainee: model, optimizer, data, settings.
@@ -86,10 +86,13 @@ def pretrain(
     if state.step % settings.checkpoint_every_steps:
         # So that a finished run resumes as finished.
         keeper.keep(state)
-    if validate:
+    if validate and state.best_step:
         restore_best(trainee)
-    else:
-        keeper.ship(state)
+        return state
+    if validate:
+        # It stopped before the first validation.
+        state = replace(state, best_step=state.step)
+    keeper.ship(state)
     return state
 
 

@@ -304,6 +304,15 @@ def test_refit_stops_on_the_schedule_of_the_whole_run(counting) -> None:
     assert made.saved == [("checkpoints", 4), ("checkpoints", 6), ("best", 6)]
 
 
+def test_a_run_that_stops_before_its_first_validation_ships_its_last_step(
+    counting,
+) -> None:
+    made = counting(num_epochs=10, stop_after_epochs=1, valid_every_epochs=2)
+    state = pretrain(made.trainee, lambda: pytest.fail("validated"), resume=False)
+    assert (state.step, state.best_step, state.best_ndcg) == (3, 3, -1.0)
+    assert made.saved == [("checkpoints", 3), ("best", 3)]
+
+
 def test_an_unresolved_number_of_epochs_is_an_error(counting) -> None:
     made = counting(num_epochs=None)
     with pytest.raises(ValueError, match=r"pretrain\.num_epochs is None"):
