@@ -169,7 +169,7 @@ def open_rewards(
         FileNotFoundError, ValueError: where a table cannot serve this log.
     """
     settings = config.align
-    judged = open_table(settings.table)
+    judged = open_table(settings.table, split)
     prompts = post_training_prompts(split, config, judged)
     return (
         prompts,

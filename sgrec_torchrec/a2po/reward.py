@@ -285,15 +285,30 @@ def next_item_business(_: RewardSource) -> BusinessReward:
 def table_business(source: RewardSource) -> BusinessReward:
     """What ``align.business_table`` says; see ``business_reward``."""
     settings = source.settings
-    table = open_table(settings.business_table)
+    table = open_table(settings.business_table, source.split)
     return business_reward(
         table, source.split, source.prompts, settings.missing_business
     )
 
 
-def open_table(folder: str | None) -> RewardTable | None:
-    """The table in a folder that a setting names; None for none."""
-    return None if folder is None else RewardTable.open(Path(folder))
+def open_table(folder: str | None, split: SplitLog | None = None) -> RewardTable | None:
+    """The table in a folder that a setting names; None for none.
+
+    Args:
+        split: a log whose ids the table must go with.
+
+    Raises:
+        ValueError: naming an id of the log that cannot be one of the table.
+    """
+    if folder is None:
+        return None
+    table = RewardTable.open(Path(folder))
+    if split is not None:
+        try:
+            table.check_ids(split.user_ids, split.catalogue.item_ids)
+        except ValueError as error:
+            raise ValueError(f"{folder} is no table of this log: {error}") from error
+    return table
 
 
 def finite_groups(

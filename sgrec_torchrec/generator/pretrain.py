@@ -44,7 +44,8 @@ def pretrain(
     """Train until the last epoch, or until validation stops getting better.
 
     At the end the model holds the weights of the best validation, or of the last step
-    where there is nothing to validate on, or no validation before the stop. All ranks call together.
+    where there is nothing to validate on, or no validation before the stop. All ranks
+    call together.
 
     Args:
         trainee: model, optimizer, data, settings.

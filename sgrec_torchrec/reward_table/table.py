@@ -121,7 +121,8 @@ class RewardTable:
         """Rewards of N pairs; pairs of one user are fastest side by side.
 
         Args:
-            user_ids: [N]; int64 array or CPU tensor, or strings where the table's are.
+            user_ids: [N]; int64 array or CPU tensor, or strings where the table's are;
+                of a table of integers "7" is 7.
             item_ids: [N], likewise.
             aspects: also read the aspect scores.
 
@@ -289,6 +290,16 @@ class RewardTable:
 
         return DeviceTable(self._manifest, self._newest_first, torch.device(device))
 
+    def check_ids(self, user_ids: Queries, item_ids: Queries) -> None:
+        """Raise where the ids of a log cannot be those of the table.
+
+        Raises:
+            ValueError: naming the first that cannot.
+        """
+        columns = self._manifest.columns
+        self._ids(user_ids, "user_ids", columns.user_is_text)
+        self._ids(item_ids, "item_ids", columns.item_is_text)
+
     def _pairs(self, user_ids: Queries, item_ids: Queries) -> tuple[Ids, Ids]:
         columns = self._manifest.columns
         users = self._ids(user_ids, "user_ids", columns.user_is_text)
@@ -313,6 +324,8 @@ class RewardTable:
         array = np.asarray(ids)
         if len(array) == 0:
             return np.zeros(0, np.int64)
+        if array.dtype.kind == "U" and array.ndim == 1:
+            return _integers(array, name)
         if array.dtype.kind not in "iu" or array.ndim != 1:
             raise ValueError(
                 f"{name} are {array.dtype} of shape {array.shape}, the table's are "
@@ -324,6 +337,21 @@ class RewardTable:
                 "table's are: ask for ids that it can hold"
             )
         return np.ascontiguousarray(array, np.int64)
+
+
+def _integers(texts: npt.NDArray[np.str_], name: str) -> Int64Array:
+    """Integers as a log writes them, whose ids are strings throughout."""
+    for text in texts.tolist():
+        try:
+            if str(np.int64(text)) == text:
+                continue
+        except (ValueError, OverflowError):
+            pass
+        raise ValueError(
+            f"{name} are {texts.dtype} of shape {texts.shape}, the table's are int64 "
+            f"[N], and {text!r} is no such number: build it of ids as the log has them"
+        )
+    return texts.astype(np.int64)
 
 
 def _texts(ids: Any, name: str) -> Texts:

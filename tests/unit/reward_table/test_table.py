@@ -1,6 +1,7 @@
 """Questions to a table: kinds of input and output, rows of all lengths, processes."""
 
 import multiprocessing
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,27 @@ def test_as_of_gives_the_judged_prefix(small: RewardTable) -> None:
 def test_a_wrong_question_is_named(small: RewardTable, users, items, match) -> None:
     with pytest.raises(ValueError, match=match):
         small.lookup(users, items)
+
+
+def test_a_table_of_integers_knows_them_as_a_log_writes_them(
+    small: RewardTable,
+) -> None:
+    users, items = [1, 2, 9], [10, 11, 10]
+    expected = small.lookup(users, items)
+    got = small.lookup([str(one) for one in users], [str(one) for one in items])
+    for one, other in zip(expected, got, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert expected[1].any()
+    small.check_ids(["1", "-7"], ["10"])
+
+
+@pytest.mark.parametrize("odd", ["u7", "", "07", "+7", " 7", "1_0", "7.0", "9" * 30])
+def test_a_string_that_is_no_integer_is_named(small: RewardTable, odd: str) -> None:
+    message = re.escape(f"and {odd!r} is no such number")
+    with pytest.raises(ValueError, match=message):
+        small.lookup(["1", odd], ["10", "10"])
+    with pytest.raises(ValueError, match=f"item_ids are .*{message}"):
+        small.check_ids(["1"], ["10", odd])
 
 
 def test_a_table_of_strings_wants_strings(write_pairs, tmp_path: Path) -> None:
