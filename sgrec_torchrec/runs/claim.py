@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from sgrec_torchrec.config import JUDGE_STAGES, RunConfig
 from sgrec_torchrec.distributed.checkpoint import (
+    FREE_FIELDS,
     check_config,
     latest_checkpoint,
     other_setting,
@@ -23,6 +24,7 @@ from sgrec_torchrec.files.run_folder import (
     MANIFEST,
     SPLIT,
 )
+from sgrec_torchrec.item_graph.choose import GRID
 from sgrec_torchrec.runs.aside import set_aside_run
 
 Use = Literal["begin", "go on", "read"]
@@ -86,11 +88,13 @@ class Claim:
         checkpoint = self._checkpoint(config)
         if checkpoint is None:
             return
+        chosen = _chosen_later(config)
         if not self.keeps:
-            check_config(checkpoint, config.to_json(), is_open=is_open)
+            free = (*FREE_FIELDS, *chosen)
+            check_config(checkpoint, config.to_json(), free, is_open=is_open)
             return
         aligned = latest_checkpoint(config.run_dir / ALIGNED / BEST)
-        free = (*SAME_MODEL, "align") if aligned is None else SAME_MODEL
+        free = (*SAME_MODEL, *chosen, *(("align",) if aligned is None else ()))
         found = other_setting(
             aligned or checkpoint, config.to_json(), free, is_open=is_open
         )
@@ -116,6 +120,16 @@ def _or_overwrite(config: RunConfig) -> str:
         f", or give --overwrite, which moves {config.run_dir} to "
         f"{next_aside(config.run_dir).name} first"
     )
+
+
+def _chosen_later(config: RunConfig) -> tuple[str, ...]:
+    """Settings of the graph that stand for nothing until the valid rows have chosen.
+
+    The checkpoint's are compared with what was chosen when it is loaded.
+    """
+    if config.graph.text_weight is not None:
+        return ()
+    return tuple(f"graph.{name}" for name, _ in GRID)
 
 
 def _sums(split_dir: Path) -> Any:

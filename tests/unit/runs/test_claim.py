@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from folder_state import folder_state
 
-from sgrec_torchrec.config import RUNS, RunConfig
+from sgrec_torchrec.config import RUNS, GraphConfig, RunConfig
 from sgrec_torchrec.runs import prepare
 from sgrec_torchrec.runs.aside import set_aside_run
 from sgrec_torchrec.runs.steps import alone
@@ -145,3 +145,23 @@ def test_overwrite_of_nothing_moves_nothing(tmp_path: Path) -> None:
     config.run_dir.mkdir()
     set_aside_run(config)
     assert [path.name for path in tmp_path.iterdir()] == ["smoke"]
+
+
+def test_a_run_whose_graph_the_valid_rows_chose_goes_on_and_begins_again(
+    planted_log, tiny_arguments, train_here, runs: Path, capsys
+) -> None:
+    """The checkpoint holds the graph that was chosen; the call's is open until then."""
+    shutil.rmtree(runs / "tiny")
+    argv = tiny_arguments(planted_log(), runs, "graph.text_weight=none")
+    train_here(argv)
+    chosen = RunConfig.read(runs / "tiny" / "config.json").graph
+    assert dataclasses.replace(chosen, text_weight=None) != GraphConfig()
+    for options in (["--resume"], []):
+        train_here([*argv, *options])
+    changed = tiny_arguments(
+        planted_log(), runs, "graph.text_weight=none", "graph.max_distance=3"
+    )
+    for options in (["--resume"], []):
+        with pytest.raises(SystemExit):
+            train_here([*changed, *options])
+        assert "graph.max_distance = 5" in capsys.readouterr().err
