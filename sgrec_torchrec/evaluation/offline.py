@@ -5,7 +5,6 @@ Reads the validation and test rows of a split; writes ``evaluation/results.json`
 compared row by row.
 """
 
-import html
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.run_folder import EVALUATION, EXAMPLES, RESULTS
 from sgrec_torchrec.hashing import hash64
 from sgrec_torchrec.item_graph.text import item_texts, tf_idf
+from sgrec_torchrec.logs.importers.clean_text import resolve_entities
 from sgrec_torchrec.logs.judged_users import is_label_user
 from sgrec_torchrec.schema import (
     EvalRows,
@@ -323,11 +323,13 @@ def _example(
     shown = [int(item) for item in items_K[:SHOWN_ITEMS] if item >= 0]
     return {
         "user_id": split.user_ids[rows.user_E[row]],
-        "history": [html.unescape(titles[item]) for item in _history(split, rows, row)],
-        "target": html.unescape(titles[target]),
+        "history": [
+            resolve_entities(titles[item]) for item in _history(split, rows, row)
+        ],
+        "target": resolve_entities(titles[target]),
         "recommended": [
             {
-                "title": html.unescape(titles[item]),
+                "title": resolve_entities(titles[item]),
                 "score": float(score),
                 "sid": ranker.tokens.codes_NL[item].tolist(),
                 "hit": item == target,

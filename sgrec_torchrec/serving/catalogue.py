@@ -1,12 +1,12 @@
 """The catalogue of a server: item ids <-> dense indices, titles, categories."""
 
 import difflib
-import html
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
+from sgrec_torchrec.logs.importers.clean_text import resolve_entities
 from sgrec_torchrec.schema import Int64Array
 
 PARTS = re.compile(r"\s*[,|;>]\s*")
@@ -32,10 +32,7 @@ class ServedCatalogue:
             ValueError: if two items share an id.
         """
         self.item_ids, self.categories = list(item_ids), list(categories)
-        # The question costs a tenth of the call, and few titles need that.
-        self.titles = [
-            html.unescape(title) if "&" in title else title for title in titles
-        ]
+        self.titles = [resolve_entities(title) for title in titles]
         self._index: dict[str | None, int] = {
             item_id: item for item, item_id in enumerate(self.item_ids)
         }

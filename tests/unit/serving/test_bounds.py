@@ -162,6 +162,11 @@ def test_a_category_takes_its_parts_in_any_case() -> None:
         bare.items_of_category("tea")
 
 
+def test_titles_without_whole_entities_stay_as_they_are() -> None:
+    title = "/p?id=3&reg=eu&copy=2"
+    assert ServedCatalogue(["a"], [title], [""], "x").titles == [title]
+
+
 def test_an_item_named_twice_is_refused() -> None:
     with pytest.raises(ValueError, match=r"items\.parquet names item '7' twice"):
         ServedCatalogue(["7", "8", "7"], ["", "", ""], ["", "", ""], "items.parquet")
