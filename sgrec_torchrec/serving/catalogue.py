@@ -51,30 +51,40 @@ class ServedCatalogue:
     def __len__(self) -> int:
         return len(self.item_ids)
 
-    def indices(self, item_ids: Sequence[ItemId], what: str) -> Int64Array:
-        """Dense indices, int64. Integers stand for their decimal text.
+    def find(self, item_ids: Sequence[ItemId], what: str) -> Int64Array:
+        """Dense indices, int64; -1 where the catalogue has no such item.
+
+        Integers stand for their decimal text.
 
         Args:
             item_ids: text or integers.
             what: how errors call an entry, as "history item".
 
         Raises:
-            ValueError: naming the first entries that are of another type or unknown.
+            ValueError: naming the first entry that is of another type.
         """
         try:
-            found = [self._index.get(_as_text(item_id), -1) for item_id in item_ids]
+            found = [self._index.get(as_text(item_id), -1) for item_id in item_ids]
         except TypeError as error:
             raise ValueError(f"{what}: {error}; give texts or integers") from None
-        places = [place for place, item in enumerate(found) if item < 0]
-        if places:
-            named = ", ".join(shown(item_ids[place]) for place in places[:SHOWN_IDS])
-            left = len(places) - SHOWN_IDS
-            more = f" and {left} more" if left > 0 else ""
+        return np.array(found, dtype=np.int64)
+
+    def indices(self, item_ids: Sequence[ItemId], what: str) -> Int64Array:
+        """As ``find``, where every item must be known.
+
+        Raises:
+            ValueError: naming the first entries that are of another type or unknown.
+        """
+        found = self.find(item_ids, what)
+        places = np.flatnonzero(found < 0)
+        if len(places):
+            names = [shown(item_ids[place]) for place in places[:SHOWN_IDS]]
+            named = few(names, len(places))
             raise ValueError(
-                f"{what} {named}{more} (place {places[0]}) is not in the catalogue of "
+                f"{what} {named} (place {places[0]}) is not in the catalogue of "
                 f"{len(self):,} items: leave it out, or load a newer model"
             )
-        return np.array(found, dtype=np.int64)
+        return found
 
     def items_of_category(self, category: str) -> Int64Array:
         """Indices of the items whose category, or a part of it, has this name.
@@ -119,7 +129,18 @@ def shown(value: object) -> str:
     return text
 
 
-def _as_text(item_id: object) -> str | None:
+def few(names: Sequence[str], count: int) -> str:
+    """The first names of ``count`` things, and how many more there are."""
+    left = count - len(names)
+    return ", ".join(names) + (f" and {left} more" if left > 0 else "")
+
+
+def as_text(item_id: object) -> str | None:
+    """An id as the catalogue keeps it; None for a number that no catalogue holds.
+
+    Raises:
+        TypeError: for what is neither a text nor a whole number.
+    """
     if isinstance(item_id, str):
         return item_id
     if isinstance(item_id, int | np.integer) and not isinstance(item_id, bool):

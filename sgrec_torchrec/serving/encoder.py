@@ -5,7 +5,7 @@ layers, D width, K keys of features.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -81,7 +81,7 @@ def encode(
         elif with_evidence and state.candidates is None:
             afresh.append(user)
         else:
-            found[user] = state
+            found[user] = _told_of(state, history)
     lengths = [len(history) + 1 for history in histories]
     for chunk in _chunks(afresh, lengths):
         asked = [histories[user] for user in chunk]
@@ -95,6 +95,13 @@ def encode(
         made = _states(parts, asked, hidden_BD, past_B, with_evidence)
         found |= zip(chunk, made, strict=True)
     return [found[user] for user in range(len(histories))]
+
+
+def _told_of(state: UserState, history: KnownHistory) -> UserState:
+    """The same state; another one where other events of unknown items were given."""
+    old = state.history
+    is_same = (old.num_given, old.unknown) == (history.num_given, history.unknown)
+    return state if is_same else replace(state, history=history)
 
 
 def _chunks(users: list[int], lengths: list[int]) -> Iterator[list[int]]:

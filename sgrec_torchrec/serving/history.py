@@ -5,11 +5,12 @@ Letters: H events of one user, oldest first.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sgrec_torchrec.schema import Float32Array, Int16Array, Int32Array, Int64Array
-from sgrec_torchrec.serving.catalogue import ItemId, ServedCatalogue, shown
+from sgrec_torchrec.serving.catalogue import SHOWN_IDS, ItemId, ServedCatalogue, shown
 
 MAX_EVENTS = 100_000
 """Newest events that are looked at; the older ones are not even checked."""
@@ -44,11 +45,20 @@ class KnownHistory:
     has_times: bool
     num_given: int
     """Events that the caller gave."""
+    unknown: tuple[str, ...] = ()
+    """The first items that the catalogue does not have, as an answer may print them."""
+    num_unknown: int = 0
+    """Events of such items, which were left out as if they had not been given."""
     made_by: object = None
     """The model's ``Parts.name``, whose numbers of items and events these are."""
 
     def __len__(self) -> int:
         return len(self.items_H)
+
+    @property
+    def num_cut(self) -> int:
+        """The oldest events, which were not looked at."""
+        return self.num_given - len(self) - self.num_unknown
 
     def arrays(self) -> tuple[Int32Array, Int64Array, Int16Array, Float32Array]:
         """Items, timestamps, events and values."""
@@ -67,7 +77,7 @@ class KnownHistory:
         size = len(other)
         if size > len(self) or self.has_times != other.has_times:
             return False
-        if self.num_given - len(self) != other.num_given - size:
+        if self.num_cut != other.num_cut:
             return False
         return (
             np.array_equal(self.items_H[:size], other.items_H)
@@ -83,6 +93,8 @@ def check_history(
     event_types: Sequence[str],
     where: str,
     made_by: object = None,
+    *,
+    strict: bool = True,
 ) -> KnownHistory:
     """The newest ``MAX_EVENTS`` events of a history as columns.
 
@@ -92,6 +104,8 @@ def check_history(
         event_types: their names; an event's number is its place among them.
         where: how errors call the history, as "history 3".
         made_by: names the model whose catalogue and event types these are.
+        strict: refuse an item that the catalogue does not have; else its event is left
+            out and counted.
 
     Raises:
         ValueError: naming the entry and what to change.
@@ -100,29 +114,47 @@ def check_history(
         history = History(item_ids=history)
     num_given = _length(history.item_ids, f"{where}: item_ids")
     newest = slice(max(0, num_given - MAX_EVENTS), num_given)
+    columns = _columns(history, newest, where)
+    item_ids = history.item_ids[newest]
+    find = catalogue.indices if strict else catalogue.find
+    items_H = find(item_ids, f"{where}: item")
+    size = len(items_H)
+    times_H = _times(columns.get("timestamps"), size, where)
+    events_H = _events(columns.get("events"), size, event_types, where)
+    values_H = _values(columns.get("values"), size, where)
+    is_known_H = items_H >= 0
+    unknown = np.flatnonzero(~is_known_H)
+    has_times = "timestamps" in columns
+    num_known = size - len(unknown)
+    return KnownHistory(
+        items_H=items_H[is_known_H].astype(np.int32),
+        # Ordinals count what is left: the rest is as if it had not been given.
+        timestamps_H=times_H[is_known_H] if has_times else times_H[:num_known],
+        events_H=events_H[is_known_H],
+        values_H=values_H[is_known_H],
+        has_times=has_times,
+        num_given=num_given,
+        unknown=tuple(shown(item_ids[place]) for place in unknown[:SHOWN_IDS]),
+        num_unknown=len(unknown),
+        made_by=made_by,
+    )
+
+
+def _columns(history: History, newest: slice, where: str) -> dict[str, Sequence[Any]]:
+    """The newest entries of what was given beside the items."""
     columns = {}
     for name in ("timestamps", "values", "events"):
         column = getattr(history, name)
         if column is None:
             continue
         length = _length(column, f"{where}: {name}")
-        if length != num_given:
+        if length != newest.stop:
             raise ValueError(
-                f"{where}: {name} has {length} entries, item_ids {num_given}: give one "
-                "for each item"
+                f"{where}: {name} has {length} entries, item_ids {newest.stop}: give "
+                "one for each item"
             )
         columns[name] = column[newest]
-    items_H = catalogue.indices(history.item_ids[newest], f"{where}: item")
-    size = len(items_H)
-    return KnownHistory(
-        items_H=items_H.astype(np.int32),
-        timestamps_H=_times(columns.get("timestamps"), size, where),
-        events_H=_events(columns.get("events"), size, event_types, where),
-        values_H=_values(columns.get("values"), size, where),
-        has_times="timestamps" in columns,
-        num_given=num_given,
-        made_by=made_by,
-    )
+    return columns
 
 
 def _length(column: object, what: str) -> int:

@@ -57,6 +57,10 @@ class Recommended:
     """Events that the caller gave."""
     num_read: int
     """The newest of them, which the network read."""
+    num_unknown: int = 0
+    """Events of items that the catalogue does not have, which were left out."""
+    unknown: tuple[str, ...] = ()
+    """The first of these items, quoted and cut."""
 
 
 class Recommender:
@@ -118,10 +122,13 @@ class Recommender:
         *,
         filters: Filters | Sequence[Filters] = NO_FILTERS,
         with_evidence: bool = True,
+        strict: bool = False,
     ) -> list[Recommended]:
         """The k best next items of each user; ``encode`` and ``decode`` in one.
 
         A user without history is served too, by what the model gives at the begin.
+        Events of items that the catalogue does not have, as of those that came after
+        training, are left out and counted in the answer.
 
         Args:
             histories: item ids, oldest first, or ``History`` where more is known; one
@@ -129,23 +136,32 @@ class Recommender:
             k: for all users, or one each.
             filters: for all users, or one each.
             with_evidence: False asks the network alone.
+            strict: True refuses a history with such an item, and so the whole call.
 
         Raises:
             ValueError: naming what to change.
         """
         # What is wrong with a request must not cost a pass of the network first.
         self._check_requests(_count(histories, "histories"), k, filters)
-        states = self.encode(histories, with_evidence=with_evidence)
+        states = self.encode(
+            self._all_known(histories, strict), with_evidence=with_evidence
+        )
         return self.decode(states, k, filters=filters, with_evidence=with_evidence)
 
     def check(
-        self, history: History | Sequence[ItemId], where: str = "history"
+        self,
+        history: History | Sequence[ItemId],
+        where: str = "history",
+        *,
+        strict: bool = False,
     ) -> KnownHistory:
         """Look a history's items up once, for the calls that follow.
 
         Args:
             history: item ids, oldest first, or more.
             where: how errors call the history.
+            strict: True refuses an item that the catalogue does not have; else its
+                event is left out and counted.
 
         Raises:
             ValueError: naming the entry and what to change.
@@ -156,6 +172,7 @@ class Recommender:
             self.settings.event_types,
             where,
             self.parts.name,
+            strict=strict,
         )
 
     def encode(
@@ -182,10 +199,7 @@ class Recommender:
         known = [None] * num_users if known is None else known
         if len(known) != num_users:
             raise ValueError(f"known has {len(known)} states for {num_users} histories")
-        checked = [
-            self._known(history, f"history {user}")
-            for user, history in enumerate(histories)
-        ]
+        checked = self._all_known(histories, strict=False)
         uses_evidence = self._weight(with_evidence) > 0
         return encode(self.parts, checked, known, with_evidence=uses_evidence)
 
@@ -279,15 +293,26 @@ class Recommender:
                     codes=[tuple(codes[at]) for at in places],
                     num_events=state.history.num_given,
                     num_read=min(len(state.history), self.settings.max_history),
+                    num_unknown=state.history.num_unknown,
+                    unknown=state.history.unknown,
                 )
             )
         return lists
 
+    def _all_known(self, histories: Histories, strict: bool) -> list[KnownHistory]:
+        return [
+            self._known(history, f"history {user}", strict)
+            for user, history in enumerate(histories)
+        ]
+
     def _known(
-        self, history: History | KnownHistory | Sequence[ItemId], where: str
+        self,
+        history: History | KnownHistory | Sequence[ItemId],
+        where: str,
+        strict: bool,
     ) -> KnownHistory:
         if not isinstance(history, KnownHistory):
-            return self.check(history, where)
+            return self.check(history, where, strict=strict)
         if history.made_by is not self.parts.name:
             raise ValueError(f"{where} was checked by another model: check it again")
         return history

@@ -33,7 +33,12 @@ from sgrec_torchrec.item_tokens.build import load_tokens
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
 from sgrec_torchrec.logs.split_store import load_split, read_catalogue, read_facts
 from sgrec_torchrec.schema import SplitLog
-from sgrec_torchrec.serving.catalogue import ServedCatalogue, shown
+from sgrec_torchrec.serving.catalogue import (
+    ItemId,
+    ServedCatalogue,
+    as_text,
+    shown,
+)
 from sgrec_torchrec.serving.history import History
 from sgrec_torchrec.serving.parts import Parts, ServingSettings, empty_network
 
@@ -133,12 +138,12 @@ def event_types(run_dir: Path) -> tuple[str, ...]:
     return tuple(read_facts(_stage(run_dir, SPLIT))["event_types"])
 
 
-def logged_history(path: Path, user_id: str) -> History:
+def logged_history(path: Path, user_id: ItemId) -> History:
     """All events of a user of the log that a run was trained on.
 
     Args:
         path: as ``find_run``.
-        user_id: as the log has it.
+        user_id: as the log has it; an integer stands for its text.
 
     Raises:
         FileNotFoundError: where there is no run.
@@ -149,14 +154,14 @@ def logged_history(path: Path, user_id: str) -> History:
     return user_history(split, event_types(run_dir), user_id)
 
 
-def user_history(split: SplitLog, names: tuple[str, ...], user_id: str) -> History:
+def user_history(split: SplitLog, names: tuple[str, ...], user_id: ItemId) -> History:
     """All events of a user of the log, whatever period they belong to.
 
     Raises:
         ValueError: for a user whom the log does not know.
     """
     try:
-        user = split.user_ids.index(user_id)
+        user = split.user_ids.index(as_text(user_id) or "")
     except ValueError:
         raise ValueError(
             f"user {shown(user_id)} is not among the {len(split.user_ids)} users of "

@@ -54,7 +54,7 @@ def show_recommendations(
         history = logged_history(path, user_id)
     recommender = Recommender.load(path, with_evidence=with_evidence)
     (found,) = recommender.recommend(
-        [history], k, filters=filters, with_evidence=with_evidence
+        [history], k, filters=filters, with_evidence=with_evidence, strict=True
     )
     console = Console()
     console.print(_heading(recommender, user_id, found), highlight=False)

@@ -129,6 +129,7 @@ def _add_answers(app: FastAPI, server: Server) -> None:
         # One model for the whole request, whatever is reloaded meanwhile.
         model = server.swapper.current
         fields, asked = await _checked(body, model, server.settings)
+        server.metrics.unknown_events.inc(asked.history.num_unknown)
         found = await server.batcher.ask(asked)
         told = answer(asked, found, fields.explain)
         return Response(told.model_dump_json(), media_type="application/json")

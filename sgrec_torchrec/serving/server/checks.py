@@ -4,15 +4,16 @@ Checked one by one, before a batch is made: a wrong request must not end another
 """
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from sgrec_torchrec.serving.catalogue import few, shown
 from sgrec_torchrec.serving.filters import Filters, check_filters
 from sgrec_torchrec.serving.history import History, KnownHistory
 from sgrec_torchrec.serving.server.errors import RequestError
 from sgrec_torchrec.serving.server.served_model import ServedModel
 from sgrec_torchrec.serving.server.settings import ServerSettings
-from sgrec_torchrec.serving.server.wire import FilterFields, RecommendRequest
+from sgrec_torchrec.serving.server.wire import FilterFields, RecommendRequest, UserId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ def check_request(
     )
     parts = model.recommender
     try:
-        history = parts.check(given)
+        history = parts.check(given, strict=request.strict)
         check_filters(
             filters,
             parts.catalogue,
@@ -66,8 +67,9 @@ def check_request(
         )
     except ValueError as error:
         raise RequestError(422, str(error)) from error
+    notes += _unknown(request, history)
     num_read = min(len(history), parts.settings.max_history)
-    if num_read < len(request.history):
+    if num_read < len(request.history) - history.num_unknown:
         notes.append(
             f"the history has {len(request.history)} events; the network read the "
             f"newest {num_read}"
@@ -116,8 +118,27 @@ def _check_listed(filters: FilterFields, most: int) -> None:
             )
 
 
-def _key(user: str | None, history: KnownHistory) -> Hashable:
+def _unknown(request: RecommendRequest, history: KnownHistory) -> Iterator[str]:
+    """What the model does not know of a request that it answers all the same."""
+    if history.num_unknown:
+        yield (
+            f"{history.num_unknown} events were left out, whose items this model does "
+            f"not have: {few(history.unknown, history.num_unknown)}"
+        )
+    if len(history):
+        return
+    if request.user is not None:
+        yield (
+            f"user {shown(request.user)} is not known here: a history comes with the "
+            "request, and this one has none; the list is that of a new user"
+        )
+    elif history.num_given:
+        yield "nothing is left of the history: the list is that of a new user"
+
+
+def _key(user: UserId | None, history: KnownHistory) -> Hashable:
     """The user, so that a grown history finds the old one's state; else the items."""
     if user is not None:
-        return ("user", user)
+        # As text: 42 and "42" are one user. Digested: a text may be as long as a body.
+        return ("user", hashlib.sha256(str(user).encode()).digest())
     return ("items", hashlib.sha256(history.items_H.tobytes()).digest())

@@ -51,6 +51,11 @@ class Metrics:
             ["how"],
             registry=registry,
         )
+        self.unknown_events = Counter(
+            "sgrec_unknown_events_total",
+            "Events left out: of items that the model does not have.",
+            registry=registry,
+        )
         self.cache_bytes = Gauge(
             "sgrec_state_cache_bytes", "Memory of kept states.", registry=registry
         )

@@ -30,6 +30,7 @@ def answer(asked: Asked, found: Recommended, explain: bool) -> RecommendAnswer:
         ],
         events_given=asked.num_given,
         events_read=found.num_read,
+        events_unknown=asked.history.num_unknown,
         notes=asked.notes,
         model=model.name,
         generation=model.generation,

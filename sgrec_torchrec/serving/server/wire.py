@@ -12,7 +12,10 @@ from sgrec_torchrec.serving.server.errors import RequestError
 SHOWN_ERRORS = 3
 MAX_ERRORS = 100
 """Beyond that they are counted, not listed: listing takes longer than serving."""
-Id = Annotated[str, Field(max_length=MAX_ID_CHARACTERS)] | int
+# One longer than those of a log is unknown as any other; the body bounds them.
+Id = str | int
+# 64 bits, as any log's.
+UserId = str | Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
 Second = Annotated[int, Field(ge=0, lt=MAX_SECONDS)]
 Name = Annotated[str, Field(max_length=MAX_ID_CHARACTERS)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -21,7 +24,7 @@ Ids = Annotated[list[Id], Field(fail_fast=True)]
 Seconds = Annotated[list[Second], Field(fail_fast=True)]
 Names = Annotated[list[Name | None], Field(fail_fast=True)]
 Numbers = Annotated[list[Finite | None], Field(fail_fast=True)]
-BRANCHES = frozenset({"constrained-str", "int"})
+BRANCHES = frozenset({"str", "int", "constrained-int"})
 """Of a union, as pydantic names them: a client knows the field alone."""
 
 
@@ -67,17 +70,24 @@ class RecommendRequest(Strict):
                     "explain": True,
                 },
                 {"history": [], "k": 3},
+                {"user": 42, "history": ["i1", "newer than the model"]},
             ]
         }
     )
 
-    user: Name | None = Field(
+    user: UserId | None = Field(
         default=None,
-        description="Who asks; the next request of this user is then cheaper.",
+        description="Who asks, an integer standing for its text; the next request of "
+        "this user is then cheaper. Nobody's history is looked up.",
     )
     history: Ids = Field(
         default=[],
-        description="Item ids, oldest first; the newest are read. May be empty.",
+        description="Item ids, oldest first; the newest are read. May be empty. Items "
+        "that the model does not have are left out, and the answer says so.",
+    )
+    strict: bool = Field(
+        default=False,
+        description="True refuses a history with an item that the model does not have.",
     )
     timestamps: Seconds | None = Field(
         default=None, description="Seconds of each event, never falling."
@@ -134,7 +144,12 @@ class RecommendAnswer(BaseModel):
     items: list[Item]
     events_given: int
     events_read: int = Field(description="The newest, which the network read.")
-    notes: list[str] = Field(description="What was left out of the request, if any.")
+    events_unknown: int = Field(
+        description="Of items that the model does not have: left out."
+    )
+    notes: list[str] = Field(
+        description="What was left out of the request or not known, if anything."
+    )
     model: str
     generation: int = Field(description="Counts the models since the server started.")
     history: list[Known] | None = Field(

@@ -78,6 +78,40 @@ def test_items_must_be_known(history, message: str) -> None:
         check(history)
 
 
+def test_events_of_unknown_items_are_left_out_and_counted() -> None:
+    items = ["coffee", 7, "milk", "tea", -7, 10**5000]
+    known = check_history(
+        History(
+            item_ids=items,
+            timestamps=[1, 2, 3, 4, 5, 6],
+            values=[1, 2, 3, 4, 5, 6],
+            events=["buy", "view", None, "buy", "view", "view"],
+        ),
+        CATALOGUE,
+        EVENTS,
+        "history",
+        strict=False,
+    )
+    assert known.items_H.tolist() == [0, 2]
+    assert known.timestamps_H.tolist() == [2, 4]
+    assert known.values_H.tolist() == [2, 4]
+    assert known.events_H.tolist() == [0, 1]
+    assert (known.num_given, known.num_unknown, known.num_cut) == (6, 4, 0)
+    assert known.unknown == ("'coffee'", "'milk'", "-7")
+    # Without times the order is that of what is left.
+    plain = check_history(items, CATALOGUE, EVENTS, "history", strict=False)
+    assert plain.timestamps_H.tolist() == [0, 1]
+    assert plain.starts_with(check(["7"]))
+    nothing = check_history(["coffee"], CATALOGUE, EVENTS, "history", strict=False)
+    assert (len(nothing), nothing.num_unknown) == (0, 1)
+
+
+@pytest.mark.parametrize("history", [[7.0], [None], [["7"]], "tea", [True]])
+def test_what_is_no_id_is_refused_without_strict_too(history) -> None:
+    with pytest.raises(ValueError, match="is of type"):
+        check_history(history, CATALOGUE, EVENTS, "history", strict=False)
+
+
 @pytest.mark.parametrize(
     ("field", "column", "message"),
     [

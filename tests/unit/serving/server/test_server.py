@@ -7,7 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sgrec_torchrec.serving import Filters, Recommender
+from sgrec_torchrec.serving import Filters, History, Recommender
+from sgrec_torchrec.serving.server.checks import check_request
+from sgrec_torchrec.serving.server.settings import ServerSettings
+from sgrec_torchrec.serving.server.wire import parse_request
 
 NAN = float("nan")
 
@@ -115,6 +118,62 @@ def test_the_newest_of_a_long_history_are_read_and_the_answer_says_so(
     same(answer.json, found)
 
 
+def test_events_of_unknown_items_are_left_out_and_the_answer_says_so(
+    live, recommender: Recommender
+) -> None:
+    (found,) = recommender.recommend([["i1", "i2"]], 5)
+    items = ["x" * 300, "i1", -1, "i2", "tea", 2**63]
+    times = [1, 2, 3, 3, 4, 5]
+    answer = live.ask(history=items, k=5)
+    assert answer.status == 200
+    same(answer.json, found)
+    told = {name: answer.json[name] for name in ("events_given", "events_read")}
+    assert told == {"events_given": 6, "events_read": 2}
+    assert answer.json["events_unknown"] == 4
+    (note,) = answer.json["notes"]
+    assert note == (
+        "4 events were left out, whose items this model does not have: "
+        f"'{'x' * 59}..., -1, 'tea' and 1 more"
+    )
+    # The other columns lose the same rows.
+    (timed,) = recommender.recommend(
+        [History(item_ids=["i1", "i2"], timestamps=[2, 3])], 5
+    )
+    same(live.ask(history=items, timestamps=times, k=5).json, timed)
+    text = live.send("GET", "/metrics").body.decode()
+    assert float(text.split("\nsgrec_unknown_events_total ")[1].split()[0]) >= 8
+
+
+def test_a_user_of_whom_nothing_is_known_is_noted(
+    live, recommender: Recommender
+) -> None:
+    (new,) = recommender.recommend([[]], 4)
+    for fields, notes in (
+        ({}, []),
+        ({"history": ["i1"], "user": "seldom"}, []),
+        ({"user": "nobody"}, ["user 'nobody' is not known here"]),
+        ({"history": ["tea"]}, ["1 events were left out", "nothing is left of the"]),
+        ({"user": 7, "history": ["tea"]}, ["1 events", "user 7 is not known here"]),
+    ):
+        answer = live.ask(k=4, **fields)
+        assert len(answer.json["notes"]) == len(notes)
+        for note, beginning in zip(answer.json["notes"], notes, strict=True):
+            assert note.startswith(beginning)
+        if "i1" not in fields.get("history", []):
+            same(answer.json, new)
+
+
+def test_an_integer_is_the_user_of_its_text(served) -> None:
+    def key(user: object) -> object:
+        request = parse_request(json.dumps({"user": user, "history": ["i1"]}).encode())
+        return check_request(request, served, ServerSettings()).key
+
+    assert key(42) == key("42")
+    assert key(-42) == key("-42") != key(42)
+    assert key((1 << 64) - 1) == key(str((1 << 64) - 1))
+    assert key("x" * 300) != key("x" * 301)
+
+
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
@@ -122,9 +181,24 @@ def test_the_newest_of_a_long_history_are_read_and_the_answer_says_so(
         ('{"k": 99}', 422, "k = 99 is outside [1, 60]"),
         ('{"k": 2.5}', 422, "k: Input should be a valid integer"),
         ('{"k": true}', 422, "k: Input should be a valid integer, not True"),
-        ('{"history": ["tea"]}', 422, "item 'tea' (place 0) is not in the catalogue"),
-        ('{"history": [9223372036854775808]}', 422, "item 9223372036854775808"),
-        ('{"history": [-1]}', 422, "item -1 (place 0) is not in the catalogue"),
+        (
+            '{"history": ["tea"], "strict": true}',
+            422,
+            "item 'tea' (place 0) is not in the catalogue",
+        ),
+        (
+            '{"history": [9223372036854775808], "strict": true}',
+            422,
+            "item 9223372036854775808",
+        ),
+        (
+            '{"history": [-1], "strict": true}',
+            422,
+            "item -1 (place 0) is not in the catalogue",
+        ),
+        ('{"user": 1.5}', 422, "user: give a text or an integer, not 1.5"),
+        ('{"user": true}', 422, "user: give a text or an integer, not True"),
+        (f'{{"user": {1 << 64}}}', 422, "user: give a text or an integer, not 1844"),
         ('{"history": [NaN]}', 422, "history.0: give a text or an integer, not nan"),
         ('{"history": "i1"}', 422, "history: Input should be a valid array"),
         ('{"history": ["i1"], "values": [NaN]}', 422, "values.0: Input should be a fi"),
