@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import socket
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,7 @@ from torchx.components.component_test_base import ComponentTestCase
 from torchx.specs import AppDef
 from torchx.specs.finder import ModuleComponentsFinder, get_components
 
-from torchx_components import dist
+from torchx_components import command, dist
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHX = Path(sys.executable).parent / "torchx"
@@ -31,16 +33,20 @@ def option(words: list[str], name: str) -> str:
     return words[words.index(name) + 1]
 
 
-def dry_run(*words: str) -> str:
-    """What ``torchx run --dryrun`` would start, with line breaks taken out."""
-    answer = subprocess.run(
-        [str(TORCHX), "run", "--dryrun", *words],
+def torchx_run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(TORCHX), "run", *words],
         capture_output=True,
         text=True,
         cwd=ROOT,
         timeout=120,
         check=False,
     )
+
+
+def dry_run(*words: str) -> str:
+    """What ``torchx run --dryrun`` would start, with line breaks taken out."""
+    answer = torchx_run("--dryrun", *words)
     assert answer.returncode == 0, answer.stderr
     return re.sub(r"""['"]\s*\n\s*['"]""", "", answer.stdout)
 
@@ -62,6 +68,16 @@ def test_readme_names_the_command() -> None:
     if not readme.exists():
         pytest.skip("README.md is not there")
     assert README_COMMAND in readme.read_text(encoding="utf-8")
+
+
+def test_torchrun_lines_of_the_documentation_take_options_of_the_script() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    lines = re.findall(r"torchrun [^`\n]*sgrec_torchrec/train\.py", text)
+    assert len(lines) > 2
+    for line in lines:
+        parsed = parse_args([*shlex.split(line)[1:], "--run", "smoke"])
+        assert parsed.training_script_args == ["--run", "smoke"]
 
 
 def test_config_of_the_project_makes_local_cwd_the_scheduler() -> None:
@@ -118,6 +134,80 @@ def test_two_jobs_meet_at_different_ports() -> None:
 def test_given_port_is_kept() -> None:
     app = dist.ddp("train.py", j="2x1", rdzv_port=29500)
     assert option(shell_line(app), "--rdzv_endpoint").endswith(":29500")
+
+
+@pytest.mark.parametrize("j", ["1x0", "0x1", "0:0x2", "3:2x1", "0", "2y8", "", "-1x2"])
+def test_job_of_no_process_is_told_what_to_give(j: str) -> None:
+    with pytest.raises(command.LaunchError, match=f"-j {j}: give NODESxPROCESSES"):
+        dist.ddp("train.py", j=j)
+    assert [command.processes_a_node(j) for j in ("1:3x2", "4x1", "4")] == [2, 1, 4]
+
+
+def test_port_must_be_one() -> None:
+    with pytest.raises(command.LaunchError, match="rdzv_port = 65536: give 1 to 65535"):
+        dist.ddp("train.py", j="2x1", rdzv_port=65_536)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("dist.ddp -j 2x0 train.py", "-j 2x0: give NODESxPROCESSES"),
+        ("sgrec.train --run nothing", "run = 'nothing': there are"),
+        ("sgrec.train --settings log.sed=1", "log.sed"),
+        ("sgrec.serve --settings max_k=0 packages/a", "max_k = 0"),
+    ],
+)
+def test_what_is_wrong_is_a_line_and_no_traceback(words: str, message: str) -> None:
+    answer = torchx_run(*words.split())
+    assert answer.returncode == 1
+    assert message in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("replica", "host", "is_refused"),
+    [
+        (0, "localhost", True),
+        (1, "localhost", True),
+        (1, "first", False),
+        (0, "", True),
+    ],
+)
+def test_nodes_of_the_machine_whose_port_is_taken_end_at_once(
+    replica: int, host: str, is_refused: bool
+) -> None:
+    with socket.create_server(("localhost", 0)) as other:
+        port = other.getsockname()[1]
+        line = dist.ddp("train.py", j="2x1", rdzv_port=port).roles[0].args[-1]
+        check, found, _ = line.partition("fi; ")
+        assert found
+        check = string.Template(check + found).safe_substitute(
+            replica_id=replica, rank0_env="FIRST"
+        )
+
+        def run() -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                ["bash", "-c", f"{check} echo goes on"],
+                env={"FIRST": host},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+
+        told = run()
+        assert (told.returncode == 1) == is_refused
+        assert ("goes on" in told.stdout) != is_refused
+        if is_refused:
+            end = "is in use on this machine: give another one, or 0\n"
+            assert told.stderr == f"rdzv_port = {port} {end}"
+    assert run().stdout == "goes on\n"
+
+
+def test_only_a_given_port_of_several_nodes_is_looked_at() -> None:
+    for size, port in (("2x1", 0), ("1x2", 29500)):
+        assert (
+            "/dev/tcp" not in dist.ddp("a.py", j=size, rdzv_port=port).roles[0].args[-1]
+        )
 
 
 @pytest.mark.parametrize(

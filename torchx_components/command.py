@@ -4,6 +4,7 @@ Kept apart from ``dist.py`` and ``jobs.py`` because torchx takes every function 
 for a component.
 """
 
+import re
 import shlex
 import shutil
 import socket
@@ -12,12 +13,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torchx.specs as specs
+from torchx.components.dist import parse_nnodes
 from torchx.specs import AppDef
+from torchx.specs.finder import ComponentValidationException
 
 MEM_MB_PER_PROCESS = 4096
 MAX_RETRIES = 10
 """AWS Batch starts a job ten times at most."""
+MAX_PORT = 65_535
 CLI = "sgrec_torchrec.cli"
+
+
+class LaunchError(ComponentValidationException, ValueError):
+    """What a user can change; torchx prints these in a line, others as a traceback."""
 
 
 def take_script(
@@ -33,7 +41,7 @@ def take_script(
         return script, words
     if not words or not words[0].endswith(".py"):
         found = repr(words[0]) if words else "nothing"
-        raise ValueError(
+        raise LaunchError(
             f"dist.ddp: expected a script ending in .py, found {found}; "
             "example: torchx run dist.ddp -j 2x8 sgrec_torchrec/train.py"
         )
@@ -52,12 +60,64 @@ def node_size(
         ValueError: if ``device`` is neither cpu nor cuda.
     """
     if device not in ("cpu", "cuda"):
-        raise ValueError(f"device = {device!r}: choose cpu or cuda")
+        raise LaunchError(f"device = {device!r}: choose cpu or cuda")
     return {
         "cpu": cpu or max(2, num_processes),
         "gpu": gpu or (num_processes if device == "cuda" else 0),
         "memMB": mem_mb or MEM_MB_PER_PROCESS * num_processes,
     }
+
+
+def processes_a_node(j: str) -> int:
+    """Of a sound ``-j``.
+
+    Raises:
+        ValueError: for another form, or a number below 1, which torchx asserts away
+            without a word.
+    """
+    form = "give NODESxPROCESSES, as 2x8, or MIN:NODESxPROCESSES, each 1 or more"
+    if not re.fullmatch(r"((\d+:)?\d+x)?\d+", j):
+        raise LaunchError(f"-j {j}: {form}")
+    min_nodes, nodes, processes, _ = parse_nnodes(j)
+    if not 1 <= min_nodes <= nodes or processes < 1:
+        raise LaunchError(f"-j {j}: {form}")
+    return processes
+
+
+def check_port(port: int) -> int:
+    """The same number.
+
+    Raises:
+        ValueError: for what is no port.
+    """
+    if not 0 <= port <= MAX_PORT:
+        raise LaunchError(
+            f"rdzv_port = {port}: give 1 to {MAX_PORT}, or 0 for a free one"
+        )
+    return port
+
+
+def end_where_port_is_taken(app: AppDef, port: int) -> AppDef:
+    """Let nodes look first whether something else listens at a given ``port``.
+
+    Else they take whatever listens there for their meeting point, and wait for it in
+    vain. Here and not at submission: the port is that of the job's first machine, where
+    the first node looks, and all others that are on it. The shell asks, which takes
+    milliseconds; torchrun loads for seconds before the first node takes the port.
+    """
+    # One node alone meets at a port that torchrun chooses; 0 is free.
+    if not port or app.roles[0].num_replicas == 1:
+        return app
+    told = f"rdzv_port = {port} is in use on this machine: give another one, or 0"
+    host = f'"$${{{specs.macros.rank0_env}:-localhost}}"'
+    check = (
+        f'if {{ [ "{specs.macros.replica_id}" = 0 ] || [ {host} = localhost ]; }} && '
+        f"(exec 3<>/dev/tcp/localhost/{port}) 2>/dev/null; then "
+        f"echo {shlex.quote(told)} >&2; exit 1; fi; "
+    )
+    for role in app.roles:
+        role.args[-1] = check + role.args[-1]
+    return app
 
 
 def free_port() -> int:
@@ -68,11 +128,13 @@ def free_port() -> int:
     return port
 
 
-def end_torchrun_options(app: AppDef, program: str) -> None:
+def end_torchrun_options(app: AppDef, program: str, args: Sequence[str]) -> None:
     """Put ``--`` before the script or module, so that its options stay its own.
 
     Else torchrun takes ``--run`` for a short form of its ``--run-path`` and ends.
     """
+    if not args:
+        return
     for role in app.roles:
         options, found, words = role.args[-1].partition(f" {shlex.quote(program)} ")
         assert found, f"{program} is not in {role.args[-1]}"
@@ -102,7 +164,7 @@ def check_retries(max_retries: int) -> int:
         ValueError: for one that some scheduler refuses only after it was submitted.
     """
     if not 0 <= max_retries <= MAX_RETRIES:
-        raise ValueError(f"max_retries = {max_retries}: give 0 to {MAX_RETRIES}")
+        raise LaunchError(f"max_retries = {max_retries}: give 0 to {MAX_RETRIES}")
     return max_retries
 
 
@@ -118,13 +180,13 @@ def check_words(
     hint = f"; example: torchx run sgrec.{job} {example}"
     if known and (not words or words[0] not in known):
         found = repr(words[0]) if words else "nothing"
-        raise ValueError(
+        raise LaunchError(
             f"sgrec.{job}: expected one of {', '.join(known)}, found {found}{hint}"
         )
     paths = words[1:] if known else words
     if not paths or paths[0].startswith("-"):
         found = repr(paths[0]) if paths else "nothing"
-        raise ValueError(f"sgrec.{job}: expected a path, found {found}{hint}")
+        raise LaunchError(f"sgrec.{job}: expected a path, found {found}{hint}")
 
 
 def assignments(settings: Mapping[str, str] | None) -> list[str]:
@@ -183,8 +245,11 @@ def check_run(run: str, settings: Mapping[str, str] | None) -> None:
     from sgrec_torchrec.config.arguments import override
 
     if run not in RUNS:
-        raise ValueError(f"run = {run!r}: there are {', '.join(sorted(RUNS))}")
-    override(RUNS[run], assignments(settings)[1::2])
+        raise LaunchError(f"run = {run!r}: there are {', '.join(sorted(RUNS))}")
+    try:
+        override(RUNS[run], assignments(settings)[1::2])
+    except ValueError as error:
+        raise LaunchError(str(error)) from error
 
 
 def check_server(host: str, port: int, settings: Mapping[str, str] | None) -> None:
@@ -197,5 +262,8 @@ def check_server(host: str, port: int, settings: Mapping[str, str] | None) -> No
     from sgrec_torchrec.serving.server.command import parse_settings
 
     if port == 0:
-        raise ValueError("port = 0: name the port that the job exposes")
-    parse_settings({"host": host, "port": port}, settings or {}, None)
+        raise LaunchError("port = 0: name the port that the job exposes")
+    try:
+        parse_settings({"host": host, "port": port}, settings or {}, None)
+    except ValueError as error:
+        raise LaunchError(str(error)) from error

@@ -72,15 +72,15 @@ def ddp(
         j=j,
         env=env,
         max_retries=max_retries,
-        rdzv_port=rdzv_port or command.free_port(),
+        rdzv_port=command.check_port(rdzv_port) or command.free_port(),
         mounts=mounts,
         debug=debug,
         tee=tee,
-        **command.node_size(device, stock.parse_nnodes(j)[2], cpu, gpu, memMB),
+        **command.node_size(device, command.processes_a_node(j), cpu, gpu, memMB),
     )
-    if script_args:
-        command.end_torchrun_options(app, script or m or "")
-    return command.with_program_on_path(app)
+    command.end_torchrun_options(app, script or m or "", script_args)
+    app = command.with_program_on_path(app)
+    return command.end_where_port_is_taken(app, rdzv_port)
 
 
 def spmd(

@@ -114,7 +114,7 @@ def align(
     """
     command.check_words("align", args, "runs/movielens")
     if num_steps < 1:
-        raise ValueError(f"num_steps = {num_steps}: give 1 or more")
+        raise command.LaunchError(f"num_steps = {num_steps}: give 1 or more")
     of_table = {} if table is None else {"align.table": table}
     chosen = {"align.num_steps": str(num_steps), **of_table, **(settings or {})}
     given = command.assignments(chosen)
@@ -286,7 +286,7 @@ def export(
     example = "runs/movielens --out packages/movielens"
     command.check_words("export", args, example)
     if not any(word == "--out" or word.startswith("--out=") for word in args):
-        raise ValueError(
+        raise command.LaunchError(
             "sgrec.export: --out is missing: name the package's folder; example: "
             f"torchx run sgrec.export {example}"
         )
@@ -334,7 +334,7 @@ def serve(
     command.check_words("serve", args, "packages/movielens")
     command.check_server(host, port, settings)
     if threads < 1:
-        raise ValueError(f"threads = {threads}: give 1 or more")
+        raise command.LaunchError(f"threads = {threads}: give 1 or more")
     options = {"--host": host, "--port": port, "--threads": threads}
     words = [str(word) for pair in options.items() for word in pair]
     return command.one_process(
