@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import HTMLResponse, Response
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from sgrec_torchrec.serving.server.batching import Batcher
 from sgrec_torchrec.serving.server.checks import Asked, check_request
@@ -19,6 +20,7 @@ from sgrec_torchrec.serving.server.errors import RequestError, error_response
 from sgrec_torchrec.serving.server.limits import Limits
 from sgrec_torchrec.serving.server.metrics import Metrics
 from sgrec_torchrec.serving.server.observe import Observe
+from sgrec_torchrec.serving.server.paths import HeadAsGet, OnePath
 from sgrec_torchrec.serving.server.served_model import ServedModel
 from sgrec_torchrec.serving.server.settings import ServerSettings
 from sgrec_torchrec.serving.server.swap import Swapper
@@ -91,16 +93,21 @@ def create_app(server: Server, on_start: Callable[[], None] = lambda: None) -> F
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     _add_answers(app, server)
     _add_page(app, server)
     _add_state(app, server)
     _add_refusals(app)
     _describe_body(app)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(
         Limits, settings=server.settings, check_room=server.batcher.check_room
     )
     app.add_middleware(Observe, metrics=server.metrics)
+    app.add_middleware(OnePath)
+    if proxies := server.settings.proxy_networks():
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=proxies)
     return app
 
 

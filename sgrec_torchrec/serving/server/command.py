@@ -8,6 +8,7 @@ from typing import Any
 
 from sgrec_torchrec.serving.server.settings import BOUNDS, ServerSettings
 
+TEXTS = frozenset({"proxies"})
 TOKEN_VARIABLE, ADMIN_VARIABLE = "SGREC_TOKEN", "SGREC_ADMIN_TOKEN"
 MAX_TOKEN_BYTES = 4_096
 
@@ -73,8 +74,11 @@ def parse_settings(
     values: dict[str, Any] = dict(address)
     kinds = {one.name: one.type for one in dataclasses.fields(ServerSettings)}
     for name, text in assignments.items():
+        if name in TEXTS:
+            values[name] = text
+            continue
         if name not in BOUNDS:
-            known = ", ".join(sorted(BOUNDS))
+            known = ", ".join(sorted({*BOUNDS, *TEXTS}))
             raise ValueError(f"--set {name}: no such field; there are {known}")
         try:
             values[name] = int(text) if kinds[name] is int else float(text)

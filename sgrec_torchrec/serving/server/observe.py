@@ -119,6 +119,6 @@ def _fields(request_id: str, scope: Scope) -> dict[str, dict[str, object]]:
             "request_id": request_id,
             "method": scope["method"][:MAX_LOGGED],
             "path": scope["path"][:MAX_LOGGED],
-            "client": client[0],
+            "client": client[0][:MAX_LOGGED],
         }
     }

@@ -64,6 +64,7 @@ class _Process:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]
                 limit_concurrency=settings.max_connections,
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
                 timeout_graceful_shutdown=round(settings.drain_s),

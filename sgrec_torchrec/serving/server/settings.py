@@ -1,6 +1,8 @@
 """What an operator sets, and the bounds of what a client may ask for."""
 
 import dataclasses
+import ipaddress
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "max_listed": (1, 1_000_000),
     "state_cache_mib": (0, 1 << 20),
     "read_timeout_s": (0.01, 3_600),
+    "keep_alive_s": (1, 3_600),
     "linger_s": (0, 3_600),
     "drain_s": (1, 3_600),
 }
@@ -58,6 +61,13 @@ class ServerSettings:
     """Memory for the states of users who may come back."""
     read_timeout_s: float = 10.0
     """For the head of a request, its body, and each part of an answer."""
+    keep_alive_s: float = 75.0
+    """How long a connection without a request stays open; it counts among
+    ``max_connections``. Longer than load balancers keep theirs, often 60 s: else one
+    sends a request into a connection that is just being closed, and answers 502."""
+    proxies: str = ""
+    """Addresses and networks, as ``10.0.0.0/8``, whose ``X-Forwarded-For`` and
+    ``X-Forwarded-Proto`` are believed; commas or spaces between them."""
     linger_s: float = 5.0
     """After SIGTERM: how long requests are still taken while /readyz says 503, until
     load balancers have noticed."""
@@ -76,6 +86,7 @@ class ServerSettings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"{name} = {value!r} is outside [{low:g}, {high:g}]")
+        self.proxy_networks()
         for name, secret in (("bearer", self.bearer), ("admin", self.admin_bearer)):
             if secret is None:
                 continue
@@ -91,6 +102,23 @@ class ServerSettings:
                 "the admin token is that of the clients, who could then swap the "
                 "model: give it a value of its own"
             )
+
+    def proxy_networks(self) -> list[str]:
+        """The entries of ``proxies``.
+
+        Raises:
+            ValueError: for one that is neither an address nor a network.
+        """
+        networks = re.split(r"[,\s]+", self.proxies.strip()) if self.proxies else []
+        for network in networks:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ValueError(
+                    f"proxies = {self.proxies!r}: {error}; give addresses or networks, "
+                    "as 127.0.0.1,10.0.0.0/8"
+                ) from None
+        return networks
 
     def to_plain(self) -> dict[str, Any]:
         """For the log: all but the tokens."""
