@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from sgrec_torchrec.cli import judge_app as app
 from sgrec_torchrec.config import (
     RUNS,
     GraphConfig,
@@ -24,7 +25,6 @@ from sgrec_torchrec.item_graph.graph import build_graph
 from sgrec_torchrec.judge import commands
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 from sgrec_torchrec.judge.ask.prompt import PromptSettings
-from sgrec_torchrec.judge.commands import app
 from sgrec_torchrec.judge.learn import train_judge as train_module
 from sgrec_torchrec.judge.learn import weak_labels as labels_module
 from sgrec_torchrec.judge.learn.labels import POINTS, read_labels
