@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from sgrec_torchrec.a2po.align import align
 from sgrec_torchrec.a2po.aligner import (
     build_aligner,
-    check_going_on,
-    check_replacing,
+    check_aligned,
     check_rewards,
     restore_aligned,
 )
@@ -85,7 +84,6 @@ def run(
         with_teacher=True,
     )
     split, tokens, config = made.split, made.tokens, made.config
-    write_config(config)
     with Tracker(config.run_dir, enabled=is_main_rank()) as tracker:
         opened = build_run(made, ranks, tracker)
         trainee, ranker = opened.trainee, opened.ranker()
@@ -95,7 +93,9 @@ def run(
             lambda: (
                 restore_best(trainee)
                 if evaluate_only
-                else pretrain(trainee, validate, resume=resume)
+                else pretrain(
+                    trainee, validate, resume=resume, begun=lambda: write_config(config)
+                )
             ),
         )
         if config.align.num_steps:
@@ -124,10 +124,7 @@ def check_log(split: SplitLog, config: RunConfig, claim: Claim) -> None:
     """Raise where evaluation or post-training could not follow, before any work."""
     check_rows(split, config)
     check_rewards(split, config)
-    if claim.use == "go on":
-        check_going_on(config)
-    if claim.keeps:
-        check_replacing(config)
+    check_aligned(config, use=claim.use, keeps=claim.keeps)
 
 
 def report(config: RunConfig) -> None:

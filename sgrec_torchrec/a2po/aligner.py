@@ -130,34 +130,45 @@ def check_rewards(split: SplitLog, config: RunConfig) -> None:
         open_rewards(split, config)
 
 
-def check_going_on(config: RunConfig) -> None:
-    """Raise before any work where post-training could not go on from what is there.
+def check_aligned(config: RunConfig, *, use: str, keeps: bool) -> None:
+    """Raise before any work where the post-trained model that is there is in the way.
+
+    Args:
+        use: "go on" post-trains further, "read" ranks with what ships.
+        keeps: it must not be replaced, unless by its own like.
 
     Raises:
-        ValueError: naming the setting that it was begun with.
+        FileNotFoundError: where nothing ships, and it is to be read.
+        ValueError: naming what differs, or is damaged.
     """
-    newest = latest_checkpoint(config.run_dir / ALIGNED / CHECKPOINTS)
-    if not config.align.num_steps or newest is None:
+    if not config.align.num_steps or not is_main_rank():
         return
-    now = made_of(config.run_dir / BEST, config.align)
-    if read_extra(newest).get("made_of") == now:
-        check_config(newest, config.to_json(), FREE)
-
-
-def check_replacing(config: RunConfig) -> None:
-    """Raise before any work where what is post-trained anew is of other rewards.
-
-    Raises:
-        ValueError: naming the folder, and the ways to go.
-    """
-    best = latest_checkpoint(config.run_dir / ALIGNED / BEST)
-    if not config.align.num_steps or best is None:
+    folder = config.run_dir / ALIGNED
+    newest, best = (latest_checkpoint(folder / name) for name in (CHECKPOINTS, BEST))
+    checkpoint = newest if use == "go on" else best
+    if checkpoint is None:
+        if use == "read":
+            raise FileNotFoundError(_nothing_made(folder))
         return
-    if read_extra(best).get("made_of") != made_of(config.run_dir / BEST, config.align):
+    is_same = read_extra(checkpoint).get("made_of") == made_of(
+        config.run_dir / BEST, config.align
+    )
+    if use == "go on" and is_same:
+        check_config(checkpoint, config.to_json(), FREE)
+    if use == "read" and not is_same:
+        raise FileNotFoundError(_nothing_made(folder))
+    if keeps and not is_same:
         raise ValueError(
-            f"{best} is made of other weights or tables: go on by --resume, which "
-            "moves it aside, choose another --name, or give --overwrite"
+            f"{checkpoint} is made of other weights or tables: go on by --resume, "
+            "which moves it aside, choose another --name, or give --overwrite"
         )
+
+
+def _nothing_made(folder: Path) -> str:
+    return (
+        f"{folder} holds nothing made of these pretrained weights and this table: "
+        "post-train the run"
+    )
 
 
 def open_rewards(
@@ -279,8 +290,5 @@ def restore_aligned(aligner: Aligner) -> AlignState:
         FileNotFoundError: where the run has not been post-trained.
     """
     if not is_current(aligner, BEST):
-        raise FileNotFoundError(
-            f"{aligner.folder} holds nothing made of these pretrained weights and this "
-            "table: post-train the run"
-        )
+        raise FileNotFoundError(_nothing_made(aligner.folder))
     return aligner.keeper.load(aligner.keeper.best)

@@ -39,13 +39,16 @@ class PretrainState(LoopState):
 
 
 def pretrain(
-    trainee: Trainee, validate: Callable[[], float] | None, *, resume: bool
+    trainee: Trainee,
+    validate: Callable[[], float] | None,
+    *,
+    resume: bool,
+    begun: Callable[[], object] = lambda: None,
 ) -> PretrainState:
     """Train until the last epoch, or until validation stops getting better.
 
     At the end the model holds the weights of the best validation, or of the last step
-    where there is nothing to validate on, or no validation before the stop. All ranks
-    call together.
+    where there was none. All ranks call together.
 
     Args:
         trainee: model, optimizer, data, settings.
@@ -53,17 +56,15 @@ def pretrain(
             the given number of epochs (a refit on train and valid).
         resume: go on from the newest whole checkpoint, if there is one. Else what an
             older run of this name left is removed.
+        begun: called once the checkpoint to go on from has been read.
 
     Raises:
         TerminatedError: after SIGTERM, once the state is kept.
     """
     settings = trainee.config.pretrain
     keeper = _keeper(trainee)
-    state = PretrainState()
-    if resume and latest_checkpoint(keeper.newest):
-        state = keeper.load(keeper.newest)
-    if state.step == 0:
-        _forget_older_run(trainee)
+    state = _begin(trainee, keeper, resume=resume)
+    begun()
     num_epochs = resolved("pretrain.num_epochs", settings.num_epochs)
     total_steps = num_epochs * trainee.stream.steps_per_epoch
     pipeline = TrainPipelineSparseDist(
@@ -94,6 +95,17 @@ def pretrain(
         # It stopped before the first validation.
         state = replace(state, best_step=state.step)
     keeper.ship(state)
+    return state
+
+
+def _begin(
+    trainee: Trainee, keeper: Keeper[PretrainState], *, resume: bool
+) -> PretrainState:
+    state = PretrainState()
+    if resume and latest_checkpoint(keeper.newest):
+        state = keeper.load(keeper.newest)
+    if state.step == 0:
+        _forget_older_run(trainee)
     return state
 
 

@@ -81,12 +81,14 @@ def label(
     )
     reader = _reader(run_dir, _prompt(config.judge))
     graph = ItemGraph.load(run_dir / GRAPH)
+    # Read first: a wrong one must not cost the labels that are there.
+    other = None if compare is None else read_labels(compare, reader)
     made = weak_labels(reader, graph, config.judge, config.log.seed)
     folder = out or run_dir / LABELS
     write_labels(made, reader, folder)
     typer.echo(f"{len(made)} cases: {folder}")
-    if compare is not None:
-        print_table(agreement_table(made, read_labels(compare, reader), reader))
+    if other is not None:
+        print_table(agreement_table(made, other, reader))
 
 
 @app.command()

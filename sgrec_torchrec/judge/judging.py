@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from sgrec_torchrec.distributed.progress import progress_of
 from sgrec_torchrec.files.atomic import atomic_file, write_json
-from sgrec_torchrec.files.run_folder import MANIFEST, USERS
+from sgrec_torchrec.files.run_folder import JUDGE_PAGE, MANIFEST, PARTS, USERS
 from sgrec_torchrec.judge.ask.aspects import (
     LEVELS,
     WrittenAnswer,
@@ -35,7 +35,7 @@ from sgrec_torchrec.judge.ask.aspects import (
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 from sgrec_torchrec.judge.ask.prompt import rating, writing
 from sgrec_torchrec.judge.backends.protocol import Backend, Usage
-from sgrec_torchrec.judge.journal import Journal, Row
+from sgrec_torchrec.judge.journal import JOURNAL, LOCK, Journal, Row
 from sgrec_torchrec.judge.judge_files import JudgeFiles
 from sgrec_torchrec.judge.judge_requests import Request
 from sgrec_torchrec.schema import Float32Array
@@ -220,6 +220,12 @@ def _earlier(out: Path, judge: Judge) -> dict[str, Any]:
     """Figures of earlier calls on the same folder."""
     path = out / MANIFEST
     if not path.is_file():
+        known = (JOURNAL, LOCK, USERS, *(part.name for part in out.glob(PARTS)))
+        strangers = {one.name for one in out.glob("*")} - {*known, JUDGE_PAGE}
+        if strangers:
+            raise ValueError(
+                f"{out} holds {min(strangers)!r} and no judgements: name a new folder"
+            )
         return {}
     facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     for name in ("judge_version", "prompt_version"):

@@ -180,7 +180,7 @@ def writing(folder: Path, *, must_exist: bool) -> Iterator[Path]:
     if must_exist:
         read_manifest(folder)
     had_folder = folder.exists()
-    if had_folder and not (folder / MANIFEST).is_file():
+    if had_folder:
         strangers = [one.name for one in folder.iterdir() if not _is_ours(one.name)]
         if strangers:
             raise ValueError(

@@ -95,10 +95,15 @@ def export_package(
     from sgrec_torchrec.serving.run_files import read_run
 
     if out.exists() and not (
-        out.is_dir() and (not any(out.iterdir()) or is_package(out))
+        out.is_dir() and (not any(out.iterdir()) or _is_replaceable(out))
     ):
         raise ValueError(f"{out} holds other files: choose another folder for --out")
     return write_package(read_run(run), out, is_int8=is_int8, compiled=compiled)
+
+
+def _is_replaceable(out: Path) -> bool:
+    """Whether a folder is a package, not by its manifest: most folders have one."""
+    return any((out / name).is_file() for name in (WEIGHTS, TRIE))
 
 
 def write_package(

@@ -65,7 +65,18 @@ class LabelledCase:
 def write_labels(
     cases: Sequence[LabelledCase], reader: CaseReader, folder: Path
 ) -> None:
-    """Both files, all or none."""
+    """Both files, all or none.
+
+    Raises:
+        ValueError: where the folder holds anything else, which would be lost.
+    """
+    if folder.is_dir():
+        strangers = {one.name for one in folder.iterdir()} - {POINTS, PAIRS}
+        if strangers:
+            raise ValueError(
+                f"{folder} holds {min(strangers)!r}, which would be lost: name a new "
+                "folder"
+            )
     with atomic_folder(folder) as temporary:
         points = pa.Table.from_pylist(list(_points(cases, reader)))
         pq.write_table(points, temporary / POINTS)
