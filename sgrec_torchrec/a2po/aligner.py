@@ -182,11 +182,14 @@ def open_rewards(
     settings = config.align
     judged = open_table(settings.table, split)
     prompts = post_training_prompts(split, config, judged)
-    return (
-        prompts,
-        open_business(split, prompts, settings),
-        semantic_reward(judged, split, prompts, settings.max_age_events),
-    )
+    business = open_business(split, prompts, settings)
+    semantic = semantic_reward(judged, split, prompts, settings.max_age_events)
+    if judged is not None and not judged.as_of(split.user_ids)[2].any():
+        raise ValueError(
+            f"align.table = {settings.table!r} knows none of the log's "
+            f"{len(split.user_ids):,} users: it is of another log"
+        )
+    return prompts, business, semantic
 
 
 def build_aligner(

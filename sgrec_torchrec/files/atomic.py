@@ -42,6 +42,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_writable(folder: Path) -> None:
+    """Raise before the work whose outcome could not be kept in the folder.
+
+    Raises:
+        FileNotFoundError: naming the folder that is a file, or that may not be written.
+    """
+    whole = folder.resolve()
+    place = next(one for one in (whole, *whole.parents) if one.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise FileNotFoundError(
+            f"cannot write {folder}: {place} is no folder that this user may write; "
+            "choose another output folder"
+        )
+
+
 def next_aside(path: Path) -> Path:
     """The first of ``path.1``, ``path.2``, ... that is not taken."""
     places = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))

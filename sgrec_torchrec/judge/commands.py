@@ -232,6 +232,12 @@ def _open(
 
     files = open_judge(folder)
     reader = _reader(run_dir, files.prompt)
+    asked = tuple(aspect.name for aspect in reader.aspects)
+    if files.aspects != asked:
+        raise ValueError(
+            f"{folder} judges by {', '.join(files.aspects)}; for the log of {run_dir} "
+            f"that is {', '.join(asked)}: train a judge on this run's labels"
+        )
     if reader.prompt_version != files.prompt_version:
         raise ValueError(
             f"{folder} was trained on the prompt {files.prompt_version}, this release "

@@ -16,7 +16,7 @@ from sgrec_torchrec.distributed.checkpoint import (
     latest_checkpoint,
     other_setting,
 )
-from sgrec_torchrec.files.atomic import next_aside
+from sgrec_torchrec.files.atomic import check_writable, next_aside
 from sgrec_torchrec.files.run_folder import (
     ALIGNED,
     BEST,
@@ -56,8 +56,11 @@ class Claim:
 
         Raises:
             ValueError: naming the setting that the folder's model has otherwise.
+            FileNotFoundError: for a folder that cannot be written.
         """
         self._check_settings(config, is_open=True)
+        if self.use != "read":
+            check_writable(config.run_dir)
 
     def check_resolved(self, config: RunConfig, split_dir: Path) -> None:
         """Refuse by the settings as the log resolves them, and by the log itself.

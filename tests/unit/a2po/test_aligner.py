@@ -192,3 +192,17 @@ def test_business_table_pays_the_rollouts_and_names_what_is_made_of_it(
     plain = trial(num_steps=1)
     assert plain.aligner.made_of != made.aligner.made_of
     assert not is_current(plain.aligner, BEST)
+
+
+def test_a_table_that_knows_nobody_is_of_another_log(trial, tmp_path) -> None:
+    rows = {
+        "user_id": ["nobody"],
+        "item_id": ["i1"],
+        "reward": pa.array([0.5], pa.float32()),
+        "as_of": [2],
+        "history_hash": pa.array([7], pa.uint64()),
+    }
+    pq.write_table(pa.table(rows), tmp_path / "other.parquet")
+    build_reward_table(tmp_path / "other.parquet", tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other' knows none of the log's 200 users"):
+        trial(table=str(tmp_path / "other"))

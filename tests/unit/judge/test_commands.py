@@ -215,6 +215,19 @@ def test_a_damaged_label_file_is_one_line(
     assert f"{path}: cannot be read" in one_line(errors)
 
 
+def test_a_judge_of_a_log_with_other_aspects_is_one_line_before_any_pair(
+    sgrec: Sgrec, run_dir: Path, tiny_judge: Path, tmp_path: Path
+) -> None:
+    judge = Path(shutil.copytree(tiny_judge, tmp_path / "judge"))
+    facts = json.loads((judge / "judge.json").read_text())
+    first, *others = facts["aspects"]
+    (judge / "judge.json").write_text(json.dumps(facts | {"aspects": others}))
+    code, _, errors = sgrec("run", run_dir, "--judge", judge)
+    assert code == 2
+    assert f"that is {first}, {', '.join(others)}: train a judge" in one_line(errors)
+    assert not (run_dir / "judged").exists()
+
+
 def test_a_judge_of_another_prompt_is_one_line(
     sgrec: Sgrec, run_dir: Path, tiny_judge: Path, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from folder_state import folder_state
 from sgrec_torchrec.config import RUNS, GraphConfig, RunConfig
 from sgrec_torchrec.runs import prepare
 from sgrec_torchrec.runs.aside import set_aside_run
+from sgrec_torchrec.runs.claim import Claim
 from sgrec_torchrec.runs.steps import alone
 
 pytestmark = pytest.mark.long
@@ -165,3 +166,21 @@ def test_a_run_whose_graph_the_valid_rows_chose_goes_on_and_begins_again(
         with pytest.raises(SystemExit):
             train_here([*changed, *options])
         assert "graph.max_distance = 5" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_log_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    config = dataclasses.replace(
+        RUNS["smoke"], out_dir=str(tmp_path / "new"), name="../file/run"
+    )
+    with pytest.raises(FileNotFoundError, match="file is no folder that this user may"):
+        prepare.prepare_log(config, claim=Claim(use="begin"))
+    sound = dataclasses.replace(config, name="run")
+    Claim(use="begin").check_given(sound)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(FileNotFoundError, match=r"cannot write .*new/run: "):
+        Claim(use="go on").check_given(sound)
+    Claim(use="read").check_given(sound)
+    assert not (tmp_path / "new").exists()
