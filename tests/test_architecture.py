@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "evaluation": UP_TO_GENERATOR,
     "report": UP_TO_LOGS | {"judge"},
     "serving": UP_TO_GENERATOR,
-    "doctor": set(),
+    "doctor": {"config"},
     "runs": UP_TO_GENERATOR | {"evaluation", "doctor", "STAGES"},
     "candidates": UP_TO_GENERATOR | {"runs"},
     "experiments": UP_TO_GENERATOR

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sgrec_torchrec.config import RUNS, RunConfig
+from sgrec_torchrec.config.extras import extra_of
 
 
 @contextmanager
@@ -24,7 +25,10 @@ def errors_in_one_line(program: str) -> Iterator[None]:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("SGREC_TRACEBACK"):
             raise
-        print(f"{program}: {error}", file=sys.stderr)
+        missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+        extra = extra_of(missing)
+        hint = f"; pip install 'sgrec_torchrec[{extra}]'" if extra else ""
+        print(f"{program}: {error}{hint}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -1,5 +1,6 @@
 """Every broken installation that is known gets one line that mends it."""
 
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,15 @@ ON_GPU = replace(
     torch_cuda="13.0",
     device="1 x NVIDIA H200",
 )
+LIGHT = replace(
+    HEALTHY,
+    root=None,
+    versions={"sgrec-torchrec": "0.1.0", "torch": "2.14.1+cpu", "numba": "0.68.1"},
+    components={},
+    import_errors={"fbgemm": "No module named 'fbgemm_gpu'", "torchrec": "No module"},
+    origin="/dist/sgrec_torchrec-0.1.0-py3-none-any.whl",
+    shim=Path("/venv/share/sgrec_torchrec/fbgemm_gpu_cpu_shim"),
+)
 SHIM = "/project/.ci/fbgemm_gpu_cpu_shim"
 
 
@@ -56,7 +66,14 @@ def with_versions(installation: Installation, **changes: str | None) -> Installa
     return replace(installation, versions=versions)
 
 
-@pytest.mark.parametrize("installation", [HEALTHY, ON_GPU], ids=["cpu", "gpu"])
+WHEEL = replace(HEALTHY, root=None, origin=LIGHT.origin, shim=LIGHT.shim)
+
+
+@pytest.mark.parametrize(
+    "installation",
+    [HEALTHY, ON_GPU, LIGHT, WHEEL],
+    ids=["cpu", "gpu", "light wheel", "wheel"],
+)
 def test_whole_installation_has_no_fault(installation: Installation) -> None:
     assert find_faults(installation) == []
 
@@ -126,6 +143,10 @@ def test_absent_torchrec_is_a_fault() -> None:
     assert "torchrec is absent" in fault.what
 
 
+def test_patch_release_of_the_tested_torch_is_no_fault() -> None:
+    assert find_faults(with_versions(HEALTHY, torch="2.13.1+cpu")) == []
+
+
 @pytest.mark.parametrize("components", [{}, {"dist": "elsewhere.dist"}])
 def test_torchx_without_our_component_is_a_fault(components: dict[str, str]) -> None:
     (fault,) = find_faults(replace(HEALTHY, components=components))
@@ -186,10 +207,55 @@ def test_inspection_of_this_environment_finds_the_installed_triple() -> None:
 
 def test_pins_of_the_doctor_are_those_of_the_project() -> None:
     root = Path(__file__).resolve().parents[2]
-    project = (root / "pyproject.toml").read_text(encoding="utf-8")
+    tested = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
     shim = root / ".ci" / "fbgemm_gpu_cpu_shim" / "pyproject.toml"
-    assert f'"torch=={doctor.TESTED["torch"]}"' in project
-    assert f'"torchrec=={doctor.TESTED["torchrec"]}"' in project
-    assert f'"torchmetrics=={doctor.TORCHMETRICS}"' in project
+    assert f"torch=={doctor.TESTED['torch']}" in tested
+    assert f"torchrec=={doctor.TESTED['torchrec']}" in tested
+    assert f"fbgemm-gpu=={doctor.TESTED['fbgemm']}" in tested
+    assert f"fbgemm-gpu-cpu=={doctor.TESTED['fbgemm']}" in tested
+    assert f"torchmetrics=={doctor.TORCHMETRICS}" in tested
     pin = f'"fbgemm-gpu-cpu=={doctor.TESTED["fbgemm"]}"'
     assert pin in shim.read_text(encoding="utf-8")
+
+
+def test_every_extra_is_named() -> None:
+    root = Path(__file__).resolve().parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    assert set(doctor.EXTRAS) == set(project["project"]["optional-dependencies"])
+
+
+def test_light_wheel_shows_what_is_there_and_how_to_add_the_rest() -> None:
+    text = doctor.describe(LIGHT)
+    assert "torch      2.14.1+cpu  (tested: 2.13.0)" in text
+    assert "torchrec   absent" in text
+    assert f"-m pip install '{LIGHT.origin}[train]'" in text
+    assert "-m pip install 'sgrec_torchrec[train]'" in doctor.describe(
+        replace(LIGHT, origin=None)
+    )
+    assert "editable" not in text
+
+
+def test_torchrec_in_a_wheel_makes_the_triple_matter() -> None:
+    mixed = with_versions(LIGHT, torchrec="1.8.0", fbgemm_gpu="1.8.0")
+    whats = " ".join(fault.what for fault in find_faults(mixed))
+    assert "torch is 2.14.1+cpu, tested is 2.13.0" in whats
+    assert "fbgemm 1.8.0 is built for torch 2.13" in whats
+    assert "fbgemm-gpu is built for CUDA, but torch is built for CPU" in whats
+
+
+def test_cuda_fbgemm_of_a_cpu_wheel_is_mended_by_the_shim_that_came_with_it() -> None:
+    (fault,) = find_faults(
+        with_versions(WHEEL, fbgemm_gpu="1.8.0", fbgemm_gpu_cpu=None)
+    )
+    assert "torch is built for CPU" in fault.what
+    assert fault.mend.endswith(f"install {LIGHT.shim}")
+
+
+def test_wheel_without_its_component_is_installed_again_from_where_it_came() -> None:
+    (fault,) = find_faults(replace(WHEEL, components={}))
+    assert fault.mend.endswith(f"install --no-deps --force-reinstall {LIGHT.origin}")
+
+
+def test_absent_torch_is_a_fault_of_a_light_wheel_too() -> None:
+    (fault,) = find_faults(with_versions(LIGHT, torch=None))
+    assert fault.what == "torch is absent, tested is 2.13.0"

@@ -29,3 +29,17 @@ def test_an_option_is_given_whole(capsys):
         parser.parse_args(["--nam", "a"])
     assert stopped.value.code == 2
     assert "--nam" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        ("torchrec.sparse", "; pip install 'sgrec_torchrec[train]'"),
+        ("fastapi", "; pip install 'sgrec_torchrec[serving]'"),
+        ("nothing_known", ""),
+    ],
+)
+def test_absent_module_is_told_with_its_extra(module, told, capsys) -> None:
+    with pytest.raises(SystemExit), errors_in_one_line("sgrec"):
+        raise ModuleNotFoundError("No module", name=module)
+    assert capsys.readouterr().err == f"sgrec: No module{told}\n"
