@@ -47,6 +47,7 @@ def test_every_verb_and_option_is_listed(site: ModuleType) -> None:
     assert "| `--written` | `0` |" in text
 
 
+@pytest.mark.long
 def test_every_setting_is_listed_with_its_default(site: ModuleType) -> None:
     text = site.on_page_markdown("<!-- settings -->", page("reference/settings.md"))
     for name in STAGES:

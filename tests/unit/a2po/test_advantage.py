@@ -67,6 +67,7 @@ def test_advantage_by_hand() -> None:
     assert stats.dead_share == 0.0
 
 
+@pytest.mark.long
 @given(groups())
 @settings(max_examples=300, deadline=None)
 def test_sign_and_size_stay_with_the_business_reward(

@@ -85,6 +85,7 @@ def mixed_with(logprob_BN: torch.Tensor, weight: float, seed: int):
     return prior, mixed_BN.log()
 
 
+@pytest.mark.long
 @given(st.data(), catalogues(), st.integers(0, 99), st.sampled_from([0.0, 0.6]))
 @settings(max_examples=150, deadline=None)
 def test_filtered_beam_is_the_filtered_ranking(data, sids, seed, weight) -> None:
@@ -118,6 +119,7 @@ def test_filtered_beam_is_the_filtered_ranking(data, sids, seed, weight) -> None
         assert sum(item >= 0 for item in few) == min(2, len(allowed))
 
 
+@pytest.mark.long
 @given(st.data(), catalogues(), st.integers(0, 99))
 @settings(max_examples=150, deadline=None)
 def test_capped_beam_is_the_capped_ranking(data, sids, seed) -> None:

@@ -52,6 +52,7 @@ def check_against_dict(sids: list[Sid], num_codes: int) -> None:
         assert sorted(numbers) == list(range(len(trie.legal_bits[level])))
 
 
+@pytest.mark.long
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(catalogues())
 def test_trie_equals_a_dict_of_prefixes(catalogue: tuple[list[Sid], int]) -> None:

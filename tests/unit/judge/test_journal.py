@@ -62,6 +62,7 @@ def test_a_line_is_on_disk_when_add_returns(tmp_path: Path) -> None:
     assert set(Journal(copy, SCHEMA).done) == {"a"}
 
 
+@pytest.mark.long
 def test_cut_at_any_byte_only_the_torn_user_is_lost(tmp_path: Path) -> None:
     first = tmp_path / "first"
     begun(first, "a").seal()

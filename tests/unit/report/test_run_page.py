@@ -254,6 +254,7 @@ def test_only_eight_examples_and_the_newest_titles_are_shown(
     assert "film 2 " not in page.text
 
 
+@pytest.mark.long
 def test_the_report_path_imports_no_torch() -> None:
     code = (
         "import sys, sgrec_torchrec.report.run_page; "

@@ -55,6 +55,7 @@ def _read_on(folder: Path, stop: Any, pipe: Any) -> None:
     pipe.send((len(set(seen)), faults))
 
 
+@pytest.mark.long
 def test_readers_see_the_old_or_the_new_state(tmp_path: Path) -> None:
     folder, judged = tmp_path / "table", tmp_path / "judged.parquet"
     write_version(judged, 0)

@@ -194,6 +194,7 @@ def test_the_kernel_finds_what_a_scan_finds(rows: list[list[int]], seed: int) ->
             assert answers[2][nth] == -1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_get_the_table_by_its_path(small: RewardTable, method: str) -> None:
     asked = ([1, 2], [20, 10])

@@ -74,6 +74,7 @@ def changed_future(
     return with_events(split, users, ends, make_split)
 
 
+@pytest.mark.long
 @settings(max_examples=30, deadline=None)
 @given(
     user=st.integers(0, NUM_USERS - 1),

@@ -69,6 +69,7 @@ def test_transformers_opens_a_folder(tiny_folder: Path, hand_prompt) -> None:
     assert (backend.name, backend.model) == ("transformers", str(tiny_folder))
 
 
+@pytest.mark.long
 def test_no_stack_is_imported_before_it_is_asked_for() -> None:
     code = (
         "import sys, sgrec_torchrec.judge.backends.open_backend as one\n"

@@ -117,6 +117,7 @@ def test_no_trade_off_no_reward(reader, next_case) -> None:
     assert pairwise_reward(judged_of(case, [[5, 1], [1, 5]], ())) is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("aspect", [0, 2])
 def test_network_learns_the_aspect_that_decides(reader, taught, aspect: int) -> None:
     judged = taught(aspect)
@@ -130,6 +131,7 @@ def test_network_learns_the_aspect_that_decides(reader, taught, aspect: int) -> 
     assert weight_EA.dtype == np.float32
 
 
+@pytest.mark.long
 def test_network_tells_users_apart(make_split) -> None:
     # Users of many events go by the first aspect, those of few by the second.
     users = [[(0, 60 * n) for n in range(80 if u % 2 else 2)] for u in range(40)]

@@ -312,6 +312,7 @@ EVENTS = st.lists(
 )
 
 
+@pytest.mark.long
 @settings(
     max_examples=10,
     deadline=None,

