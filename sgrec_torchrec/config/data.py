@@ -107,6 +107,10 @@ class EvidenceConfig:
 
     def __post_init__(self) -> None:
         check_bounds("evidence", self)
+        if not isinstance(self.relations, str | None):
+            raise ValueError(
+                f"evidence.relations = {self.relations!r}: name them as text,around"
+            )
         names = self.relation_names()
         for name in names:
             RELATIONS.check("evidence.relations", name)

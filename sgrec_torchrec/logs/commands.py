@@ -106,8 +106,8 @@ def _import_named(
 
     if source not in IMPORTERS:
         raise ValueError(
-            f"import {source!r}: choose one of {', '.join([*IMPORTERS, TABLE])}; "
-            f"{TABLE} reads any Parquet, CSV or JSON lines"
+            f"import {source!r}: choose one of {', '.join(IMPORTERS)} (packages add to "
+            f"{IMPORTERS.group}), or {TABLE} (any Parquet, CSV or JSON lines)"
         )
     if options:
         raise ValueError(

@@ -105,7 +105,7 @@ def test_import_takes_what_to_do_with_bad_rows_and_duplicates(
         (("import", "table"), "import table: name the log with --path"),
         (("import", "table", "--path", "/nowhere.csv"), "/nowhere.csv"),
         (("import", "netflix"), "import 'netflix': choose one of movielens"),
-        (("import", "tables"), "canonical, table; table reads any Parquet"),
+        (("import", "tables"), "or table (any Parquet, CSV or JSON lines)"),
         (
             ("import", "movielens", "--column", "a=b"),
             "import movielens: --column has an effect on `import table` alone",

@@ -7,6 +7,7 @@ import pytest
 
 from sgrec_torchrec.config import (
     RUNS,
+    EvidenceConfig,
     GeneratorConfig,
     LogConfig,
     PretrainConfig,
@@ -256,6 +257,11 @@ def test_unset_settings_that_came_later_are_left_out_of_sums() -> None:
     chosen = override(DEFAULT, ["evidence.relations=text", "align.business=next-item"])
     assert settled(chosen)["evidence"]["relations"] == "text"
     assert settled(chosen.align)["business"] == "next-item"
+
+
+def test_relations_are_named_by_text() -> None:
+    with pytest.raises(ValueError, match=r"evidence\.relations = 4: name them"):
+        EvidenceConfig(relations=4)  # type: ignore[arg-type]
 
 
 def test_the_settings_of_an_older_run_open(tmp_path) -> None:

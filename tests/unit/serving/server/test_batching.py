@@ -175,9 +175,9 @@ def test_a_history_is_checked_once(
 ) -> None:
     calls: list[int] = []
 
-    def counted(history: Any, *rest: Any) -> Any:
+    def counted(history: Any, *rest: Any, **named: Any) -> Any:
         calls.append(len(history.item_ids))
-        return check_history(history, *rest)
+        return check_history(history, *rest, **named)
 
     monkeypatch.setattr(recommender_module, "check_history", counted)
     request = asked(served, "i1", "i2", k=3)
