@@ -24,7 +24,6 @@ class Fault:
 
     table: str
     text: str
-    count: int
 
 
 def find_faults(
@@ -70,7 +69,7 @@ def describe_rows(
         f"{staged.name}, column {staged.their_name(rule.column)}, row {first}: "
         f"{_shown(found[first])} {rule.problem}{more}; {rule.mend}"
     )
-    return Fault(table=staged.table, text=text, count=count)
+    return Fault(table=staged.table, text=text)
 
 
 def _shown(value: Any) -> str:
@@ -89,7 +88,7 @@ def broken_fault(staged: Staged) -> list[Fault]:
         more += f", next: {rows}"
     shown = repr(text[:SHOWN_CHARACTERS])
     text = f"{staged.name}, row {first}: {what}: {shown}{more}; mend the row"
-    return [Fault(table=staged.table, text=text, count=broken.num_rows)]
+    return [Fault(table=staged.table, text=text)]
 
 
 def refuse(faults: Sequence[Fault], hint: str = "") -> None:
@@ -132,12 +131,12 @@ def drop_rows(
     )[0]
     make = f"INSERT INTO {table}" if is_there else f"CREATE TABLE {table} AS"
     connection.execute(f"{make} {rows}")
-    before = one_row(connection, f"SELECT count(*) FROM {staged.table}")[0]
     # By number: a rule may look at the table itself.
-    connection.execute(
-        f"DELETE FROM {staged.table} WHERE file_row IN (SELECT row FROM {table})"
+    (count,) = one_row(
+        connection,
+        f"DELETE FROM {staged.table} WHERE file_row IN (SELECT row FROM {table})",
     )
-    return int(before - one_row(connection, f"SELECT count(*) FROM {staged.table}")[0])
+    return int(count)
 
 
 def write_dropped(
