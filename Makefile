@@ -35,9 +35,12 @@ MOST = not slow and not gpu and not multi_gpu
 test: $(VENV)/.ready  ## all tests but the slow ones and those that need a GPU
 	@$(PYTEST) -m "$(MOST)" $(ARGS)
 
-# Commands, servers and arms are no pure functions, and their imports take longest.
-FAST = tests/unit $(addprefix --ignore=tests/unit/,candidates experiments serving \
-	judge/backends runs test_cli.py test_train.py test_trl_peer.py)
+# Commands, servers, arms, pages and what reads others' files are no pure functions, and
+# their imports take longest.
+FAST = tests/unit $(addprefix --ignore=tests/unit/,candidates distributed experiments \
+	judge/backends judge/test_commands.py logs/importers report \
+	reward_table/test_concurrent.py runs serving test_cli.py test_train.py \
+	test_trl_peer.py)
 
 test-fast: $(VENV)/.ready  ## of these, what needs no processes and no trained models
 	@$(PYTEST) -m "$(MOST) and not long" $(FAST) $(ARGS)

@@ -1,11 +1,13 @@
 """What the base of the wheel promises, outside the checkout: no torchrec.
 
-PYTHONPATH=FOLDER python .ci/check_wheel.py FOLDER, where FOLDER is what `pip install
---target` wrote. Fails where the package is read from anywhere else.
+VENV/bin/python .ci/check_base.py, in another folder: a wheel of which VENV has the base
+alone. Fails where the package is read from anywhere else.
 """
 
 import sys
+import sysconfig
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,8 +24,9 @@ from sgrec_torchrec.serving import Recommender
 EXTRAS = {"torchrec", "fbgemm_gpu", "torchx", "duckdb", "faiss", "matplotlib"}
 
 
-def main(folder: Path) -> None:
+def main() -> None:
     """Look up, compute, import; an assertion says what is wrong."""
+    folder = Path(sysconfig.get_path("purelib"))
     assert sgrec_torchrec.__file__, "no package"
     assert Path(sgrec_torchrec.__file__).is_relative_to(folder), sgrec_torchrec.__file__
     for page in ("serving/server/page.html", "report/run_page.html.j2", "py.typed"):
@@ -48,8 +51,10 @@ def main(folder: Path) -> None:
     loaded = {name.partition(".")[0] for name in sys.modules}
     assert not loaded & EXTRAS, loaded & EXTRAS
     assert inspect_installation().root is None
-    print(f"the wheel in {folder} builds and reads a table without torchrec")
+    absent = {name for name in EXTRAS if find_spec(name) is None}
+    assert absent == EXTRAS, f"not the base alone: {sorted(EXTRAS - absent)} are there"
+    print("the base builds and reads a table; torchrec is not there")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    main()
