@@ -98,12 +98,12 @@ def train_judge(
             raise ValueError(
                 f"no case {of} has a preferred pair: give pair-wise labels"
             )
-    _check_inputs(out, reader, labels, settings)
+    inputs = _checked_inputs(out, reader, labels, settings)
     stage = _Stages(
         reader=reader, learn=learn, held_out=held_out, settings=settings, out=out
     )
     probabilities = {
-        BEFORE: stage.before(),
+        BEFORE: stage.before(inputs),
         SFT: stage.supervised(),
         GRPO: stage.reinforced(),
     }
@@ -119,13 +119,13 @@ def train_judge(
     return report
 
 
-def _check_inputs(
+def _checked_inputs(
     out: Path,
     reader: CaseReader,
     labels: Sequence[LabelledCase],
     settings: JudgeConfig,
-) -> None:
-    """Note what this judge is made of; finished stages serve nothing else."""
+) -> dict[str, Any]:
+    """What this judge is made of; finished stages serve nothing else."""
     digest = hashlib.sha256()
     for one in labels:
         plain = (one.case, one.sources, one.evidence, one.preferences, one.is_held_out)
@@ -149,7 +149,7 @@ def _check_inputs(
                 f"{out} holds a judge of other {', '.join(changed)}: train into "
                 "another folder, or delete this one"
             )
-    write_json(path, inputs)
+    return inputs
 
 
 def _learn_weights(stage: "_Stages") -> list[Figures]:
@@ -183,11 +183,13 @@ class _Stages:
     settings: JudgeConfig
     out: Path
 
-    def before(self) -> list[Float32Array]:
-        """What the model says as it comes."""
+    def before(self, inputs: dict[str, Any]) -> list[Float32Array]:
+        """What the model says as it comes; notes what this judge is made of."""
         folder = self.out / BEFORE
         if not folder.is_dir():
             model, chat = self._base()
+            # Only now: a model that cannot be read leaves nothing behind.
+            write_json(self.out / INPUTS, inputs)
             with atomic_folder(folder) as temporary:
                 self._keep(
                     temporary / PROBABILITIES, model, chat, self.held_out, BEFORE

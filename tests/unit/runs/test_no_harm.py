@@ -40,6 +40,7 @@ WRONG = {
     "judge label RUN --out RUN/candidates": "candidates",
     "judge train RUN --labels /nowhere": "/nowhere",
     "judge train RUN --model /nowhere": "holds a judge of other settings",
+    "judge train RUN --model /nowhere --out RUN/other": "/nowhere",
     "judge train RUN --form nosuch": "nosuch",
     "judge run RUN --judge /nowhere": "/nowhere",
     "judge run RUN --candidates /nowhere": "/nowhere",
@@ -69,6 +70,9 @@ def run_dir(
     runs = tmp_path_factory.mktemp("harmed") / "runs"
     with piped_alone:
         shutil.copytree(piped_run.parent, runs, symlinks=True)
+    # Others may be at work on the table of the run that this is a copy of.
+    path = runs / "tiny" / "config.json"
+    path.write_text(path.read_text().replace(str(piped_run.parent), str(runs)))
     return runs / "tiny"
 
 
