@@ -12,6 +12,7 @@ from typing import Any, Literal
 from sgrec_torchrec.config import JUDGE_STAGES, RunConfig
 from sgrec_torchrec.distributed.checkpoint import (
     FREE_FIELDS,
+    OtherSetting,
     check_config,
     latest_checkpoint,
     other_setting,
@@ -116,6 +117,19 @@ class Claim:
             return kept
         best = latest_checkpoint(config.run_dir / BEST)
         return best or kept if self.use == "begin" else best
+
+
+def other_model(config: RunConfig, best: Path) -> OtherSetting | None:
+    """The first setting that a pretrained model was made of otherwise, or None.
+
+    Args:
+        best: where the model lies.
+    """
+    checkpoint = latest_checkpoint(best)
+    if checkpoint is None:
+        return None
+    free = (*SAME_MODEL, *_chosen_later(config), "align")
+    return other_setting(checkpoint, config.to_json(), free, is_open=True)
 
 
 def _or_overwrite(config: RunConfig) -> str:

@@ -42,6 +42,7 @@ from sgrec_torchrec.files import run_folder as names
 from sgrec_torchrec.files.origin import has_fast_bf16
 from sgrec_torchrec.logs.importers.locate import fingerprint
 from sgrec_torchrec.runs.aside import set_aside_run
+from sgrec_torchrec.runs.same_model import check_same_model
 from sgrec_torchrec.runs.steps import (
     ALIGN_STEPS,
     SGREC,
@@ -86,6 +87,8 @@ def main(argv: list[str] | None = None) -> None:
         steps = pipeline_steps(config, _words(args), judged if judges else None)
         if args.overwrite:
             set_aside_run(config)
+        else:
+            check_same_model(config, steps[0])
         outcomes = run_steps(config.run_dir, steps)
         show(outcomes, f"Pipeline {config.run_dir}")
         print(f"report: {config.run_dir / names.REPORT}")
@@ -195,8 +198,8 @@ def _pretrain(config: RunConfig, words: Sequence[str]) -> Step:
         # The run's own word comes last, and wins.
         command=(*TRAIN, *words, *set_words(["align.num_steps=0"]), "--resume"),
         settings=settings,
+        # No folders: a model of other settings is refused, and never removed.
         outputs=PRETRAINED,
-        folders=(names.BEST, names.CHECKPOINTS),
     )
 
 
@@ -294,11 +297,7 @@ def _judge_options(config: RunConfig, judge: JudgeConfig) -> dict[str, object]:
         "--max-weight-cases": judge.max_weight_cases,
         "--model": judge.model,
     }
-    others = {field.name for field in fields(judge)} - {
-        *LABEL_FIELDS,
-        "bf16",
-        "written",
-    }
+    others = {one.name for one in fields(judge)} - {*LABEL_FIELDS, "bf16", "written"}
     own = _own(judge, "judge", but=some, of=sorted(others))
     return _given(some) | _bf16(config, judge) | own
 

@@ -7,6 +7,7 @@
 
 A step whose stamp still fits is not done again. One that was interrupted goes on; one
 whose settings or inputs have changed begins anew, and so do those that read its files.
+What it had made goes once the new is whole, and is put back where that fails.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ from sgrec_torchrec import STAGES
 from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.content_key import content_key, file_keys
 from sgrec_torchrec.files.run_folder import LOGS, ROW, STAMPS
+from sgrec_torchrec.runs.kept import Kept
 
 TRAIN = ("-m", "sgrec_torchrec.train")
 SGREC = ("-m", "sgrec_torchrec.cli")
@@ -64,7 +66,7 @@ class Step:
     grown: tuple[str, ...] = ()
     """Files that it must have written, and that others may add to."""
     folders: tuple[str, ...] = ()
-    """Folders that are removed before it begins anew."""
+    """Folders that it begins anew without; they go once it is done (``kept``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,18 +184,29 @@ class _Row:
             seconds=0.0,
             is_done=False,
         )
-        earlier = read_stamp(path)
+        kept = Kept(
+            folders=[self.run_dir / folder for folder in step.folders], stamp=path
+        )
+        earlier = _settled(kept, fresh)
         if earlier is not None and self._serves(step, earlier, fresh):
             print(f"{title}: reused", flush=True)
             return Outcome(name=step.name, is_reused=True, seconds=earlier.seconds)
         spent = 0.0
         if earlier is not None:
-            if (earlier.settings, earlier.inputs) == (fresh.settings, fresh.inputs):
+            if _is_of_same(earlier, fresh):
                 spent = earlier.seconds
+            elif earlier.is_done:
+                kept.put_away()
             else:
-                for folder in step.folders:
-                    shutil.rmtree(self.run_dir / folder, ignore_errors=True)
-        seconds = self._run(step, title, path, fresh, spent)
+                for folder in kept.folders:
+                    shutil.rmtree(folder, ignore_errors=True)
+        try:
+            seconds = self._run(step, title, path, fresh, spent)
+        except ChildProcessError:
+            if kept.place.exists():
+                kept.put_back()
+            raise
+        kept.drop()
         return Outcome(name=step.name, is_reused=False, seconds=round(seconds, 1))
 
     def _serves(self, step: Step, earlier: Stamp, fresh: Stamp) -> bool:
@@ -247,6 +260,24 @@ class _Row:
         write_json(path, stamp | {"outputs": outputs, "is_done": True})
         print(f"{title}: done in {seconds:.1f} s", flush=True)
         return seconds
+
+
+def _settled(kept: Kept, fresh: Stamp) -> Stamp | None:
+    """The step's stamp, once what a killed call has kept is put back or dropped."""
+    stamp = read_stamp(kept.stamp)
+    if not kept.place.exists():
+        return stamp
+    is_begun = stamp is not None and stamp != read_stamp(kept.kept_stamp)
+    if is_begun and stamp is not None and stamp.is_done:
+        kept.drop()
+    elif not (is_begun and stamp is not None and _is_of_same(stamp, fresh)):
+        kept.put_back()
+    return read_stamp(kept.stamp)
+
+
+def _is_of_same(stamp: Stamp, fresh: Stamp) -> bool:
+    """Does the step go on with what is there, rather than begin anew?"""
+    return (stamp.settings, stamp.inputs) == (fresh.settings, fresh.inputs)
 
 
 def _streamed(command: Sequence[str], log: Path, lock: BinaryIO) -> int:

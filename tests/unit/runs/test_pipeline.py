@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
+from folder_state import folder_state
 
 from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.config.arguments import override, parse_with
@@ -117,6 +118,44 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert reused(capsys.readouterr().out) == [n for n in NAMES if n != "table"]
     assert state_of(piped_run)["table"]["is_done"]
     assert state_of(piped_run)["table"]["seconds"] > stamp["seconds"]
+
+
+def test_a_judge_that_cannot_be_trained_leaves_the_one_that_is_there(
+    piped_run: Path, piped_arguments: Arguments, piped_alone: FileLock, capsys
+) -> None:
+    def finished() -> dict[str, str]:
+        state = folder_state(piped_run)
+        return {name: state[name] for name in state if "logs" not in name}
+
+    argv = piped_arguments(piped_run.parent)
+    with piped_alone:
+        before = finished()
+        with pytest.raises(SystemExit):
+            pipeline.main([*argv, "--judge-model", "/nowhere"])
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert "step 4 (judge) ended with code 2: " in last
+        assert "/nowhere" in last
+        assert finished() == before
+        pipeline.main(argv)
+    assert reused(capsys.readouterr().out) == NAMES
+
+
+def test_a_pretrained_model_of_other_settings_is_refused_before_the_first_step(
+    piped_run: Path, piped_arguments: Arguments, piped_alone: FileLock, capsys
+) -> None:
+    with piped_alone:
+        before = folder_state(piped_run)
+        for change, named in (
+            ("generator.dropout=0.5", "generator.dropout = 0.2, this run has 0.5"),
+            ("evidence.hidden=4", "evidence.hidden = 8, this run has 4"),
+        ):
+            with pytest.raises(SystemExit) as stopped:
+                pipeline.main(piped_arguments(piped_run.parent, change))
+            assert stopped.value.code == 2
+            last = capsys.readouterr().err.splitlines()[-1]
+            assert f"{piped_run} holds a model of {named}: set" in last
+            assert last.endswith(f"which moves {piped_run} to tiny.1 first")
+        assert folder_state(piped_run) == before
 
 
 def steps_of(*assignments: str, options: Sequence[str] | None = ()) -> dict[str, Step]:

@@ -1,6 +1,7 @@
 """A row of real processes: done once, gone on with, begun anew."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,12 +9,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from folder_state import folder_state
 
+from sgrec_torchrec.runs import steps
 from sgrec_torchrec.runs.steps import (
     Outcome,
     Step,
+    _Row,
     read_stamp,
     run_steps,
     show,
@@ -156,6 +161,93 @@ def test_a_failure_names_step_log_and_last_words_and_the_next_call_goes_on(
     assert "give the same command again" in words
     flag.touch()
     assert done(run_steps(run_dir, row)) == ["third"]
+
+
+@pytest.fixture
+def changed(run_dir: Path, row: list[Step]) -> Step:
+    """The second step, done once; then other settings, and a command that fails."""
+    row[1] = replace(row[1], folders=("folder",))
+    run_steps(run_dir, row)
+    return replace(row[1], command=("-c", "import sys; sys.exit(3)"), settings={"a": 1})
+
+
+def test_what_was_made_is_put_back_where_the_new_fails(
+    run_dir: Path, row: list[Step], changed: Step
+) -> None:
+    before = folder_state(run_dir / "folder")
+    with pytest.raises(ChildProcessError, match="ended with code 3"):
+        run_steps(run_dir, [row[0], changed])
+    assert folder_state(run_dir / "folder") == before
+    assert not (run_dir / "steps" / "second.kept").exists()
+    assert done(run_steps(run_dir, row)) == []
+
+
+@pytest.fixture
+def killed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """killed(run_dir, steps, method=None): the row, killed in its first process.
+
+    Or at the end of a method of ``Kept``.
+    """
+
+    class KilledError(BaseException):
+        pass
+
+    def kill(*_: object, **__: object) -> NoReturn:
+        raise KilledError
+
+    def call(run_dir: Path, row: list[Step], at: tuple[object, str]) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(*at, kill)
+            with pytest.raises(KilledError):
+                run_steps(run_dir, row)
+
+    return call
+
+
+KILLS = {
+    "begun": (steps, "_streamed"),
+    "put away": (_Row, "_run"),
+    "moving": (Path, "rename"),
+    "copying": (shutil, "copy"),
+}
+
+
+@pytest.mark.parametrize("at", KILLS)
+def test_after_a_kill_the_settings_say_whether_to_go_on_or_back(
+    run_dir: Path, row: list[Step], changed: Step, killed, at: str
+) -> None:
+    before = folder_state(run_dir / "folder")
+    kept = run_dir / "steps" / "second.kept"
+    killed(run_dir, [row[0], changed], KILLS[at])
+    assert kept.exists()
+    # The settings of before: all is put back, nothing is done again.
+    assert done(run_steps(run_dir, row)) == []
+    assert folder_state(run_dir / "folder") == before
+    assert not kept.exists()
+    # The same settings: it goes on, and what was made before goes at the end.
+    killed(run_dir, [row[0], changed], KILLS[at])
+    again = replace(changed, command=(*row[1].command[:-1], "3"))
+    assert done(run_steps(run_dir, [row[0], again])) == ["second"]
+    assert (run_dir / "folder" / "b").read_text() == "log13"
+    assert not kept.exists()
+    assert done(run_steps(run_dir, [row[0], again])) == []
+
+
+@pytest.mark.parametrize("at", [(Path, "rename"), (shutil, "rmtree")])
+def test_a_kill_while_all_is_put_back_or_dropped_is_made_good(
+    run_dir: Path, row: list[Step], changed: Step, killed, at: tuple[object, str]
+) -> None:
+    before = folder_state(run_dir / "folder")
+    killed(run_dir, [row[0], changed], KILLS["begun"])
+    (run_dir / "folder").mkdir()
+    killed(run_dir, row, at)
+    assert done(run_steps(run_dir, row)) == []
+    assert folder_state(run_dir / "folder") == before
+    killed(run_dir, [row[0], changed], KILLS["begun"])
+    again = replace(changed, command=(*row[1].command[:-1], "3"))
+    killed(run_dir, [row[0], again], (shutil, "rmtree"))
+    assert done(run_steps(run_dir, [row[0], again])) == []
+    assert not (run_dir / "steps" / "second.kept").exists()
 
 
 def test_a_step_that_does_not_write_its_output_is_not_done(run_dir: Path) -> None:
