@@ -95,9 +95,10 @@ def evaluate(run_dir: RunDir) -> None:
     """Rank the test rows again with a run's best checkpoint, and write its report."""
     from sgrec_torchrec.config import RunConfig
     from sgrec_torchrec.distributed.launch import process_group
+    from sgrec_torchrec.distributed.shipped import as_shipped
     from sgrec_torchrec.train import run
 
-    config = RunConfig.read(run_dir / CONFIG).at(run_dir)
+    config = as_shipped(RunConfig.read(run_dir / CONFIG).at(run_dir), run_dir)
     with process_group() as ranks:
         run(config, ranks, evaluate_only=True)
 

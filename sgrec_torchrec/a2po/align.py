@@ -148,12 +148,13 @@ def _begin(
     """The newest checkpoint's state, or that of the pretrained model, which is best."""
     if resume and is_current(aligner, CHECKPOINTS):
         return aligner.keeper.load(aligner.keeper.newest)
-    if is_main_rank():
-        _make_room(aligner, resume=resume)
     state = AlignState(made_of=aligner.made_of)
     if validate:
         ndcg = validate() if start_ndcg is None else start_ndcg
         state = replace(state, best_ndcg=ndcg, start_ndcg=ndcg)
+    # Last, so that what went before ships until this does.
+    if is_main_rank():
+        _make_room(aligner, resume=resume)
     aligner.keeper.ship(state)
     return state
 

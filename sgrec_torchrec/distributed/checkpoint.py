@@ -65,6 +65,7 @@ def save_checkpoint(
 ) -> Path:
     """Write ``folder_root/step-<step>`` and delete all but the newest ``keep``.
 
+    Those of later steps are of an older run: they go, too, once this one is there.
     Everything goes to a hidden folder first; when all ranks have written their
     shards, the main rank adds settings, state and sums and renames it. A process
     killed at any moment leaves the older checkpoints as they were. Collective; every
@@ -106,7 +107,7 @@ def save_checkpoint(
     if is_main_rank():
         write_manifest(temporary, step, sha256)
         _publish(temporary, final)
-        _prune(folder_root, keep)
+        _prune(final, keep)
     _barrier()
     return final
 
@@ -376,9 +377,12 @@ def _publish(temporary: Path, final: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
-def _prune(folder_root: Path, keep: int) -> None:
-    for path in _folders(folder_root)[max(1, keep) :]:
-        shutil.rmtree(path, ignore_errors=True)
+def _prune(newest: Path, keep: int) -> None:
+    found = _folders(newest.parent)
+    kept = [path for path in found if path.name <= newest.name][: max(1, keep)]
+    for path in found:
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _folders(folder_root: Path) -> list[Path]:

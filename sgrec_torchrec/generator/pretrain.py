@@ -14,7 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from sgrec_torchrec.distributed.checkpoint import latest_checkpoint
+from sgrec_torchrec.distributed.checkpoint import (
+    FREE_FIELDS,
+    latest_checkpoint,
+    other_setting,
+)
 from sgrec_torchrec.distributed.keeper import Keeper, LoopState
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.optimizer import (
@@ -55,7 +59,7 @@ def pretrain(
         validate: all ranks call it together and get the same NDCG@10; None trains for
             the given number of epochs (a refit on train and valid).
         resume: go on from the newest whole checkpoint, if there is one. Else what an
-            older run of this name left is removed.
+            older run of this name left is removed; its weights go as the first ship.
         begun: called once the checkpoint to go on from has been read.
 
     Raises:
@@ -120,10 +124,14 @@ def restore_best(trainee: Trainee) -> PretrainState:
 
 
 def _forget_older_run(trainee: Trainee) -> None:
-    """Its checkpoints of later steps would outlive those of this run."""
-    if is_main_rank():
-        for folder in (trainee.checkpoints, trainee.best):
-            shutil.rmtree(folder, ignore_errors=True)
+    """Its states; weights of equal settings ship until this run has its own."""
+    if not is_main_rank():
+        return
+    shutil.rmtree(trainee.checkpoints, ignore_errors=True)
+    best = latest_checkpoint(trainee.best)
+    config_json = trainee.config.to_json()
+    if best is None or other_setting(best, config_json, FREE_FIELDS) is not None:
+        shutil.rmtree(trainee.best, ignore_errors=True)
 
 
 def _run_segment(

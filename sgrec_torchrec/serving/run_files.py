@@ -13,6 +13,7 @@ import torch
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.checkpoint import latest_checkpoint, load_unsharded
 from sgrec_torchrec.distributed.checkpoint_files import FOLDER_NAME, read_manifest
+from sgrec_torchrec.distributed.shipped import as_shipped
 from sgrec_torchrec.evidence.gather import num_features
 from sgrec_torchrec.evidence.prior import EvidencePrior, load_relations
 from sgrec_torchrec.evidence.scorer import load_scorer
@@ -56,7 +57,8 @@ def find_run(path: Path) -> FoundRun:
     """A run's folder, or one of its checkpoints, as the files of that run.
 
     A run's folder stands for the checkpoint that its evaluation ranked with: the best
-    of post-training where the run has any, else the best of pretraining.
+    of post-training where the run has any, else the best of pretraining
+    (``as_shipped``).
 
     Raises:
         FileNotFoundError: where there is no run or no checkpoint.
@@ -67,7 +69,7 @@ def find_run(path: Path) -> FoundRun:
             run_dir = run_dir.parent
         config = RunConfig.read(path / CONFIG)
         return FoundRun(run_dir=run_dir, checkpoint=path, config=config)
-    config = RunConfig.read(path / CONFIG)
+    config = as_shipped(RunConfig.read(path / CONFIG), path)
     folder = path / ALIGNED / BEST if config.align.num_steps else path / BEST
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None:

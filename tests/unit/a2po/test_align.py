@@ -106,6 +106,22 @@ def noting(made, ndcg: list[float], seen: list):
     return validate
 
 
+def test_what_went_before_ships_until_post_training_has_its_first_weights(
+    trial,
+) -> None:
+    made = trial(num_steps=1, valid_every_steps=1)
+    best = made.aligner.folder / "best"
+    shipped: list[int] = []
+
+    def validate() -> float:
+        shipped.append(len(list(best.iterdir())) if best.exists() else 0)
+        return 0.5
+
+    for _ in range(2):
+        made.run(validate)
+    assert shipped == [0, 1, 1, 1]
+
+
 def test_patience_starts_anew_at_a_better_validation(trial) -> None:
     made, seen = trial(valid_every_steps=1, patience=2, num_steps=6), []
     state = made.run(noting(made, [0.5, 0.49, 0.6, 0.59, 0.58], seen))

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 from folder_state import folder_state
 
+from sgrec_torchrec import cli
+from sgrec_torchrec.a2po import align as loop
 from sgrec_torchrec.files.tracking import read_metrics
+from sgrec_torchrec.serving import Recommender
+from sgrec_torchrec.serving.run_files import find_run
 
 CHANGES = (
     "align.num_steps=12",
@@ -46,6 +50,34 @@ def test_command_post_trains_and_resumes_as_finished_or_under_no_other_settings(
         train_here(tiny_arguments(planted_log(), copied_runs))
     assert "tiny holds a model of align." in capsys.readouterr().err
     assert folder_state(run_dir) == before
+
+
+def test_a_run_opens_from_the_call_for_post_training_until_that_has_shipped(
+    copied_runs: Path, planted_log, tiny_arguments, train_here, capsys, monkeypatch
+) -> None:
+    argv = [*tiny_arguments(planted_log(), copied_runs, *CHANGES), "--resume"]
+    run_dir = copied_runs / "tiny"
+    with monkeypatch.context() as patch:
+        # As a kill at the last moment before the first weights are written.
+        patch.setattr(loop, "_make_room", None)
+        with pytest.raises(TypeError):
+            train_here(argv)
+    told = json.loads((run_dir / "config.json").read_text())
+    assert told["align"]["num_steps"] == 12
+    capsys.readouterr()
+    assert find_run(run_dir).checkpoint.parent == run_dir / "best"
+    said = capsys.readouterr().err
+    assert said.startswith(f"{run_dir}: post-training has shipped nothing yet, so this")
+    Recommender.load(run_dir).recommend([["i1"]], 3)
+    monkeypatch.setattr("sys.argv", ["sgrec", "evaluate", str(run_dir)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 0
+    assert not (run_dir / "aligned").exists()
+    train_here(argv)
+    capsys.readouterr()
+    assert find_run(run_dir).checkpoint.parent == run_dir / "aligned" / "best"
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("setting", ["table", "business_table"])

@@ -76,6 +76,14 @@ def test_only_the_newest_are_kept(trainee, tmp_path):
     assert latest_checkpoint(tmp_path).name == "step-000000000030"
 
 
+def test_those_of_later_steps_are_of_an_older_run_and_go(trainee, tmp_path):
+    for step in (7, 9, 8):
+        save(trainee, tmp_path, step)
+    assert [path.name[-1] for path in sorted(tmp_path.iterdir())] == ["7", "8"]
+    save(trainee, tmp_path, 3, keep=1)
+    assert latest_checkpoint(tmp_path).name == "step-000000000003"
+
+
 def test_saving_a_step_again_replaces_it(trainee, tmp_path):
     save(trainee, tmp_path, 1, extra={"turn": 1})
     path = save(trainee, tmp_path, 1, extra={"turn": 2})

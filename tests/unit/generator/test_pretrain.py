@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from folder_state import folder_state
 
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.config.arguments import parse_run
@@ -343,6 +344,33 @@ def test_a_fresh_start_removes_what_an_older_run_left(counting) -> None:
     pretrain(made.trainee, None, resume=False)
     assert not made.trainee.checkpoints.exists()
     assert not made.trainee.best.exists()
+
+
+def test_weights_of_equal_settings_ship_until_the_run_that_begins_anew_has_its_own(
+    finished_run: Path,
+    planted_log,
+    tiny_arguments,
+    train_here,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(finished_run.parent, runs, symlinks=True)
+    best = runs / "tiny" / "best"
+    before = folder_state(best)
+    (best / "step-000000000900").mkdir()
+    argv = tiny_arguments(planted_log(), runs)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_run_segment", None)
+        with pytest.raises(TypeError):
+            train_here(argv)
+    left = folder_state(best)
+    assert {name: left[name] for name in before} == before
+    assert not (runs / "tiny" / "checkpoints").exists()
+    train_here(argv)
+    after = folder_state(best)
+    assert after.keys() == before.keys()
+    assert all(after[name] == before[name] for name in after if "distcp" in name)
 
 
 def test_nothing_trained_yet_is_said_so(counting) -> None:
