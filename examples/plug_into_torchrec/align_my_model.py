@@ -46,7 +46,7 @@ def judged_table(folder: Path) -> RewardTable:
     judged = {"user_id": users, "item_id": items, "reward": rewards}
     pq.write_table(pa.table(judged), folder / "judged.parquet")
     build_reward_table(folder / "judged.parquet", folder / "table")
-    return RewardTable.open(folder / "table")
+    return RewardTable.open(folder / "table", verify=True)
 
 
 def main() -> None:

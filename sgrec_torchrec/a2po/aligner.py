@@ -27,7 +27,7 @@ from sgrec_torchrec.distributed.checkpoint import (
 )
 from sgrec_torchrec.distributed.keeper import Keeper, LoopState
 from sgrec_torchrec.distributed.launch import Ranks
-from sgrec_torchrec.distributed.main_rank import is_main_rank
+from sgrec_torchrec.distributed.main_rank import is_first_of_host, is_main_rank
 from sgrec_torchrec.distributed.optimizer import build_optimizer
 from sgrec_torchrec.files.content_key import folder_key
 from sgrec_torchrec.files.run_folder import (
@@ -40,6 +40,7 @@ from sgrec_torchrec.files.run_folder import (
 from sgrec_torchrec.generator.model import Tower
 from sgrec_torchrec.generator.trainee import Trainee
 from sgrec_torchrec.logs.features import EventColumns
+from sgrec_torchrec.reward_table import RewardTable
 from sgrec_torchrec.schema import ItemTokens, SplitLog
 
 FREE = (
@@ -123,11 +124,22 @@ class Aligner:
 def check_rewards(split: SplitLog, config: RunConfig) -> None:
     """Raise before the hours of training where post-training could not follow.
 
+    One rank of each host reads its tables whole, to compare their sums.
+
     Raises:
-        FileNotFoundError, ValueError: as ``build_aligner``.
+        FileNotFoundError, ValueError: as ``build_aligner``; or naming a damaged file.
     """
-    if config.align.num_steps:
-        open_rewards(split, config)
+    if not config.align.num_steps:
+        return
+    settings = config.align
+    # What one rank has read and compared holds for all processes of its host.
+    tables = {settings.table}
+    if settings.business_name() == "table":
+        tables.add(settings.business_table)
+    for folder in tables if is_first_of_host() else ():
+        if folder is not None:
+            RewardTable.open(folder, verify=True)
+    open_rewards(split, config)
 
 
 def check_aligned(config: RunConfig, *, use: str, keeps: bool) -> None:

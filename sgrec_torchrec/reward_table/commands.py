@@ -125,7 +125,7 @@ def lookup(
     """Show the reward of pairs, the aspects, and the prefix that was judged."""
     from sgrec_torchrec.reward_table import RewardTable
 
-    opened = RewardTable.open(table)
+    opened = RewardTable.open(table, verify=True)
     columns = opened.manifest.columns
     users = _typed([user] * len(item), columns.user_is_text, "--user")
     items = _typed(item, columns.item_is_text, "--item")

@@ -43,6 +43,7 @@ from sgrec_torchrec.reward_table.segment import (
     Segment,
     SegmentFiles,
     open_segments,
+    verify_segments,
 )
 
 PAIRS_PER_RANGE = 1 << 20
@@ -57,7 +58,7 @@ def compact(folder: Path | str) -> BuildReport:
 
     Raises:
         FileNotFoundError: where there is no table, or a file of it is missing.
-        ValueError: for a damaged manifest, or a file that was cut short.
+        ValueError: for a damaged manifest or file; all sums are compared first.
         BlockingIOError: where another process writes the table.
         OSError: on a full disk; the table is then as it was.
     """
@@ -69,6 +70,8 @@ def compact(folder: Path | str) -> BuildReport:
         if len(table.segments) == 1:
             return report_of(table.segments[0], num_rows, 0, 0.0)
         segments = open_segments(folder, table)
+        # what is merged gets new sums: damage would be sealed with it
+        verify_segments(folder, table)
         with SegmentFiles(building) as files:
             merge = _Merge(table, segments)
             writer = RowWriter(files, table.columns, merge.kept_items())

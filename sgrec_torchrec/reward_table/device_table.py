@@ -15,7 +15,7 @@ from torch import Tensor
 from sgrec_torchrec.reward_table.ids import Texts
 from sgrec_torchrec.reward_table.lookup import MAX_CODE
 from sgrec_torchrec.reward_table.manifest import Manifest
-from sgrec_torchrec.reward_table.segment import Segment
+from sgrec_torchrec.reward_table.segment import MEND, Segment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +157,10 @@ def _copy(segment: Segment, device: torch.device) -> _DeviceSegment:
         prefixes = moved(np.stack([segment.as_of, seen], axis=1))
     pairs = segment.pairs(0, len(users))
     lengths_U = np.bincount(pairs.row_P, minlength=len(users))
+    if not lengths_U.all():
+        raise ValueError(
+            f"segment {segment.facts.name} is damaged (a user has no pairs): {MEND}"
+        )
     order_U = np.argsort(users)
     replacing, aspects = segment.is_replacing, pairs.aspects_PA
     return _DeviceSegment(

@@ -5,6 +5,10 @@ translation, each a hundred nanoseconds or more if waited for. So keys go in blo
 each block in passes: a pass only computes addresses and prefetches what the next one
 reads, so that a block's misses overlap. Neighbouring keys of one user share its row.
 
+Compiled code checks no index, so every number that is read from a file is bounded
+before it is used as one: a damaged file gives wrong answers, which its sums tell, and
+never a read outside of its arrays.
+
 Letters: N keys, S slots of W words, U users (rows), P places, A aspects.
 """
 
@@ -12,7 +16,13 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from sgrec_torchrec.reward_table.hash_map import hash_text, home_of, is_same_text, mix
+from sgrec_torchrec.reward_table.hash_map import (
+    MAX_KEYS,
+    hash_text,
+    home_of,
+    is_same_text,
+    mix,
+)
 from sgrec_torchrec.reward_table.ids import Ids, Int64Array, Texts
 from sgrec_torchrec.reward_table.prefetch import prefetch
 
@@ -28,15 +38,20 @@ MISSING = np.float32(np.nan)
 
 
 def find(
-    ids: Ids, slots: Int64Array, num_homes: int, stored: Texts | None
+    ids: Ids,
+    slots: Int64Array,
+    num_homes: int,
+    stored: Texts | None,
+    num_numbers: int = MAX_KEYS,
 ) -> tuple[Int64Array, Int64Array]:
     """Number and slot of each id, both -1 for one that the map does not hold.
 
     Args:
         slots: int64 [S, W], see ``hash_map``.
-        num_homes: how many of the S slots are homes.
+        num_homes: how many of the S slots are homes, at most S.
         stored: of a map of texts, the text behind each number: equal hashes are told
             apart by comparing the texts themselves.
+        num_numbers: of the ids in the map; a number beyond is damage, and not found.
     """
     numbers_N = np.empty(len(ids), np.int64)
     slots_N = np.empty(len(ids), np.int64)
@@ -56,7 +71,9 @@ def find(
             slots_N,
         )
     else:
-        _find_numbers(ids, flat, width, num_homes, numbers_N, slots_N)
+        _find_numbers(
+            ids, flat, width, num_homes, np.uint64(num_numbers), numbers_N, slots_N
+        )
     return numbers_N, slots_N
 
 
@@ -85,8 +102,11 @@ def _find_direct(ids, base, span, numbers_N):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _find_numbers(ids, slots, width, num_homes, numbers_N, slots_N):  # type: ignore[no-untyped-def]
+def _find_numbers(  # type: ignore[no-untyped-def]
+    ids, slots, width, num_homes, num_numbers, numbers_N, slots_N
+):
     homes = np.empty(BLOCK, np.int64)
+    last = len(slots) // width - 1
     for start in range(0, len(ids), BLOCK):
         stop = min(start + BLOCK, len(ids))
         for at in range(start, stop):
@@ -101,11 +121,17 @@ def _find_numbers(ids, slots, width, num_homes, numbers_N, slots_N):  # type: ig
                 slots_N[at] = slots_N[at - 1]
                 continue
             slot = homes[at - start]
-            while slots[slot * width + 1] != 0 and slots[slot * width] != ids[at]:
+            while (
+                slots[slot * width + 1] != 0
+                and slots[slot * width] != ids[at]
+                and slot < last
+            ):
                 slot += 1
+            # of a free slot -1, which is beyond any bound
             number = slots[slot * width + 1] - 1
-            numbers_N[at] = number
-            slots_N[at] = slot if number >= 0 else -1
+            is_here = np.uint64(number) < num_numbers and slots[slot * width] == ids[at]
+            numbers_N[at] = number if is_here else -1
+            slots_N[at] = slot if is_here else -1
 
 
 @numba.njit(nogil=True, cache=True)
@@ -113,6 +139,7 @@ def _find_texts(  # type: ignore[no-untyped-def]
     offsets, data, slots, width, num_homes, kept_offsets, kept, numbers_N, slots_N
 ):
     hashes = np.empty(BLOCK, np.uint64)
+    last, num_kept = len(slots) // width - 1, np.uint64(len(kept_offsets) - 1)
     for start in range(0, len(numbers_N), BLOCK):
         stop = min(start + BLOCK, len(numbers_N))
         for at in range(start, stop):
@@ -126,16 +153,21 @@ def _find_texts(  # type: ignore[no-untyped-def]
             slots_N[at] = -1
             while slots[slot * width + 1] != 0:
                 number = slots[slot * width + 1] - 1
-                if slots[slot * width] == key and is_same_text(
-                    data=data,
-                    low=offsets[at],
-                    high=offsets[at + 1],
-                    stored=kept,
-                    stored_low=kept_offsets[number],
-                    stored_high=kept_offsets[number + 1],
-                ):
-                    numbers_N[at] = number
-                    slots_N[at] = slot
+                if slots[slot * width] == key and np.uint64(number) < num_kept:
+                    low, high = kept_offsets[number], kept_offsets[number + 1]
+                    is_within = 0 <= low <= high <= len(kept)
+                    if is_within and is_same_text(
+                        data=data,
+                        low=offsets[at],
+                        high=offsets[at + 1],
+                        stored=kept,
+                        stored_low=low,
+                        stored_high=high,
+                    ):
+                        numbers_N[at] = number
+                        slots_N[at] = slot
+                        break
+                if slot == last:
                     break
                 slot += 1
 
@@ -150,7 +182,8 @@ def search(  # type: ignore[no-untyped-def]
         slots_N: int64 slot of each key's user, or -1.
         wanted_N: int64 item of each key as the rows name it, or -1.
         user_slots: flat int64, four to a slot: key, row + 1, first place, places.
-        words: uint32, the rows (see ``segment``): items, then rewards in pairs.
+        words: uint32, the rows (see ``segment``): items, then rewards in pairs. Of a
+            row that does not lie within them nothing is found.
         halves: the same bytes as uint16.
         reward_range: (low, high) of the rewards' fixed point.
         is_open_N: bool, changed in place.
@@ -159,16 +192,19 @@ def search(  # type: ignore[no-untyped-def]
     low, high = np.float64(reward_range[0]), np.float64(reward_range[1])
     rewards_N, found_N, places_N = answers
     narrowed = np.empty((BLOCK, 2), np.int64)
+    num_places = np.uint64(len(words) // 3 * 2)
     for start in range(0, len(slots_N), BLOCK):
         stop = min(start + BLOCK, len(slots_N))
-        if _fetch_rows(slots_N[start:stop], user_slots, words):
-            _narrow(slots_N, wanted_N, start, stop, user_slots, words, narrowed)
+        if _fetch_rows(slots_N[start:stop], user_slots, words, num_places):
+            _narrow(
+                slots_N, wanted_N, start, stop, user_slots, words, num_places, narrowed
+            )
         at = start
         while at < stop:
             slot, end = slots_N[at], at + 1
             while end < stop and slots_N[end] == slot:
                 end += 1
-            first, count, place = _row_of(slot, user_slots)
+            first, count, place = _row_of(slot, user_slots, num_places)
             window = words[first : first + count]
             codes = halves[2 * (first + count) : 2 * (first + count) + count]
             for key in range(at, end):
@@ -192,16 +228,24 @@ def search(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _row_of(slot, user_slots):  # type: ignore[no-untyped-def]
-    """First word, number of places and first place of a row; no places for slot -1."""
+def _row_of(slot, user_slots, num_places):  # type: ignore[no-untyped-def]
+    """First word, number of places and first place of a row.
+
+    No places for slot -1, and for a row that does not lie within ``num_places``.
+    """
     if slot < 0:
         return np.int64(0), np.int64(0), np.int64(0)
     place = user_slots[WORDS_PER_SLOT * slot + 2]
-    return place // 2 * 3, user_slots[WORDS_PER_SLOT * slot + 3], place
+    count = user_slots[WORDS_PER_SLOT * slot + 3]
+    # unsigned: what is negative is beyond the bound, too
+    first_of, size = np.uint64(place), np.uint64(count)
+    if first_of > num_places or size > num_places - first_of:
+        return np.int64(0), np.int64(0), np.int64(0)
+    return place // 2 * 3, count, place
 
 
 @numba.njit(nogil=True, cache=True)
-def _fetch_rows(slots_n, user_slots, words):  # type: ignore[no-untyped-def]
+def _fetch_rows(slots_n, user_slots, words, num_places):  # type: ignore[no-untyped-def]
     """Prefetch the rows of a block; returns whether one is too long to compare."""
     is_long = False
     before = np.int64(-1)
@@ -209,7 +253,7 @@ def _fetch_rows(slots_n, user_slots, words):  # type: ignore[no-untyped-def]
         if slot == before or slot < 0:
             continue
         before = slot
-        first, count, _ = _row_of(slot, user_slots)
+        first, count, _ = _row_of(slot, user_slots, num_places)
         if count > SHORT_ROW:
             is_long = True
             prefetch(words, first + count // 2)
@@ -223,7 +267,9 @@ def _fetch_rows(slots_n, user_slots, words):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _narrow(slots_N, wanted_N, start, stop, user_slots, words, narrowed):  # type: ignore[no-untyped-def]
+def _narrow(  # type: ignore[no-untyped-def]
+    slots_N, wanted_N, start, stop, user_slots, words, num_places, narrowed
+):
     """Halve long rows to the SHORT_ROW words that can hold each key's item.
 
     One step of all searches at a time, so that their misses overlap. Writes the first
@@ -231,7 +277,7 @@ def _narrow(slots_N, wanted_N, start, stop, user_slots, words, narrowed):  # typ
     """
     is_long = True
     for nth in range(stop - start):
-        first, count, _ = _row_of(slots_N[start + nth], user_slots)
+        first, count, _ = _row_of(slots_N[start + nth], user_slots, num_places)
         narrowed[nth, 0], narrowed[nth, 1] = first, count
     while is_long:
         is_long = False

@@ -36,7 +36,12 @@ import numpy.typing as npt
 from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.reward_table.ids import Ids, Int64Array, Texts
 from sgrec_torchrec.reward_table.lookup import NO_ITEM, find, find_direct
-from sgrec_torchrec.reward_table.manifest import FileFacts, Manifest, SegmentFacts
+from sgrec_torchrec.reward_table.manifest import (
+    SEGMENTS,
+    FileFacts,
+    Manifest,
+    SegmentFacts,
+)
 from sgrec_torchrec.reward_table.row_layout import unpack_rows
 
 Array = npt.NDArray[Any]
@@ -44,6 +49,7 @@ HUGE_PAGE_BYTES = 1 << 21
 """Written at once and in its place, such a piece of a file is kept, and then mapped, as
 one page, where the file system can: a lookup then waits for few address translations.
 """
+MEND = "build the table again"
 MADV_POPULATE_READ = 22
 """Linux 5.14; the mmap module of Python 3.11 has no name for it."""
 
@@ -169,7 +175,8 @@ class Segment:
 
     def find_users(self, ids: Ids) -> tuple[Int64Array, Int64Array]:
         """Row and slot of each user, both -1 where the segment has none. int64 [n]."""
-        return find(ids, self.user_slots, self.facts.user_homes, self.user_texts)
+        homes, num_users = self.facts.user_homes, self.facts.num_users
+        return find(ids, self.user_slots, homes, self.user_texts, num_users)
 
     def find_items(self, ids: Ids) -> Int64Array:
         """What the rows call each item, -1 for what they can not name. int64 [n]."""
@@ -178,7 +185,8 @@ class Segment:
             return find_direct(ids, self.facts.item_base, NO_ITEM)
         assert self.item_slots is not None
         stored = self.item_ids if isinstance(self.item_ids, Texts) else None
-        return find(ids, self.item_slots, self.facts.item_homes, stored)[0]
+        homes, num_items = self.facts.item_homes, self.facts.num_items
+        return find(ids, self.item_slots, homes, stored, num_items)[0]
 
     def has_items(self, ids: Ids) -> npt.NDArray[np.bool_]:
         """Whether any row names each item. bool [n]."""
@@ -189,9 +197,17 @@ class Segment:
         return np.asarray(known[place_n] == ids)
 
     def pairs(self, low: int, high: int) -> "Pairs":
-        """The pairs of rows low, ..., high - 1, padding left out."""
+        """The pairs of rows low, ..., high - 1, padding left out.
+
+        Raises:
+            ValueError: for rows or items that the segment does not have.
+        """
         offsets = self.offsets[low : high + 1]
         first, last = int(offsets[0]), int(offsets[-1])
+        num_places = len(self.words) // 3 * 2
+        is_within = offsets.min() >= 0 and offsets.max() <= num_places
+        if not is_within or (np.diff(offsets) < 0).any() or (offsets % 2).any():
+            raise ValueError(f"{self._damaged('offsets')}: row {low} and on")
         words = self.words[first // 2 * 3 : last // 2 * 3]
         item_P, code_P = unpack_rows(words, offsets - first)
         is_pair_P = item_P != NO_ITEM
@@ -203,6 +219,8 @@ class Segment:
         if self.facts.item_base is not None:
             assert isinstance(self.item_ids, np.ndarray)
             named_P = np.searchsorted(self.item_ids, named_P + self.facts.item_base)
+        if len(named_P) and int(named_P.max()) >= self.facts.num_items:
+            raise ValueError(f"{self._damaged('rows')}: an item that is not there")
         return Pairs(
             row_P=row_P[is_pair_P],
             item_P=named_P,
@@ -211,11 +229,20 @@ class Segment:
         )
 
     def user_ids(self) -> Ids:
-        """User of every row. Memory grows with users: 8 bytes each, or the texts."""
+        """User of every row. Memory grows with users: 8 bytes each, or the texts.
+
+        Raises:
+            ValueError: where the map has more or fewer.
+        """
         if self.user_texts is not None:
             return self.user_texts
         ids: Int64Array = self.user_slots[self.user_slots[:, 1] > 0, 0]
+        if len(ids) != self.facts.num_users:
+            raise ValueError(f"{self._damaged('user_slots')}: {len(ids)} users")
         return ids
+
+    def _damaged(self, name: str) -> str:
+        return f"{name}.bin of segment {self.facts.name} is damaged, {MEND}"
 
     def prefault(self) -> None:
         """Map every page now; reads what the page cache lacks, in huge pages."""
@@ -242,13 +269,15 @@ def open_segment(folder: Path, facts: SegmentFacts) -> Segment:
 
     Raises:
         FileNotFoundError: naming a file that is missing.
-        ValueError: naming a file whose size is not that of the manifest.
+        ValueError: naming a file whose size is not that of the manifest, or whose
+            shape is not that of a segment.
     """
     maps: list[mmap.mmap] = []
     arrays = {
         name: _map(file_path(folder, name), file, maps)
         for name, file in facts.files.items()
     }
+    _check_shapes(folder, facts)
     return Segment(
         facts=facts,
         user_slots=arrays["user_slots"],
@@ -266,6 +295,29 @@ def open_segment(folder: Path, facts: SegmentFacts) -> Segment:
     )
 
 
+def _check_shapes(folder: Path, facts: SegmentFacts) -> None:
+    """The kernels bound an index by one array, and read others with it."""
+    num_places = facts.files["rows"].shape[0] // 3 * 2
+    lengths = {
+        "offsets": facts.num_users + 1,
+        "user_text_offsets": facts.num_users + 1,
+        "as_of": facts.num_users,
+        "history_hash": facts.num_users,
+        "is_replacing": facts.num_users,
+        "aspects": num_places,
+        "item_ids": facts.num_items,
+        "item_text_offsets": facts.num_items + 1,
+    }
+    homes = {"user_slots": facts.user_homes, "item_slots": facts.item_homes}
+    for name, file in facts.files.items():
+        length = file.shape[0]
+        if length != lengths.get(name, length) or length < homes.get(name, 0):
+            raise ValueError(
+                f"{file_path(folder, name)} has {length} lines, which does not go with "
+                f"the rest of its segment: {MEND}"
+            )
+
+
 def _texts(arrays: dict[str, Array], name: str) -> Texts:
     return Texts(offsets=arrays[f"{name}_text_offsets"], data=arrays[f"{name}_text"])
 
@@ -276,7 +328,7 @@ def _map(path: Path, facts: FileFacts, maps: list[mmap.mmap]) -> Array:
         if num_bytes != facts.num_bytes:
             raise ValueError(
                 f"{path} has {num_bytes} bytes, its manifest says {facts.num_bytes}: "
-                "it was cut short or overwritten; build the table again"
+                f"it was cut short or overwritten; {MEND}"
             )
         if num_bytes == 0:
             return np.zeros(facts.shape, facts.dtype)
@@ -285,27 +337,28 @@ def _map(path: Path, facts: FileFacts, maps: list[mmap.mmap]) -> Array:
     return np.frombuffer(mapped, facts.dtype).reshape(facts.shape)
 
 
-def verify_segment(folder: Path, facts: SegmentFacts) -> None:
-    """Read every byte and compare the sums.
+def verify_segments(folder: Path, manifest: Manifest) -> None:
+    """Read every byte of a table and compare the sums; some 1.2 GB a second.
 
     Raises:
         FileNotFoundError: naming a file that is missing.
         ValueError: naming the file that differs from what was written.
     """
-    for name, file in facts.files.items():
-        path = file_path(folder, name)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: build the table again")
-        if sha256_file(path) != file.sha256:
-            raise ValueError(
-                f"{path} is damaged (its SHA-256 is not that of the manifest): build "
-                "the table again"
-            )
+    for facts in manifest.segments:
+        for name, file in facts.files.items():
+            path = file_path(folder / SEGMENTS / facts.name, name)
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is missing: {MEND}")
+            if sha256_file(path) != file.sha256:
+                raise ValueError(
+                    f"{path} is damaged (its SHA-256 is not that of the manifest): "
+                    f"{MEND}"
+                )
 
 
 def open_segments(folder: Path, manifest: Manifest) -> tuple[Segment, ...]:
     """All segments of a table, the oldest first."""
     return tuple(
-        open_segment(folder / "segments" / facts.name, facts)
+        open_segment(folder / SEGMENTS / facts.name, facts)
         for facts in manifest.segments
     )

@@ -23,16 +23,12 @@ from sgrec_torchrec.reward_table.lookup import (
     gather_aspects,
     search,
 )
-from sgrec_torchrec.reward_table.manifest import (
-    SEGMENTS,
-    Manifest,
-    read_manifest,
-)
+from sgrec_torchrec.reward_table.manifest import Manifest, read_manifest
 from sgrec_torchrec.reward_table.row_writer import prefixes_of
 from sgrec_torchrec.reward_table.segment import (
     Segment,
     open_segments,
-    verify_segment,
+    verify_segments,
 )
 
 if TYPE_CHECKING:
@@ -62,23 +58,31 @@ class RewardTable:
         self._newest_first = segments[::-1]
 
     @classmethod
-    def open(cls, folder: Path | str) -> "RewardTable":
+    def open(cls, folder: Path | str, *, verify: bool = False) -> "RewardTable":
         """Map the table in ``folder``: time and memory do not grow with it.
 
-        Content is not read: ``verify`` does that.
+        Args:
+            verify: also read every byte and compare the sums, as ``verify`` does: of
+                files that were damaged since they were written, answers are wrong.
+                Once is enough for the processes of a host.
 
         Raises:
             FileNotFoundError: without a manifest, or without a file that it names.
-            ValueError: for a damaged manifest, another format version, or a file that
-                was cut short.
+            ValueError: for a damaged manifest, another format version, a file that
+                was cut short, or with ``verify`` one in which a bit differs.
         """
         folder = Path(folder).absolute()
         manifest = read_manifest(folder)
         while True:
             try:
-                return cls(folder, manifest, open_segments(folder, manifest))
+                segments = open_segments(folder, manifest)
+                if verify:
+                    verify_segments(folder, manifest)
+                return cls(folder, manifest, segments)
             except FileNotFoundError as error:
                 newer = read_manifest(folder)
+                if newer == manifest and error.filename is None:
+                    raise
                 if newer == manifest:
                     raise FileNotFoundError(
                         f"{error.filename} is missing, although {folder / MANIFEST} "
@@ -248,8 +252,7 @@ class RewardTable:
         """
         manifest = read_manifest(self._folder)
         open_segments(self._folder, manifest)
-        for facts in manifest.segments:
-            verify_segment(self._folder / SEGMENTS / facts.name, facts)
+        verify_segments(self._folder, manifest)
 
     def info(self) -> dict[str, Any]:
         """Coverage, versions, sizes and cost, as the manifest states them."""
@@ -285,7 +288,11 @@ class RewardTable:
             segment.prefault()
 
     def to(self, device: torch.device | str) -> "DeviceTable":
-        """A copy in the memory of ``device`` that answers tensors there."""
+        """A copy in the memory of ``device`` that answers tensors there.
+
+        Raises:
+            ValueError: for a table of strings, or files in which numbers lead nowhere.
+        """
         from sgrec_torchrec.reward_table.device_table import DeviceTable
 
         return DeviceTable(self._manifest, self._newest_first, torch.device(device))

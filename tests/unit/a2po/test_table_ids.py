@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from sgrec_torchrec.a2po.aligner import check_rewards
 from sgrec_torchrec.a2po.prompts import post_training_prompts
 from sgrec_torchrec.a2po.reward import Group, TableReward, open_business, open_table
 from sgrec_torchrec.config import AlignConfig, RunConfig
@@ -73,3 +74,21 @@ def test_ids_that_cannot_meet_are_refused_when_the_table_is_opened(
     settings = AlignConfig(business_table=str(folder), missing_business=0.0)
     with pytest.raises(ValueError, match=f"no table of this log: item_ids .*'{odd}'"):
         open_business(other_item, prompts, settings)
+
+
+def test_a_damaged_table_is_refused_before_any_training(
+    split: SplitLog, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = AlignConfig(num_steps=1, business_table=str(folder))
+    config = RunConfig(name="x", align=settings)
+    check_rewards(split, config)
+    (path,) = folder.glob("segments/*/rows.bin")
+    damaged = bytearray(path.read_bytes())
+    # The lowest bit of a reward: what is read is nearly right.
+    damaged[-2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"rows.bin is damaged \(its SHA-256"):
+        check_rewards(split, config)
+    # Of the ranks of a host, one reads the files for all.
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    check_rewards(split, config)
