@@ -1,4 +1,4 @@
-"""What the extra ``train`` of the wheel promises, outside the checkout: commands that work.
+"""What the extra ``train`` of the wheel promises: commands that work, anywhere.
 
 VENV/bin/python .ci/check_train.py, in an empty folder: a wheel of which VENV has the
 extra. Imports a small log, trains on it, recommends, builds a reward table, reads it.
@@ -56,7 +56,11 @@ def write_log(path: Path) -> None:
             for place in range(draw.randrange(8, 17)):
                 writer.writerow((f"u{user}", f"i{item}", 1_600_000_000 + 60 * place))
                 is_noise = draw.random() < 0.2
-                item = draw.randrange(NUM_ITEMS) if is_noise else (item * 7 + 3) % NUM_ITEMS
+                item = (
+                    draw.randrange(NUM_ITEMS)
+                    if is_noise
+                    else (item * 7 + 3) % NUM_ITEMS
+                )
 
 
 def sgrec(*words: str) -> None:

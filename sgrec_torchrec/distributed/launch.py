@@ -26,6 +26,7 @@ from torch._C._distributed_c10d import HashStore, Store, TCPStore
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+from sgrec_torchrec.distributed.heartbeat import SILENCE_S, Heartbeat
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.termination import TerminatedError
 
@@ -33,7 +34,7 @@ T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT_S = 300.0
 HEARTBEAT_S = 2.0
-SILENCE_LIMIT_S = 120.0
+SILENCE_LIMIT_S = SILENCE_S
 READ_WAIT_S = 5.0
 SHARED_FOLDER_WAIT_S = 30.0
 ROLL_CALL_S = 50.0
@@ -53,13 +54,18 @@ class Ranks:
 
 @contextmanager
 def process_group(
-    *, device: str | None = None, timeout_s: float = COLLECTIVE_TIMEOUT_S
+    *,
+    device: str | None = None,
+    timeout_s: float = COLLECTIVE_TIMEOUT_S,
+    silence_s: float = SILENCE_S,
 ) -> Iterator[Ranks]:
     """Start the default process group, yield this process's place in it, end it.
 
     Under torchrun (``WORLD_SIZE`` is set) the ranks meet at its store; plain python
     makes a world of one without a port. CPU tensors go through gloo, CUDA tensors
-    through NCCL. A collective that waits longer than ``timeout_s`` fails.
+    through NCCL. A collective that waits longer than ``timeout_s`` fails; a rank that
+    gives no sign of life for ``silence_s`` is named, and ends the others
+    (``Heartbeat``).
 
     On a normal end all ranks meet at a barrier first: else those that are done would
     sit in torchelastic's exit barrier (300 s) while another one has died. On an
@@ -89,6 +95,7 @@ def process_group(
             backend, store=HashStore(), rank=0, world_size=1, timeout=timeout
         )
     with ExitStack() as stack:
+        stack.enter_context(Heartbeat(ranks.rank, ranks.world_size, silence_s))
         stack.push(partial(_finish, ranks))
         yield ranks
 
@@ -119,7 +126,7 @@ def main_rank_first(function: Callable[[], T], *, shared_path: Path | None = Non
 
     Raises:
         RuntimeError: on the other ranks, within seconds, when the main rank failed
-            (with its message) or fell silent for two minutes.
+            (with its message) or fell silent for ``SILENCE_LIMIT_S``.
         FileNotFoundError: where ``shared_path`` is not visible on this host.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:

@@ -56,6 +56,29 @@ def test_dying_rank_ends_the_one_that_waits_for_it(run_ranks, scene, code):
     assert "finished" not in done.outputs[0]
 
 
+@pytest.mark.parametrize(
+    ("scene", "which", "who"),
+    [
+        ("stop_rank_1", 1, "rank 1 on host "),
+        ("stop_rank_0", 0, "rank 0, which holds the store"),
+        ("stop_rank_0_while_preparing", 0, "rank 0, which holds the store"),
+    ],
+)
+def test_stopped_rank_is_named_long_before_the_timeout(run_ranks, scene, which, who):
+    done = run_ranks(SCRIPT, 2, scene, 300, 4, limit_s=60)
+    codes = [1, 1]
+    codes[which] = -9
+    assert done.exit_codes == codes, "\n".join(done.outputs)
+    said = done.outputs[1 - which]
+    assert f"{who}" in said
+    assert "gave no sign of life for 4 s" in said
+
+
+def test_a_rank_that_wakes_in_time_is_waited_for(run_ranks):
+    done = run_ranks(SCRIPT, 2, "hold_no_one_who_was_asleep", 300, 10, limit_s=60)
+    assert done.exit_codes == [0, 0], "\n".join(done.outputs)
+
+
 def test_torchrun_job_ends_when_a_rank_dies_after_the_other_is_done():
     script = Path(__file__).parent / "ranks" / SCRIPT
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

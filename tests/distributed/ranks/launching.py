@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -9,12 +10,21 @@ import time
 import torch
 import torch.distributed as dist
 
+from sgrec_torchrec.distributed.heartbeat import SILENCE_S
 from sgrec_torchrec.distributed.launch import (
     Ranks,
     all_gather_rows,
     main_rank_first,
     process_group,
 )
+
+KILLER = """
+import os, sys, time
+parent, stopped = map(int, sys.argv[1:])
+while os.getppid() == parent:
+    time.sleep(0.1)
+os.kill(stopped, 9)
+"""
 
 
 def gather_unequal(ranks: Ranks) -> None:
@@ -88,9 +98,48 @@ def raise_when_the_other_is_done(ranks: Ranks) -> None:
         raise ValueError("too late")
 
 
+def stop_rank_0(ranks: Ranks) -> None:
+    _stop(ranks, 0)
+
+
+def stop_rank_1(ranks: Ranks) -> None:
+    _stop(ranks, 1)
+
+
+def stop_rank_0_while_preparing(ranks: Ranks) -> None:
+    def prepare() -> None:
+        if ranks.rank == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    pids = all_gather_rows(torch.tensor([os.getpid()])).tolist()
+    if ranks.rank == 1:
+        kill = [sys.executable, "-c", KILLER, str(os.getpid()), str(pids[0])]
+        subprocess.Popen(kill)
+    main_rank_first(prepare)
+
+
+def hold_no_one_who_was_asleep(ranks: Ranks) -> None:
+    """Rank 1 is stopped for less than the patience, then goes on."""
+    if ranks.rank == 1:
+        waker = "import os, sys, time; time.sleep(3); os.kill(int(sys.argv[1]), 18)"
+        subprocess.Popen([sys.executable, "-c", waker, str(os.getpid())])
+        os.kill(os.getpid(), signal.SIGSTOP)
+    dist.all_reduce(torch.ones(1))
+
+
+def _stop(ranks: Ranks, which: int) -> None:
+    """The process is stopped, and killed by another once the other rank has ended."""
+    pids = all_gather_rows(torch.tensor([os.getpid()])).tolist()
+    if ranks.rank == which:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    subprocess.Popen([sys.executable, "-c", KILLER, str(os.getpid()), str(pids[which])])
+    dist.all_reduce(torch.ones(1))
+
+
 def main() -> None:
     scene = globals()[sys.argv[1]]
-    with process_group(timeout_s=float(sys.argv[2])) as ranks:
+    silence_s = float(sys.argv[3]) if len(sys.argv) > 3 else SILENCE_S
+    with process_group(timeout_s=float(sys.argv[2]), silence_s=silence_s) as ranks:
         scene(ranks)
     print("finished")
 
