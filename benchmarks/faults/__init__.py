@@ -1,0 +1,1 @@
+"""The fault campaign: what is broken on purpose, and what has to come of it."""

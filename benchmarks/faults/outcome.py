@@ -1,0 +1,91 @@
+"""A trial -> did it pass, and why not; a row of the table -> JSON."""
+
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sgrec_torchrec.files.atomic import write_json
+from sgrec_torchrec.files.origin import describe_run
+
+SHOWN_FAILURES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultRow:
+    """What came of all trials of one kind."""
+
+    name: str
+    unit: str
+    ours: float
+    """Trials that passed, or the figure itself."""
+    goal: float
+    trials: int
+    asked: int
+    """Trials that the whole campaign has; more than ``trials`` where it ran smaller."""
+    met: bool
+    seconds: float
+    failures: tuple[str, ...]
+    """What the first few said that did not pass."""
+
+
+def run_trials(name: str, asked: int, trials: Iterable[str | None]) -> FaultRow:
+    """The row of trials that yield None, or why they did not pass."""
+    begin = time.monotonic()
+    said = list(trials)
+    failures = [one for one in said if one is not None]
+    return FaultRow(
+        name=name,
+        unit="trials passed",
+        ours=len(said) - len(failures),
+        goal=len(said),
+        trials=len(said),
+        asked=asked,
+        met=not failures and bool(said),
+        seconds=time.monotonic() - begin,
+        failures=tuple(failures[:SHOWN_FAILURES]),
+    )
+
+
+def measured(
+    name: str, unit: str, ours: float, goal: float, *, is_less: bool
+) -> FaultRow:
+    """The row of a figure that has a bound: at most the goal, or at least."""
+    return FaultRow(
+        name=name,
+        unit=unit,
+        ours=ours,
+        goal=goal,
+        trials=1,
+        asked=1,
+        met=ours <= goal if is_less else ours >= goal,
+        seconds=0.0,
+        failures=(),
+    )
+
+
+def show(rows: Iterable[FaultRow]) -> Iterator[FaultRow]:
+    """Print each row as it comes, with what failed below it."""
+    console = Console()
+    for row in rows:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(width=44)
+        word = Text("met", "green") if row.met else Text("MISSED", "bold red")
+        figures = f"{row.ours:.6g} of {row.goal:.6g} {row.unit}"
+        smaller = "" if row.trials >= row.asked else f"(asked: {row.asked:,})"
+        table.add_row(row.name, word, figures, f"{row.seconds:.0f} s", smaller)
+        console.print(table)
+        for failure in row.failures:
+            console.print(Text(f"    {failure}", "red"))
+        yield row
+
+
+def write_rows(rows: list[FaultRow], path: Path) -> None:
+    """All rows beside hardware, versions, commit and date."""
+    records = [dataclasses.asdict(row) for row in rows]
+    write_json(path, {"meta": describe_run(), "rows": records})
