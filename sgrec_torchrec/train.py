@@ -9,7 +9,6 @@ post-training by A2PO (where ``align.num_steps`` asks for it) -> evaluation -> r
 Stages whose settings and inputs are unchanged are reused.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -138,7 +137,7 @@ def report(config: RunConfig) -> None:
 def write_config(config: RunConfig) -> None:
     """The resolved settings, commit and versions, into the run's folder."""
     if is_main_rank():
-        write_json(config.run_dir / CONFIG, dataclasses.asdict(config))
+        config.write(config.run_dir / CONFIG)
         write_json(config.run_dir / META, describe_run())
 
 

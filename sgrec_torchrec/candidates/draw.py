@@ -40,9 +40,14 @@ from sgrec_torchrec.distributed.launch import (
 )
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.progress import progress
-from sgrec_torchrec.files.atomic import atomic_folder, write_json
+from sgrec_torchrec.files.atomic import atomic_folder
 from sgrec_torchrec.files.origin import origin
-from sgrec_torchrec.files.run_folder import CANDIDATES, CONFIG, MANIFEST
+from sgrec_torchrec.files.run_folder import (
+    CANDIDATES,
+    CONFIG,
+    MANIFEST,
+)
+from sgrec_torchrec.files.sealed_json import CANDIDATES_FORMAT, write_sealed
 from sgrec_torchrec.generator.beam import beam_search, sample_distinct
 from sgrec_torchrec.generator.model import Generator
 from sgrec_torchrec.hashing import CANDIDATE, JUDGED_USER, hash64
@@ -59,8 +64,6 @@ from sgrec_torchrec.schema import (
     ItemTokens,
     SplitLog,
 )
-
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,7 +335,7 @@ def _write(
         counts = write_tables(folder, split, picker, prompts, key_E, found)
         manifest = _manifest(trained, settings, judged, counts)
         manifest["files"] = file_facts(folder)
-        write_json(folder / MANIFEST, manifest)
+        write_sealed(folder / MANIFEST, manifest)
     return manifest
 
 
@@ -345,7 +348,7 @@ def _manifest(
     """All but the files. Nothing here depends on the number of ranks or the time."""
     config = trained.config
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": CANDIDATES_FORMAT,
         "run": str(config.run_dir.resolve()),
         "checkpoint_step": trained.step,
         "origin": origin(),

@@ -20,6 +20,14 @@ from sgrec_torchrec.config.training import (
     GeneratorConfig,
     PretrainConfig,
 )
+from sgrec_torchrec.files.sealed_json import read_sealed, write_sealed
+
+FORMAT_VERSION = 1
+"""Files that name none are older, or written by hand: they have no seal."""
+MEND = (
+    "if it was edited, undo that and change settings by --set; else copy the "
+    "config.json of a checkpoint of the run over it"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,23 +80,30 @@ class RunConfig:
         plain = settled(self)
         return {name: plain[name] for name in plain if name not in JUDGE_STAGES}
 
+    def write(self, path: Path) -> None:
+        """Write the settings sealed: who changes one by hand is told how to do it."""
+        content = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        write_sealed(path, content)
+
     @classmethod
     def read(cls, path: Path) -> "RunConfig":
         """The settings that a run wrote.
 
         Raises:
             FileNotFoundError: naming the file that is not there.
-            ValueError: where it is not such a file, or of another version.
+            ValueError: where it is not such a file, was changed, or is of another
+                version.
         """
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: is this the folder of a run?")
+        plain = read_sealed(path, {}, format_version=FORMAT_VERSION, mend=MEND)
+        plain.pop("format_version", None)
         try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
             for name, stage in STAGES.items():
                 # A stage that is newer than the run has its defaults.
                 plain[name] = stage(**plain.get(name, {}))
             return cls(**plain)
-        except (TypeError, KeyError, json.JSONDecodeError) as error:
+        except (TypeError, KeyError) as error:
             raise ValueError(
                 f"{path} does not hold the settings of this version ({error}): "
                 "train the run again"

@@ -4,7 +4,6 @@ Turns a folder into a verified manifest and a ``torch.distributed.checkpoint`` r
 that cannot run code from the folder.
 """
 
-import json
 import pathlib
 import pickle
 import re
@@ -18,11 +17,12 @@ from torch.distributed.checkpoint import filesystem as dcp_filesystem
 from torch.distributed.checkpoint import metadata as dcp_metadata
 
 from sgrec_torchrec.distributed.launch import all_gather_rows
-from sgrec_torchrec.files.atomic import sha256_file, write_json
+from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.files.origin import origin
 from sgrec_torchrec.files.run_folder import MANIFEST
+from sgrec_torchrec.files.sealed_json import read_sealed, write_sealed
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METADATA = ".metadata"
 MAX_NAME_BYTES = 96
 DIGEST_BYTES = 32
@@ -138,18 +138,13 @@ def read_manifest(folder: Path) -> Manifest:
         raise FileNotFoundError(
             f"{path} is missing: {folder} is no checkpoint, or its saving was cut off"
         )
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        found = value["format_version"]
-        manifest = Manifest(step=int(value["step"]), sha256=dict(value["sha256"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): use another checkpoint") from (
-            error
-        )
-    if found != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format_version is {found}, this program reads {FORMAT_VERSION}"
-        )
+    value = read_sealed(
+        path,
+        {"step": int, "sha256": dict},
+        format_version=FORMAT_VERSION,
+        mend="use another checkpoint",
+    )
+    manifest = Manifest(step=value["step"], sha256=value["sha256"])
     inside = [name for name in manifest.sha256 if Path(name).name == name]
     if len(inside) != len(manifest.sha256) or METADATA not in inside:
         raise ValueError(f"{path} is damaged: it must name {METADATA} and plain files")
@@ -158,7 +153,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, step: int, sha256: dict[str, str]) -> None:
     """Write ``manifest.json`` with the sums and where the checkpoint came from."""
-    write_json(
+    write_sealed(
         folder / MANIFEST,
         {
             "format_version": FORMAT_VERSION,

@@ -38,7 +38,12 @@ from sgrec_torchrec.evaluation.ranking import (
     target_ranks,
 )
 from sgrec_torchrec.files.atomic import write_json
-from sgrec_torchrec.files.run_folder import EVALUATION, EXAMPLES, RESULTS
+from sgrec_torchrec.files.run_folder import (
+    EVALUATION,
+    EXAMPLES,
+    RESULTS,
+)
+from sgrec_torchrec.files.sealed_json import RESULTS_FORMAT, write_sealed
 from sgrec_torchrec.hashing import hash64
 from sgrec_torchrec.item_graph.text import item_texts, tf_idf
 from sgrec_torchrec.logs.importers.clean_text import resolve_entities
@@ -261,7 +266,8 @@ def _write(
                 part.metric: part.p_value for part in comparison.differences
             }
         systems.append(figures)
-    results = {
+    results: dict[str, object] = {
+        "format_version": RESULTS_FORMAT,
         "protocol": ranker.split.protocol,
         "split": "test",
         "fit_on": ranker.config.log.fit_on,
@@ -273,7 +279,8 @@ def _write(
         "systems": systems,
         "seconds": seconds,
     }
-    write_json(folder / RESULTS, without_nan(results))
+    plain = {name: without_nan(value) for name, value in results.items()}
+    write_sealed(folder / RESULTS, plain)
 
 
 def _figures(

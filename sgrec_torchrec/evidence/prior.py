@@ -5,10 +5,10 @@ Letters: E rows, M candidates.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from sgrec_torchrec.config import EvidenceConfig
@@ -19,7 +19,7 @@ from sgrec_torchrec.evidence.scorer import EvidenceScorer
 from sgrec_torchrec.files.array_folder import Array, read_arrays, write_arrays
 from sgrec_torchrec.schema import Float32Array, Int32Array
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "evidence.json"
 RELATION_ARRAYS = tuple(field.name for field in dataclasses.fields(Relations))
 FIRST_RELATIONS = (
@@ -80,9 +80,8 @@ def load_relations(folder: Path, names: Sequence[str] | None = None) -> Relation
     Raises:
         ValueError: where the evidence is of other relations.
     """
-    arrays, _ = _read(folder, RELATION_ARRAYS)
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    held = manifest.get("relations", FIRST_RELATIONS)
+    arrays, facts = _read(folder, RELATION_ARRAYS)
+    held = facts["relations"] or FIRST_RELATIONS
     if names is not None and list(names) != list(held):
         raise ValueError(
             f"{folder} holds evidence of the item relations {', '.join(held)}, but "
@@ -106,7 +105,7 @@ def _read(
     return read_arrays(
         folder / MANIFEST,
         names,
-        ("num_rows",),
+        {"num_rows": int, "relations": (list, NoneType)},
         format_version=FORMAT_VERSION,
         what="the evidence",
     )

@@ -5,12 +5,13 @@ training it orders candidates by their votes, so a log that teaches nothing stil
 a sensible prior. Letters: E rows, B rows of a batch, M candidates, F features.
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sgrec_torchrec.config import EvidenceConfig
@@ -22,6 +23,8 @@ from sgrec_torchrec.files.atomic import atomic_file
 from sgrec_torchrec.schema import Float32Array
 
 WARMUP_STEPS = 20
+FORMAT_VERSION = "1"
+"""Files that name none are older, and hold no sum."""
 STEEPNESS = 4.0
 VOTE = -4
 """Place of the vote among the features."""
@@ -130,9 +133,11 @@ def _step(
 
 
 def save_scorer(scorer: EvidenceScorer, path: Path) -> None:
-    """Write the weights as safetensors, whole or not at all."""
+    """Write the weights and their sum as safetensors, whole or not at all."""
+    tensors = scorer.state_dict()
+    metadata = {"format_version": FORMAT_VERSION, "sha256": _sum(tensors)}
     with atomic_file(path) as temporary:
-        save_file(scorer.state_dict(), temporary)
+        save_file(tensors, temporary, metadata)
 
 
 def load_scorer(
@@ -148,7 +153,7 @@ def load_scorer(
         raise FileNotFoundError(f"{path} is missing: fit the evidence scorer again")
     scorer = EvidenceScorer(num_features, config.hidden)
     try:
-        scorer.load_state_dict(load_file(path))
+        scorer.load_state_dict(_read(path))
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): fit it again") from error
     # deviation_F is infinite where a feature never varied.
@@ -157,3 +162,33 @@ def load_scorer(
     ):
         raise ValueError(f"{path} holds weights that are not finite: fit it again")
     return scorer.eval()
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors, which must have the sum that the file names.
+
+    Raises:
+        ValueError, SafetensorError, OSError: where it is damaged.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    found = metadata.get("format_version")
+    if found is None and "sha256" not in metadata:
+        return tensors
+    if found != FORMAT_VERSION:
+        raise ValueError(
+            f"format_version is {found}, this program reads {FORMAT_VERSION}"
+        )
+    if metadata.get("sha256") != _sum(tensors):
+        raise ValueError("its weights have another SHA-256 than it names")
+    return tensors
+
+
+def _sum(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -28,6 +28,7 @@ from sgrec_torchrec.experiments.sequential_peer import SYSTEM, TUNED, Sequential
 from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.origin import describe_run
 from sgrec_torchrec.files.run_folder import EVALUATION, RESULTS
+from sgrec_torchrec.files.sealed_json import without_seal
 from sgrec_torchrec.train import RunResult, run
 
 REFITS = ("office",)
@@ -156,7 +157,7 @@ def _rows(data: str, config: RunConfig) -> list[JsonRow]:
 
 def _results(config: RunConfig) -> dict[str, Any]:
     path = config.run_dir / EVALUATION / RESULTS
-    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    results: dict[str, Any] = without_seal(json.loads(path.read_text(encoding="utf-8")))
     return results
 
 

@@ -3,7 +3,6 @@
 Arrays come back memory-mapped and read-only, so processes of one host share them.
 """
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sgrec_torchrec.files.atomic import atomic_folder, sha256_file, write_json
+from sgrec_torchrec.files.atomic import atomic_folder, sha256_file
+from sgrec_torchrec.files.sealed_json import Fields, read_sealed, write_sealed
 
 Array = npt.NDArray[Any]
 
@@ -28,13 +28,13 @@ def write_arrays(
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array, allow_pickle=False)
         sums = {name: sha256_file(folder / f"{name}.npy") for name in arrays}
-        write_json(folder / manifest_path.name, {**facts, "sha256": sums})
+        write_sealed(folder / manifest_path.name, {**facts, "sha256": sums})
 
 
 def read_arrays(
     manifest_path: Path,
     names: Collection[str],
-    fact_names: Collection[str],
+    fact_kinds: Fields,
     *,
     format_version: int,
     what: str,
@@ -42,6 +42,8 @@ def read_arrays(
     """The named arrays and facts of what ``write_arrays`` wrote.
 
     Args:
+        fact_kinds: the facts, and their types, as ``read_sealed`` takes them.
+        format_version: as ``read_sealed``.
         what: how errors call it, as "the item graph".
 
     Raises:
@@ -50,28 +52,26 @@ def read_arrays(
     """
     if not manifest_path.is_file():
         raise FileNotFoundError(f"{manifest_path} is missing: build {what} first")
-    try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        version, sums = manifest["format_version"], dict(manifest["sha256"])
-        facts = {name: manifest[name] for name in fact_names}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{manifest_path} is damaged: build {what} again") from error
-    if version != format_version:
-        raise ValueError(
-            f"{manifest_path}: format_version {version}, this program reads "
-            f"{format_version}: build {what} again"
-        )
-    return {name: _read(manifest_path, name, sums, what) for name in names}, facts
+    mend = f"build {what} again"
+    manifest = read_sealed(
+        manifest_path,
+        {"sha256": dict, **fact_kinds},
+        format_version=format_version,
+        mend=mend,
+    )
+    sums = manifest["sha256"]
+    arrays = {name: _read(manifest_path, name, sums, mend) for name in names}
+    return arrays, {name: manifest.get(name) for name in fact_kinds}
 
 
-def _read(manifest_path: Path, name: str, sums: dict[str, str], what: str) -> Array:
+def _read(manifest_path: Path, name: str, sums: dict[str, Any], mend: str) -> Array:
     path = manifest_path.parent / f"{name}.npy"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: build {what} again")
+        raise FileNotFoundError(f"{path} is missing: {mend}")
     if sha256_file(path) != sums.get(name):
         raise ValueError(
             f"{path} is damaged (its SHA-256 is not that of {manifest_path.name}): "
-            f"build {what} again"
+            f"{mend}"
         )
     loaded: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     return loaded

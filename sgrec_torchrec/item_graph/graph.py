@@ -43,7 +43,7 @@ from sgrec_torchrec.schema import (
     SplitLog,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BATCH_ROWS = 512
 ARRAYS = ("indptr_N1", "neighbours_E", "weights_E", "popularity_N")
 ARRAY_TYPES = ("int64", "int32", "float32", "int64")
@@ -126,7 +126,7 @@ class ItemGraph:
         arrays, facts = read_arrays(
             folder / GRAPH_MANIFEST,
             ARRAYS,
-            ("decay", "score_history"),
+            {"decay": (float, int), "score_history": int},
             format_version=FORMAT_VERSION,
             what="the item graph",
         )

@@ -5,7 +5,6 @@ quality.png and manifest.json (settings, counts, sha256 of every file).
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from sgrec_torchrec.config import TokenConfig
 from sgrec_torchrec.files.atomic import atomic_folder, sha256_file, write_json
 from sgrec_torchrec.files.run_folder import MANIFEST, QUALITY, QUALITY_PICTURE
+from sgrec_torchrec.files.sealed_json import read_sealed, write_sealed
 from sgrec_torchrec.item_tokens.behaviour_embedding import (
     SparseGraph,
     behaviour_embedding,
@@ -44,7 +44,7 @@ from sgrec_torchrec.schema import (
     SplitLog,
 )
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CODEBOOK, TOKENS = "codebook.safetensors", "tokens.parquet"
 
 
@@ -89,7 +89,7 @@ def build_tokens(
             "config": dataclasses.asdict(config),
             "sha256": {path.name: sha256_file(path) for path in files},
         }
-        write_json(folder / MANIFEST, manifest)
+        write_sealed(folder / MANIFEST, manifest)
     return tokens
 
 
@@ -104,20 +104,14 @@ def load_tokens(out_dir: Path) -> ItemTokens:
     manifest_path = out_dir / MANIFEST
     if not manifest_path.is_file():
         raise FileNotFoundError(f"no item tokens in {out_dir}: build them first")
-    try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        version, sums = manifest["format_version"], dict(manifest["sha256"])
-        num_codes, num_levels = int(manifest["num_codes"]), int(manifest["num_levels"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{manifest_path} is damaged: build the tokens again"
-        ) from error
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{manifest_path}: format_version {version}, this version reads "
-            f"{FORMAT_VERSION}: build the tokens again"
-        )
-    for name, expected in sums.items():
+    manifest = read_sealed(
+        manifest_path,
+        {"sha256": dict, "num_codes": int, "num_levels": int},
+        format_version=FORMAT_VERSION,
+        mend="build the tokens again",
+    )
+    num_codes, num_levels = manifest["num_codes"], manifest["num_levels"]
+    for name, expected in manifest["sha256"].items():
         path = out_dir / name
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: build the tokens again")

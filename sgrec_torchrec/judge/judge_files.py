@@ -1,6 +1,5 @@
 """A trained judge on disk: what it is, and that no byte of it has changed."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,14 +8,24 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from sgrec_torchrec.files.atomic import atomic_file, sha256_file, write_json
+from sgrec_torchrec.files.atomic import atomic_file, sha256_file
 from sgrec_torchrec.files.content_key import content_key
 from sgrec_torchrec.files.run_folder import JUDGE_MANIFEST
+from sgrec_torchrec.files.sealed_json import Fields, naming, read_sealed, write_sealed
 from sgrec_torchrec.judge.ask.cases import CaseReader
 from sgrec_torchrec.judge.ask.prompt import PromptSettings
 from sgrec_torchrec.logs.judged_users import id_hashes
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+FACTS: Fields = {
+    "judge_version": str,
+    "prompt_version": str,
+    "prompt": dict,
+    "aspects": list,
+    "form": str,
+    "sha256": dict,
+}
+"""What is read of the manifest."""
 MODEL = "model"
 NETWORK = "aggregator.safetensors"
 WEIGHTS_ADAPTER = "weights_adapter"
@@ -97,7 +106,7 @@ def write_judge(
         "sha256": sums,
         "settings": settings,
     }
-    write_json(folder / JUDGE_MANIFEST, facts)
+    write_sealed(folder / JUDGE_MANIFEST, facts)
 
 
 def open_judge(folder: Path) -> JudgeFiles:
@@ -112,10 +121,9 @@ def open_judge(folder: Path) -> JudgeFiles:
         raise FileNotFoundError(
             f"{path} is missing: train one with `sgrec judge train`"
         )
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if facts["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"format_version is {facts['format_version']}")
+    mend = "train the judge again"
+    facts = read_sealed(path, FACTS, format_version=FORMAT_VERSION, mend=mend)
+    with naming(path, mend):
         judge = JudgeFiles(
             folder=folder,
             judge_version=facts["judge_version"],
@@ -124,17 +132,12 @@ def open_judge(folder: Path) -> JudgeFiles:
             aspects=tuple(facts["aspects"]),
             form=facts["form"],
         )
-        sums = dict(facts["sha256"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is no judge of this version ({error}): train it again"
-        ) from error
-    for name, digest in sorted(sums.items()):
+    for name, digest in sorted(facts["sha256"].items()):
         file = folder / name
         if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing: train the judge again")
+            raise FileNotFoundError(f"{file} is missing: {mend}")
         if sha256_file(file) != digest:
-            raise ValueError(f"{file} has changed since {path}: train the judge again")
+            raise ValueError(f"{file} has changed since {path}: {mend}")
     return judge
 
 

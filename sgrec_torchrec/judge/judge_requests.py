@@ -6,13 +6,19 @@
 Pairs that training missed (``reward_table.MissLog``) come in the second form too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.files.checked_parquet import read_checked
-from sgrec_torchrec.files.run_folder import CANDIDATE_PAIRS, USERS
+from sgrec_torchrec.files.run_folder import (
+    CANDIDATE_PAIRS,
+    MANIFEST,
+    USERS,
+)
+from sgrec_torchrec.files.sealed_json import CANDIDATES_FORMAT, naming, read_sealed
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 
 USER_COLUMNS = ("user_id", "as_of", "history_hash", "request_timestamp")
@@ -48,6 +54,7 @@ def read_requests(
             this log's, a missing column.
     """
     users_path = candidates / USERS
+    _check_sums(candidates, (USERS,) if pairs else (USERS, CANDIDATE_PAIRS))
     users = _read(users_path, USER_COLUMNS).to_pylist()
     pairs_path = pairs or candidates / CANDIDATE_PAIRS
     by_user = _by_user(pairs_path)
@@ -116,6 +123,28 @@ def _by_user(path: Path) -> dict[str, list[tuple[str, str, int]]]:
         pair = (str(item_id), str(source), row)
         found.setdefault(str(user_id), {}).setdefault(str(item_id), pair)
     return {user_id: list(pairs.values()) for user_id, pairs in found.items()}
+
+
+def _check_sums(folder: Path, names: Sequence[str]) -> None:
+    """Where the folder is of ``sgrec candidates``: files of other tools have no sums.
+
+    Raises:
+        ValueError: naming the file that is not as it was written.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return
+    mend = "make it again by `sgrec candidates RUN`"
+    manifest = read_sealed(
+        path, {"files": dict}, format_version=CANDIDATES_FORMAT, mend=mend
+    )
+    with naming(path, mend):
+        sums = {name: manifest["files"][name]["sha256"] for name in names}
+    for name, digest in sums.items():
+        if (folder / name).is_file() and sha256_file(folder / name) != digest:
+            raise ValueError(
+                f"{folder / name}: its SHA-256 is not that of {MANIFEST}: {mend}"
+            )
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> Any:

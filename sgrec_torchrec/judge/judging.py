@@ -10,11 +10,11 @@
 """
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgrec_torchrec.distributed.progress import progress_of
-from sgrec_torchrec.files.atomic import atomic_file, write_json
+from sgrec_torchrec.files.atomic import atomic_file
 from sgrec_torchrec.files.run_folder import JUDGE_PAGE, MANIFEST, PARTS, USERS
+from sgrec_torchrec.files.sealed_json import Fields, read_sealed, write_sealed
 from sgrec_torchrec.judge.ask.aspects import (
     LEVELS,
     WrittenAnswer,
@@ -40,10 +41,16 @@ from sgrec_torchrec.judge.judge_files import JudgeFiles
 from sgrec_torchrec.judge.judge_requests import Request
 from sgrec_torchrec.schema import Float32Array
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 USERS_AT_ONCE = 8
 MAX_WRITTEN_TOKENS = 320
 TOKENS = ("prompt_tokens", "cached_tokens", "written_tokens")
+COUNTS = (*TOKENS, "unanswered", "written_asked", "written_refused")
+EARLIER: Fields = {
+    "seconds": (float, int, NoneType),
+    **dict.fromkeys(COUNTS, (int, NoneType)),
+}
+"""What a call takes over from the manifest of those before it."""
 Weigh = Callable[[Sequence[Case]], Float32Array]
 
 
@@ -91,7 +98,7 @@ def judge_requests(
         _check_prefixes(asked, journal)
         _write_users(asked, judge.reader, out)
         left = [rest for one in asked if (rest := _not_judged(one, judge, journal))]
-        write_json(out / MANIFEST, facts())
+        write_sealed(out / MANIFEST, facts())
         total, num_left = _num_pairs(asked), _num_pairs(left)
         with progress_of(
             description="judge", total=total, done=total - num_left, unit="pair"
@@ -101,13 +108,13 @@ def judge_requests(
                     if rows:
                         journal.add(rows)
                     bar.update(len(one.case.items))
-                write_json(out / MANIFEST, facts())
+                write_sealed(out / MANIFEST, facts())
         journal.seal()
     finally:
         journal.close()
     manifest = facts()
     manifest["pairs_this_time"] = journal.num_pairs - pairs_before
-    write_json(out / MANIFEST, manifest)
+    write_sealed(out / MANIFEST, manifest)
     return manifest
 
 
@@ -227,7 +234,12 @@ def _earlier(out: Path, judge: Judge) -> dict[str, Any]:
                 f"{out} holds {min(strangers)!r} and no judgements: name a new folder"
             )
         return {}
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    facts = read_sealed(
+        path,
+        EARLIER,
+        format_version=FORMAT_VERSION,
+        mend="judge into another folder (--out)",
+    )
     for name in ("judge_version", "prompt_version"):
         if facts.get(name) != getattr(judge.files, name):
             raise ValueError(

@@ -9,7 +9,6 @@
 Rows are sorted by (user_id, timestamp, item_id, event). Parquet pages carry checksums.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,10 @@ import pyarrow.parquet as pq
 
 from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.files.run_folder import ITEMS, MANIFEST
+from sgrec_torchrec.files.sealed_json import naming, read_sealed
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+MEND = "import the log again"
 ROWS_PER_PART = 16_000_000
 ROWS_PER_GROUP = 1 << 18
 
@@ -99,23 +100,20 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{path}: not found, so {folder} is no canonical log; make one with "
             "`sgrec import`"
         )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest["format_version"]
-        files = manifest["files"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: is damaged ({type(error).__name__}: {error}); "
-            "import the log again"
-        ) from error
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format_version is {version}, this release reads "
-            f"{FORMAT_VERSION}; import the log again with this release"
-        )
-    if ITEMS not in files:
-        raise ValueError(f"{path}: lists no items.parquet; import the log again")
-    return dict(manifest)
+    manifest = read_sealed(
+        path,
+        {"files": dict},
+        format_version=FORMAT_VERSION,
+        mend=MEND,
+    )
+    with naming(path, MEND):
+        for facts in manifest["files"].values():
+            int(facts["bytes"])
+            str(facts["sha256"])
+        if ITEMS not in manifest["files"]:
+            raise ValueError("it lists no items.parquet")
+        bool(manifest["has_clock"])
+    return manifest
 
 
 def _check_file(path: Path, facts: dict[str, Any], *, verify: bool) -> None:

@@ -11,8 +11,9 @@ import duckdb
 import pyarrow as pa
 
 from sgrec_torchrec.config import check_choice
-from sgrec_torchrec.files.atomic import atomic_folder, write_json
+from sgrec_torchrec.files.atomic import atomic_folder
 from sgrec_torchrec.files.run_folder import ITEMS, MANIFEST
+from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.logs.canonical import (
     FORMAT_VERSION,
     ROWS_PER_GROUP,
@@ -247,4 +248,4 @@ def _write_manifest(folder: Path, report: ImportReport, ignored: list[str]) -> N
     facts["format_version"] = FORMAT_VERSION
     facts["ignored_columns"] = sorted(set(ignored))
     facts["files"] = file_facts(folder)
-    write_json(folder / MANIFEST, facts)
+    write_sealed(folder / MANIFEST, facts)

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sgrec_torchrec.files.run_folder import MANIFEST
+
 DAY_S = 86_400
 YEAR_1990_S = 631_152_000
 DROPPED_LOG, DROPPED_ITEMS = "dropped_rows.csv", "dropped_items.csv"
@@ -100,12 +102,19 @@ def report_of(manifest: Mapping[str, Any], folder: Path) -> ImportReport:
     """The report of the import that wrote ``manifest``, for its copy in ``folder``.
 
     Raises:
-        KeyError: where it lacks a fact that every release writes.
+        ValueError: where it lacks a fact that every release writes.
     """
-    facts = {
-        part.name: manifest[part.name]
+    if lacking := [
+        part.name
         for part in REPORTED
-        if part.name in manifest or part.default is MISSING
+        if part.default is MISSING and part.name not in manifest
+    ]:
+        raise ValueError(
+            f"{folder / MANIFEST} is damaged (it has no {lacking[0]}): import the log "
+            "again"
+        )
+    facts = {
+        part.name: manifest[part.name] for part in REPORTED if part.name in manifest
     }
     if "warnings" in facts:
         facts["warnings"] = tuple(facts["warnings"])

@@ -7,7 +7,6 @@ items.parquet       the catalogue; row n is item n
 manifest.json       settings, counts, sha256 and bytes of every file
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from sgrec_torchrec.config import LogConfig
-from sgrec_torchrec.files.atomic import atomic_folder, sha256_file, write_json
+from sgrec_torchrec.files.atomic import atomic_folder, sha256_file
 from sgrec_torchrec.files.run_folder import ITEMS, MANIFEST
+from sgrec_torchrec.files.sealed_json import Fields, naming, read_sealed, write_sealed
 from sgrec_torchrec.logs.canonical import CanonicalLog, parquet_writer
 from sgrec_torchrec.schema import (
     Catalogue,
@@ -32,7 +32,7 @@ from sgrec_torchrec.schema import (
 # Any: Arrow's types are generic in some stub packages and absent in others.
 pc: Any = pyarrow.compute
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 EVENTS_PER_GROUP = 1 << 22
 EVAL_COLUMNS = {
     "user": np.int64,
@@ -60,6 +60,16 @@ SEQUENCE_SCHEMA = pa.schema(
     ]
 )
 TEXT_COLUMNS = ("title", "brand", "category", "description")
+FILES = {"sequences.parquet", "valid.parquet", "test.parquet", ITEMS}
+FACTS: Fields = {
+    "files": dict,
+    "counts": dict,
+    "event_types": list,
+    "has_clock": bool,
+    "has_value": bool,
+    "protocol": str,
+}
+"""What is read of the manifest."""
 MEND = "prepare the split again"
 
 
@@ -107,7 +117,7 @@ def write_split(
             path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
             for path in sorted(folder.glob("*.parquet"))
         }
-        write_json(folder / MANIFEST, facts)
+        write_sealed(folder / MANIFEST, facts)
 
 
 def load_split(out_dir: Path) -> SplitLog:
@@ -300,22 +310,18 @@ def read_facts(out_dir: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path}: not found, so {out_dir} is no prepared split; {MEND}"
         )
-    try:
-        facts = dict(json.loads(path.read_text(encoding="utf-8")))
-        files = dict(facts["files"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: is damaged ({error}); {MEND}") from error
-    if facts["format_version"] != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format_version is {facts['format_version']}, this release reads "
-            f"{FORMAT_VERSION}; {MEND}"
-        )
-    for name, entry in files.items():
+    facts = read_sealed(path, FACTS, format_version=FORMAT_VERSION, mend=MEND)
+    with naming(path, MEND):
+        sums = {str(name): entry["sha256"] for name, entry in facts["files"].items()}
+        int(facts["counts"]["items"])
+        if missing := FILES - sums.keys():
+            raise ValueError(f"it names no {min(missing)}")
+    for name, digest in sums.items():
         if not (out_dir / name).is_file():
             raise FileNotFoundError(
                 f"{out_dir / name}: is in manifest.json only; {MEND}"
             )
-        if sha256_file(out_dir / name) != entry["sha256"]:
+        if sha256_file(out_dir / name) != digest:
             raise ValueError(f"{out_dir / name}: truncated or changed (sha256); {MEND}")
     return facts
 

@@ -23,6 +23,7 @@ from sgrec_torchrec.files.run_folder import (
     STATE,
     STEP,
 )
+from sgrec_torchrec.files.sealed_json import without_seal
 from sgrec_torchrec.files.tracking import read_metrics
 from sgrec_torchrec.report.pictures import (
     BOX,
@@ -213,7 +214,7 @@ def _signed(value: float | None) -> str:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return without_seal(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ValueError(
             f"{path}: cannot be read ({error}); post-train the run again"

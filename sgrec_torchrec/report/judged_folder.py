@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgrec_torchrec.files.run_folder import MANIFEST, PARTS, USERS
+from sgrec_torchrec.files.sealed_json import without_seal
 
 ASPECT, WEIGHT, EVIDENCE = "aspect_", "weight_", "evidence_"
 """How the columns of an aspect begin; its name follows."""
@@ -157,7 +158,7 @@ class JudgedFolder:
             return None
         mend = "mend it, or remove it to leave its facts out"
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = without_seal(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
             raise ValueError(
                 f"{path}: not JSON ({error}), so it cannot be read; {mend}"

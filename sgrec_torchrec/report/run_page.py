@@ -35,6 +35,7 @@ from sgrec_torchrec.files.run_folder import (
     STEP,
     TOKENS,
 )
+from sgrec_torchrec.files.sealed_json import without_seal
 from sgrec_torchrec.files.tracking import (
     MetricLine,
     read_metrics,
@@ -93,20 +94,20 @@ def write_report(run_dir: Path) -> Path:
 
 def _context(run_dir: Path) -> dict[str, Any]:
     checkpoint = _newest_checkpoint(run_dir)
-    config = _read_json(run_dir / CONFIG)
+    config = _read_object(run_dir / CONFIG)
     if config is None and checkpoint is not None:
-        config = _read_json(checkpoint / CONFIG)
+        config = _read_object(checkpoint / CONFIG)
     metrics_path = run_dir / METRICS
     metrics = read_metrics(metrics_path) if metrics_path.is_file() else None
     meta = _meta(run_dir, checkpoint, metrics or [])
-    quality = _read_json(run_dir / TOKENS / QUALITY)
+    quality = _read_object(run_dir / TOKENS / QUALITY)
     return {
         "name": (config or {}).get("name", run_dir.name),
         "config": _config_groups(config),
         "meta": meta,
         "about": _about(meta),
-        "imported": _read_json(run_dir / CANONICAL / MANIFEST),
-        "split": _read_json(run_dir / SPLIT / MANIFEST),
+        "imported": _read_object(run_dir / CANONICAL / MANIFEST),
+        "split": _read_object(run_dir / SPLIT / MANIFEST),
         "quality": facts(quality) if quality is not None else None,
         "quality_picture": _picture(run_dir / TOKENS / QUALITY_PICTURE),
         "examples": _examples(run_dir / EVALUATION / EXAMPLES),
@@ -190,7 +191,7 @@ def _times(run_dir: Path) -> dict[str, Any]:
     seconds = _step_seconds(run_dir) or _read_json(path)
     if seconds is None:
         path = run_dir / EVALUATION / RESULTS
-        seconds = (_read_json(path) or {}).get("seconds") or {}
+        seconds = (_read_object(path) or {}).get("seconds") or {}
     try:
         shares, total = time_shares(seconds)
     except (AttributeError, TypeError) as error:
@@ -227,9 +228,9 @@ def _meta(
         meta["date"] = datetime.fromtimestamp(last_s, UTC).isoformat()
     if checkpoint is not None:
         path = checkpoint / MANIFEST
-        origin = (_read_json(path) or {}).get("origin") or {}
+        origin = (_read_object(path) or {}).get("origin") or {}
         meta |= {name: value for name, value in origin.items() if value is not None}
-    return meta | (_read_json(run_dir / META) or {})
+    return meta | (_read_object(run_dir / META) or {})
 
 
 def _about(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -272,7 +273,8 @@ def _config_groups(
     if config is None:
         return None
     stages = {name: part for name, part in config.items() if isinstance(part, Mapping)}
-    run = {name: value for name, value in config.items() if name not in stages}
+    no_setting = (*stages, "format_version")
+    run = {name: value for name, value in config.items() if name not in no_setting}
     return [
         (stage, [(name, _setting(value)) for name, value in part.items()])
         for stage, part in {"run": run, **stages}.items()
@@ -295,9 +297,16 @@ def _read_json(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return without_seal(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise _not_ours(path, error) from error
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    value = _read_json(path)
+    if value is None or isinstance(value, dict):
+        return value
+    raise _not_ours(path, TypeError("it holds no JSON object"))
 
 
 def _not_ours(path: Path, error: Exception) -> ValueError:

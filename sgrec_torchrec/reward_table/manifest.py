@@ -6,7 +6,6 @@ can flip unseen. It is replaced by a rename: readers see the old or the new tabl
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -18,9 +17,11 @@ from typing import Any
 
 from sgrec_torchrec.files.atomic import atomic_file
 from sgrec_torchrec.files.run_folder import MANIFEST
+from sgrec_torchrec.files.sealed_json import naming, parse_sealed, sealed
 from sgrec_torchrec.reward_table.judged_files import Columns
 
 FORMAT_VERSION = 1
+MEND = "build the table again"
 SEGMENTS = "segments"
 _LOCK = ".lock"
 _TEMPORARY = ".building-"
@@ -85,14 +86,8 @@ class Manifest:
 
 def render(manifest: Manifest) -> str:
     """The text of a manifest, checksum included."""
-    content = {"format_version": FORMAT_VERSION, **asdict(manifest)}
-    sealed = {**content, "checksum": _checksum(content)}
-    return json.dumps(sealed, indent=1, sort_keys=True, allow_nan=False) + "\n"
-
-
-def _checksum(content: dict[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    content = sealed({"format_version": FORMAT_VERSION, **asdict(manifest)})
+    return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -110,37 +105,18 @@ def read_manifest(folder: Path) -> Manifest:
     return parse_manifest(path, path.read_bytes())
 
 
-def parse_manifest(path: Path, sealed: bytes) -> Manifest:
-    """The manifest that ``render`` wrote as ``sealed``; errors name ``path``.
+def parse_manifest(path: Path, text: bytes) -> Manifest:
+    """The manifest that ``render`` wrote as ``text``; errors name ``path``.
 
     Raises:
         ValueError: for any other bytes, or another format version.
     """
-    try:
-        text = sealed.decode("utf-8")
-        content = json.loads(text)
-        version = content["format_version"]
-        is_whole = content.pop("checksum") == _checksum(content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(_damaged(path)) from error
-    if is_whole and version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format_version {version}, this program reads {FORMAT_VERSION}: "
-            "build the table again"
-        )
-    if not is_whole:
-        raise ValueError(_damaged(path))
-    try:
+    content = parse_sealed(path, text, {}, format_version=FORMAT_VERSION, mend=MEND)
+    with naming(path, MEND):
         manifest = _parse(content)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(_damaged(path)) from error
-    if render(manifest) != text:
-        raise ValueError(_damaged(path))
+        if render(manifest).encode("utf-8") != text:
+            raise ValueError("its checksum does not fit")
     return manifest
-
-
-def _damaged(path: Path) -> str:
-    return f"{path} is damaged (its checksum does not fit): build the table again"
 
 
 def _parse(content: dict[str, Any]) -> Manifest:

@@ -1,9 +1,9 @@
 """A run's folder -> the same under another name, where a new run takes its place."""
 
-import json
+import dataclasses
 
 from sgrec_torchrec.config import RunConfig
-from sgrec_torchrec.files.atomic import set_aside, write_json
+from sgrec_torchrec.files.atomic import set_aside
 from sgrec_torchrec.files.run_folder import BEST, CHECKPOINTS, CONFIG
 from sgrec_torchrec.runs.steps import alone
 
@@ -21,9 +21,14 @@ def set_aside_run(config: RunConfig) -> None:
         return
     with alone(run_dir):
         place = set_aside(run_dir)
+    print(f"{run_dir} is now {place}", flush=True)
     path = place / CONFIG
     if path.is_file():
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            settings = RunConfig.read(path)
+        except ValueError as error:
+            # A new run takes its place all the same.
+            print(f"it keeps its settings as they are: {error}", flush=True)
+            return
         name = place.relative_to(config.out_dir).as_posix()
-        write_json(path, settings | {"name": name})
-    print(f"{run_dir} is now {place}", flush=True)
+        dataclasses.replace(settings, name=name).write(path)

@@ -24,14 +24,15 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.files import run_folder as names
 from sgrec_torchrec.files.atomic import (
     atomic_file,
     atomic_folder,
     sha256_file,
-    write_json,
 )
 from sgrec_torchrec.files.content_key import folder_key
+from sgrec_torchrec.files.sealed_json import naming, without_seal, write_sealed
 from sgrec_torchrec.files.tracking import read_metrics
 from sgrec_torchrec.runs.steps import (
     ALIGN_STEPS,
@@ -148,7 +149,7 @@ def read_published(run_dir: Path) -> dict[str, Any] | None:
     path = run_dir / names.PUBLISHED
     if not path.is_file():
         return None
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    facts = _read(path)
     place = run_dir / facts["checkpoint"]
     if not (place / names.MANIFEST).is_file() or folder_key(place) != facts["sha256"]:
         raise ValueError(
@@ -174,7 +175,7 @@ class _OneRound:
     def record(self) -> Round | None:
         """What a finished round wrote."""
         path = self.folder / names.ROUND
-        return Round(**json.loads(path.read_text())) if path.is_file() else None
+        return Round(**_read(path)) if path.is_file() else None
 
     def do(self, max_pairs: int, assignments: Sequence[str]) -> Round:
         print(f"round {self.number}: post-train", flush=True)
@@ -208,7 +209,7 @@ class _OneRound:
             num_judged=num_judged,
             is_published=is_published,
         )
-        write_json(self.folder / names.ROUND, asdict(made))
+        write_sealed(self.folder / names.ROUND, asdict(made))
         return made
 
     def _align(self, assignments: Sequence[str]) -> Step:
@@ -218,7 +219,7 @@ class _OneRound:
             self._begin(begin)
         config = self.run_dir / names.CONFIG
         words = [f"align.table={self.run_dir / names.REWARD_TABLE}"]
-        if not _read(config)["align"]["num_steps"]:
+        if not RunConfig.read(config).align.num_steps:
             words.append(f"align.num_steps={ALIGN_STEPS}")
         sets = set_words((*words, *assignments))
         return Step(
@@ -242,7 +243,7 @@ class _OneRound:
             before = replace(self, number=self.number - 1).folder / names.ROUND_BEGIN
             if _read(before)["table"] != table:
                 shutil.rmtree(self.run_dir / names.ALIGNED, ignore_errors=True)
-        write_json(begin, {"table": table})
+        write_sealed(begin, {"table": table})
 
     def _shipped(self) -> Path:
         """The checkpoint that post-training left to ship."""
@@ -267,7 +268,7 @@ class _OneRound:
             "validation_ndcg": ndcg,
             "table": _read(self.folder / names.ROUND_BEGIN)["table"],
         }
-        write_json(self.run_dir / names.PUBLISHED, facts)
+        write_sealed(self.run_dir / names.PUBLISHED, facts)
         kept = sorted(
             self.run_dir.glob(f"{names.LOOP}/{names.ROUNDS}/{names.ROUND_CHECKPOINT}")
         )[:-KEPT_CHECKPOINTS]
@@ -351,5 +352,6 @@ def _only(paths: Iterable[Path]) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    with naming(path, "restore it, or run the step again that writes it"):
+        facts: dict[str, Any] = without_seal(json.loads(path.read_bytes()))
     return facts

@@ -7,7 +7,6 @@ work again, and runs that differ only in later settings share what they can.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ from sgrec_torchrec.evidence.relations import build_relations, text_relation
 from sgrec_torchrec.evidence.scorer import fit_scorer, load_scorer, save_scorer
 from sgrec_torchrec.evidence.soft_targets import soft_targets
 from sgrec_torchrec.files.array_folder import read_arrays, write_arrays
-from sgrec_torchrec.files.atomic import atomic_file, atomic_folder, write_json
+from sgrec_torchrec.files.atomic import atomic_file, atomic_folder
 from sgrec_torchrec.files.content_key import content_key
 from sgrec_torchrec.files.run_folder import (
     CANONICAL,
@@ -49,6 +48,7 @@ from sgrec_torchrec.files.run_folder import (
     TEACHER,
     TOKENS,
 )
+from sgrec_torchrec.files.sealed_json import naming, read_sealed, write_sealed
 from sgrec_torchrec.item_graph.choose import choose_graph
 from sgrec_torchrec.item_graph.covisitation import fit_ends
 from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph
@@ -65,7 +65,10 @@ from sgrec_torchrec.schema import ItemTokens, SplitLog
 FORMAT = 1
 """Raise it when a stage's output changes meaning: older folders are made again."""
 FORM = "settings.json"
+FORM_FORMAT = 1
+"""Of what that file says."""
 TAUGHT = "teacher.json"
+TAUGHT_FORMAT = 2
 
 
 def prepare_log(
@@ -120,7 +123,8 @@ def prepare_graph(split: SplitLog, config: RunConfig) -> tuple[ItemGraph, RunCon
     def choose(folder: Path) -> None:
         chosen = choose_graph(split, config.graph, filter_seen=config.log.filter_seen)
         with atomic_folder(folder) as temporary:
-            write_json(temporary / FORM, dataclasses.asdict(chosen))
+            facts = {"format_version": FORM_FORMAT, **dataclasses.asdict(chosen)}
+            write_sealed(temporary / FORM, facts)
 
     form_dir = _once(
         config,
@@ -128,7 +132,7 @@ def prepare_graph(split: SplitLog, config: RunConfig) -> tuple[ItemGraph, RunCon
         [split_name, config.graph, config.log.filter_seen],
         choose,
     )
-    settings = GraphConfig(**json.loads((form_dir / FORM).read_text()))
+    settings = read_form(form_dir / FORM)
     fit_on = config.log.fit_on
     folder = _once(
         config,
@@ -137,6 +141,19 @@ def prepare_graph(split: SplitLog, config: RunConfig) -> tuple[ItemGraph, RunCon
         lambda folder: build_graph(split, settings, fit_on, folder),
     )
     return ItemGraph.load(folder), dataclasses.replace(config, graph=settings)
+
+
+def read_form(path: Path) -> GraphConfig:
+    """The chosen settings of the graph.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_sealed``.
+    """
+    mend = f"delete {path.parent}, and the next call chooses again"
+    plain = read_sealed(path, {}, format_version=FORM_FORMAT, mend=mend)
+    plain.pop("format_version", None)
+    with naming(path, mend):
+        return GraphConfig(**plain)
 
 
 def prepare_evidence(split: SplitLog, config: RunConfig) -> EvidencePrior:
@@ -190,15 +207,20 @@ def prepare_teacher(
             seed=config.log.seed,
             catalogue=split.catalogue,
         )
-        facts = {"format_version": FORMAT}
+        facts = {"format_version": TAUGHT_FORMAT}
         write_arrays(folder / TAUGHT, taught._asdict(), facts)
 
     folder = _once(config, TEACHER, [_stage_name(config, SCORER)], teach)
+    return read_taught(folder)
+
+
+def read_taught(folder: Path) -> SoftTargets:
+    """The soft targets; see ``read_arrays`` for errors."""
     arrays, _ = read_arrays(
         folder / TAUGHT,
         SoftTargets._fields,
-        (),
-        format_version=FORMAT,
+        {},
+        format_version=TAUGHT_FORMAT,
         what="the soft targets",
     )
     return SoftTargets(**arrays)

@@ -9,7 +9,6 @@ scorer.safetensors     their scorer
 encoder.pt2, level-<l>.pt2    compiled programs (``serving.program``), as an option
 """
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -29,9 +28,10 @@ from sgrec_torchrec.evidence.prior import RELATION_ARRAYS, EvidencePrior
 from sgrec_torchrec.evidence.relations import Relations
 from sgrec_torchrec.evidence.scorer import load_scorer, save_scorer
 from sgrec_torchrec.files.array_folder import Array
-from sgrec_torchrec.files.atomic import atomic_folder, sha256_file, write_json
+from sgrec_torchrec.files.atomic import atomic_folder, sha256_file
 from sgrec_torchrec.files.origin import origin
 from sgrec_torchrec.files.run_folder import ITEMS, MANIFEST, SCORER_WEIGHTS
+from sgrec_torchrec.files.sealed_json import Fields, naming, read_sealed, write_sealed
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
 from sgrec_torchrec.schema import ItemTokens
 from sgrec_torchrec.serving.catalogue import ServedCatalogue
@@ -47,7 +47,7 @@ from sgrec_torchrec.serving.program import (
 
 logger = logging.getLogger(__name__)
 FORMAT = "sgrec package"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS, TRIE = "weights.safetensors", "trie.safetensors"
 COLUMNS = ("item_id", "title", "category")
 NEEDED = (WEIGHTS, TRIE, ITEMS)
@@ -145,7 +145,7 @@ def write_package(
                 for path in sorted(folder.iterdir())
             },
         }
-        write_json(folder / MANIFEST, manifest)
+        write_sealed(folder / MANIFEST, manifest)
     return manifest
 
 
@@ -175,11 +175,9 @@ def read_package(
         ValueError: naming the file that is damaged, of another version, or wrong.
     """
     manifest = _read_manifest(folder, with_programs=compiled)
-    try:
+    with naming(folder / MANIFEST, MEND):
         settings = ServingSettings.from_plain(manifest["settings"])
         is_int8 = bool(manifest["is_int8"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{folder / MANIFEST} is damaged ({error}): {MEND}") from error
     evidence = None
     if with_evidence and SCORER_WEIGHTS in manifest["files"]:
         evidence = _named(
@@ -200,19 +198,17 @@ def _read_manifest(folder: Path, *, with_programs: bool) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {MEND}")
-    try:
-        manifest = dict(json.loads(path.read_text(encoding="utf-8")))
-        found, version = manifest["format"], manifest["format_version"]
+    kinds: Fields = {"format": str, "files": dict}
+    manifest = read_sealed(path, kinds, format_version=FORMAT_VERSION, mend=MEND)
+    if manifest["format"] != FORMAT:
+        raise ValueError(
+            f"{path}: format {manifest['format']!r}, this program reads {FORMAT!r}: "
+            f"{MEND}"
+        )
+    with naming(path, MEND):
         sums = {
             str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}): {MEND}") from error
-    if (found, version) != (FORMAT, FORMAT_VERSION):
-        raise ValueError(
-            f"{path}: format {found!r}, version {version}; this program reads "
-            f"{FORMAT!r}, version {FORMAT_VERSION}: {MEND}"
-        )
     needed = {*NEEDED, *(EVIDENCE if SCORER_WEIGHTS in sums else ())}
     known = {*NEEDED, *EVIDENCE, *PROGRAM_FILES}
     for name in sorted(needed | sums.keys()):

@@ -4,7 +4,6 @@ Trained sharded over any number of ranks, read whole. Reads only; what training 
 must lie beside the run, as training left it.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from sgrec_torchrec.files.run_folder import (
     SPLIT,
     TOKENS,
 )
+from sgrec_torchrec.files.sealed_json import RESULTS_FORMAT, read_sealed
 from sgrec_torchrec.item_tokens.build import load_tokens
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
 from sgrec_torchrec.logs.split_store import load_split, read_catalogue, read_facts
@@ -216,12 +216,13 @@ def _prior_weight(run_dir: Path, config: RunConfig) -> float | None:
     path = run_dir / EVALUATION / RESULTS
     if not path.is_file():
         return config.evaluation.prior_weight
-    try:
-        return float(json.loads(path.read_text(encoding="utf-8"))["prior_weight"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): evaluate the run again") from (
-            error
-        )
+    results = read_sealed(
+        path,
+        {"prior_weight": (float, int)},
+        format_version=RESULTS_FORMAT,
+        mend="evaluate the run again",
+    )
+    return float(results["prior_weight"])
 
 
 def _stage(run_dir: Path, name: str) -> Path:

@@ -3,6 +3,8 @@
 import json
 import shutil
 
+from sgrec_torchrec.files.sealed_json import write_sealed
+
 BATCH_SIZE = 7
 """An odd number of batches: at the end one of two ranks has none and asks along."""
 WORDS = ("--share", 1, "--num-rollouts", 6, "--beam", 5)
@@ -14,7 +16,7 @@ def test_two_ranks_write_the_files_of_one(run_ranks, finished_run, tmp_path) -> 
     run_dir = tmp_path / "runs" / "tiny"
     settings = json.loads((run_dir / "config.json").read_text())
     settings["evaluation"]["batch_size"] = BATCH_SIZE
-    (run_dir / "config.json").write_text(json.dumps(settings))
+    write_sealed(run_dir / "config.json", settings)
     folders = {size: tmp_path / f"world-{size}" for size in (1, 2)}
     for world_size, out in folders.items():
         words = ("candidates", run_dir, "--out", out, *WORDS)

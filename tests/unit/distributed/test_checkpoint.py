@@ -21,6 +21,7 @@ from sgrec_torchrec.distributed.checkpoint import (
     save_checkpoint,
 )
 from sgrec_torchrec.files.atomic import sha256_file
+from sgrec_torchrec.files.sealed_json import write_sealed
 
 CONFIG = RUNS["smoke"].to_json()
 
@@ -48,7 +49,7 @@ def sign_again(path: Path) -> None:
         for one in path.iterdir()
         if one.name != "manifest.json"
     }
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed(path / "manifest.json", manifest)
 
 
 def test_extra_comes_back_with_its_tensors(trainee, tmp_path):
@@ -165,7 +166,7 @@ def test_folder_without_manifest_is_no_checkpoint(trainee, tmp_path):
     ("content", "message"),
     [
         ("not json", "is damaged"),
-        ('{"format_version": 9, "step": 1, "sha256": {".metadata": ""}}', "version is"),
+        ('{"format_version": 9, "step": 1, "sha256": {".metadata": ""}}', "version 9"),
         (
             '{"format_version": 1, "step": 1, "sha256": {".metadata": "", "../x": ""}}',
             "plain files",

@@ -8,6 +8,7 @@ import pytest
 
 from sgrec_torchrec.files import array_folder
 from sgrec_torchrec.files.array_folder import read_arrays, write_arrays
+from sgrec_torchrec.files.sealed_json import write_sealed
 
 ARRAYS = {
     "offsets": np.array([0, 2, 3], dtype=np.int64),
@@ -25,14 +26,14 @@ def path(tmp_path: Path) -> Path:
 
 def read(path: Path, names: tuple[str, ...] = tuple(ARRAYS), version: int = 3):
     return read_arrays(
-        path, names, ("decay",), format_version=version, what="the stage"
+        path, names, {"decay": float}, format_version=version, what="the stage"
     )
 
 
 def edit(path: Path, **changes: object) -> None:
     manifest = json.loads(path.read_text()) | changes
     kept = {name: value for name, value in manifest.items() if value is not None}
-    path.write_text(json.dumps(kept))
+    write_sealed(path, kept)
 
 
 def test_arrays_and_facts_come_back_mapped_and_read_only(path: Path) -> None:
@@ -67,7 +68,7 @@ def test_an_interrupted_write_leaves_what_was_there(
     def crash(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(array_folder, "write_json", crash)
+    monkeypatch.setattr(array_folder, "write_sealed", crash)
     with pytest.raises(KeyboardInterrupt):
         write_arrays(path, {"offsets": np.zeros(9)}, FACTS)
     assert read(path)[0]["offsets"].tolist() == [0, 2, 3]
@@ -88,14 +89,14 @@ def test_missing_files_are_named(path: Path) -> None:
 )
 def test_a_manifest_without_its_facts_is_damaged(path: Path, changes: dict) -> None:
     edit(path, **changes)
-    with pytest.raises(ValueError, match=r"stage.json is damaged: build the stage aga"):
+    with pytest.raises(ValueError, match=r"stage.json is damaged .*: build the stage"):
         read(path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3"])
 def test_a_manifest_that_is_no_object_is_damaged(path: Path, text: str) -> None:
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"stage.json is damaged: build the stage aga"):
+    with pytest.raises(ValueError, match=r"stage.json is damaged .*: build the stage"):
         read(path)
 
 

@@ -175,7 +175,7 @@ def test_absent_and_damaged_files_are_named(random_split, tmp_path) -> None:
     (folder / "graph.json").write_text(
         '{"format_version": 0, "decay": 1, "score_history": 1, "sha256": {}}'
     )
-    with pytest.raises(ValueError, match=r"format_version 0, this program reads 1"):
+    with pytest.raises(ValueError, match=r"format_version 0, this program reads 2"):
         ItemGraph.load(folder)
 
 

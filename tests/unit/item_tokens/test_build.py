@@ -12,6 +12,7 @@ import scipy.sparse
 
 from sgrec_torchrec.config import TokenConfig
 from sgrec_torchrec.files.atomic import sha256_file
+from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.item_tokens import build as module
 from sgrec_torchrec.item_tokens.behaviour_embedding import behaviour_embedding
 from sgrec_torchrec.item_tokens.build import build_tokens, item_embedding, load_tokens
@@ -265,7 +266,7 @@ def test_codes_that_two_items_share_are_not_read_though_their_sums_fit(
     pq.write_table(table, path, write_page_checksum=True)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["sha256"][path.name] = sha256_file(path)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed(folder / "manifest.json", manifest)
     with pytest.raises(ValueError, match=r"items 0 and 1 share the codes \[1, 2, 3\]"):
         load_tokens(folder)
 

@@ -21,6 +21,7 @@ from sgrec_torchrec.config import (
 )
 from sgrec_torchrec.config.arguments import errors_in_one_line, override
 from sgrec_torchrec.files.atomic import write_json
+from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.item_graph.graph import build_graph
 from sgrec_torchrec.judge import commands
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
@@ -221,7 +222,7 @@ def test_a_judge_of_a_log_with_other_aspects_is_one_line_before_any_pair(
     judge = Path(shutil.copytree(tiny_judge, tmp_path / "judge"))
     facts = json.loads((judge / "judge.json").read_text())
     first, *others = facts["aspects"]
-    (judge / "judge.json").write_text(json.dumps(facts | {"aspects": others}))
+    write_sealed(judge / "judge.json", facts | {"aspects": others})
     code, _, errors = sgrec("run", run_dir, "--judge", judge)
     assert code == 2
     assert f"that is {first}, {', '.join(others)}: train a judge" in one_line(errors)
@@ -233,7 +234,7 @@ def test_a_judge_of_another_prompt_is_one_line(
 ) -> None:
     judge = Path(shutil.copytree(tiny_judge, tmp_path / "judge"))
     facts = json.loads((judge / "judge.json").read_text())
-    (judge / "judge.json").write_text(json.dumps(facts | {"prompt_version": "v0-x"}))
+    write_sealed(judge / "judge.json", facts | {"prompt_version": "v0-x"})
     code, _, errors = sgrec("run", run_dir, "--judge", judge)
     assert code == 2
     assert "was trained on the prompt v0-x, this release asks" in one_line(errors)

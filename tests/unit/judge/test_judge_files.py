@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sgrec_torchrec.files.run_folder import JUDGE_MANIFEST
+from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.judge.judge_files import open_judge, write_judge
 
 
@@ -29,7 +30,7 @@ def edit(judge: Path) -> Callable[..., None]:
         path = judge / JUDGE_MANIFEST
         facts = json.loads(path.read_text()) | changes
         kept = {name: value for name, value in facts.items() if value is not None}
-        path.write_text(json.dumps(kept))
+        write_sealed(path, kept)
 
     return make
 
@@ -95,18 +96,18 @@ def test_a_folder_without_a_judge_says_how_to_make_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format_version": 9}, "format_version is 9"),
+        ({"format_version": 9}, "format_version 9"),
         ({"format_version": None}, "format_version"),
         ({"judge_version": None}, "judge_version"),
         ({"sha256": None}, "sha256"),
-        ({"sha256": 3}, "not iterable"),
+        ({"sha256": 3}, "sha256 is 3"),
         ({"prompt": {"max_dreams": 3}}, "max_dreams"),
-        ({"aspects": 7}, "not iterable"),
+        ({"aspects": 7}, "aspects is 7"),
     ],
 )
 def test_a_manifest_of_another_kind_is_refused(judge, edit, changes, words) -> None:
     edit(**changes)
-    with pytest.raises(ValueError, match="is no judge of this version") as error:
+    with pytest.raises(ValueError, match="train the judge again") as error:
         open_judge(judge)
     assert words in str(error.value)
     assert str(judge / JUDGE_MANIFEST) in str(error.value)
@@ -115,5 +116,5 @@ def test_a_manifest_of_another_kind_is_refused(judge, edit, changes, words) -> N
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "\udcff"])
 def test_what_is_no_manifest_is_refused(judge: Path, text: str) -> None:
     (judge / JUDGE_MANIFEST).write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ValueError, match="is no judge of this version"):
+    with pytest.raises(ValueError, match=r"judge.json is damaged .*: train the judge"):
         open_judge(judge)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from sgrec_torchrec.files.sealed_json import without_seal
 from sgrec_torchrec.judge import judging as module
 from sgrec_torchrec.judge.ask.aspects import LEVELS, WrittenAnswer, expected_score
 from sgrec_torchrec.judge.ask.cases import CaseReader
@@ -220,7 +221,7 @@ def test_manifest_figures_add_up(requests, make_judge, tmp_path, reader) -> None
     judge = make_judge()
     facts = judge_requests(requests, judge, out, price_per_hour=7.2)
     rows = rows_in(out)
-    assert json.loads((out / "manifest.json").read_text()) == facts
+    assert without_seal(json.loads((out / "manifest.json").read_text())) == facts
     assert facts["pairs"] == facts["pairs_this_time"] == len(rows)
     assert facts["users"] == NUM_USERS
     chat = judge.backend.chat

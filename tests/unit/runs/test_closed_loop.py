@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from sgrec_torchrec import cli
 from sgrec_torchrec.files.atomic import sha256_file
+from sgrec_torchrec.files.sealed_json import without_seal
 from sgrec_torchrec.reward_table import RewardTable
 from sgrec_torchrec.runs import closed_loop
 from sgrec_torchrec.runs.closed_loop import (
@@ -44,7 +45,7 @@ def looped(
 
 def record(run_dir: Path, number: int) -> Round:
     path = run_dir / "loop" / f"round-{number:03d}" / "round.json"
-    return Round(**json.loads(path.read_text()))
+    return Round(**without_seal(json.loads(path.read_text())))
 
 
 def test_what_a_round_missed_is_judged_and_found_in_the_next(looped: Path) -> None:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from sgrec_torchrec.cli import app
 from sgrec_torchrec.experiments.measure_export import row_events
+from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.logs.split_store import load_split
 from sgrec_torchrec.serving import History, Recommender
 from sgrec_torchrec.serving.package import write_package
@@ -44,7 +45,7 @@ def served_run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     shutil.copytree(finished_run.parent, out_dir, symlinks=True, dirs_exist_ok=True)
     path = out_dir / "tiny" / "evaluation" / "results.json"
     results = json.loads(path.read_text())
-    path.write_text(json.dumps(results | {"prior_weight": WEIGHT}))
+    write_sealed(path, results | {"prior_weight": WEIGHT})
     return out_dir / "tiny"
 
 

@@ -1,5 +1,6 @@
 """Packages damaged at random: refused by name, or whole enough to answer."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgrec_torchrec.files.run_folder import MANIFEST
+from sgrec_torchrec.files.sealed_json import sealed
 from sgrec_torchrec.serving import Recommender
 from sgrec_torchrec.serving.package import EVIDENCE, NEEDED
 
@@ -67,6 +69,9 @@ class Shelf:
         (self.folder / name).write_bytes(content)
 
     def write_manifest(self, manifest: object) -> None:
+        # NaN has no seal, and nothing but an object has one.
+        with contextlib.suppress(ValueError, TypeError):
+            manifest = sealed(manifest)  # type: ignore[arg-type]
         self.write(MANIFEST, json.dumps(manifest).encode())
 
     def sums(self, name: str, content: bytes) -> dict[str, Any]:

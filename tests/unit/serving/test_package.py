@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.files.run_folder import MANIFEST
+from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.serving import Filters, Recommender, export_package
 from sgrec_torchrec.serving.network import Int8Table, quantise
 from sgrec_torchrec.serving.package import EVIDENCE, NEEDED
@@ -32,7 +33,7 @@ def forge(folder: Path, **changes) -> None:
     manifest = json.loads(path.read_text())
     for name in manifest["files"]:
         manifest["files"][name]["sha256"] = sha256_file(folder / name)
-    path.write_text(json.dumps(manifest | changes))
+    write_sealed(path, manifest | changes)
 
 
 def test_a_package_answers_as_its_run(recommender, package, row_histories) -> None:
@@ -93,7 +94,7 @@ def test_a_missing_file_is_named(copied: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "version 2; this program reads .* version 1: export"),
+        ({"format_version": 3}, "format_version 3, this program reads 2: export"),
         ({"format": "other"}, "format 'other'"),
         ({"settings": {}}, "manifest.json is damaged"),
         ({"is_int8": True}, "weights.safetensors"),
@@ -173,7 +174,7 @@ def test_a_broken_page_is_refused(copied: Path) -> None:
 def test_a_file_outside_the_package_is_refused(copied: Path) -> None:
     manifest = json.loads((copied / MANIFEST).read_text())
     manifest["files"]["../x"] = {"sha256": "0", "bytes": 1}
-    (copied / MANIFEST).write_text(json.dumps(manifest))
+    write_sealed(copied / MANIFEST, manifest)
     with pytest.raises(ValueError, match=r"names '\.\./x', no file of a package"):
         Recommender.load(copied)
 
@@ -333,6 +334,6 @@ def test_tokens_of_another_log_are_refused(served_run: Path, tmp_path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     sha256 = sha256_file(folder / "items.parquet")
     manifest["files"]["items.parquet"]["sha256"] = sha256
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed(folder / "manifest.json", manifest)
     with pytest.raises(ValueError, match=r"tokens names 60 items, .* 59: they are of"):
         Recommender.load(out_dir / "tiny")
