@@ -104,7 +104,9 @@ def create_app(server: Server, on_start: Callable[[], None] = lambda: None) -> F
     app.add_middleware(
         Limits, settings=server.settings, check_room=server.batcher.check_room
     )
-    app.add_middleware(Observe, metrics=server.metrics)
+    app.add_middleware(
+        Observe, metrics=server.metrics, is_closing=lambda: server.is_closing
+    )
     app.add_middleware(OnePath)
     if proxies := server.settings.proxy_networks():
         app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=proxies)

@@ -39,8 +39,15 @@ def error_response(
     status: int, message: str, headers: Mapping[str, str] | None = None
 ) -> Response:
     """``{"error": {"kind": ..., "message": ...}}``."""
-    kind = KINDS.get(status, "refused")
-    body = json.dumps({"error": {"kind": kind, "message": message}})
     return Response(
-        body, status, headers=dict(headers or {}), media_type="application/json"
+        error_body(status, message),
+        status,
+        headers=dict(headers or {}),
+        media_type="application/json",
     )
+
+
+def error_body(status: int, message: str) -> bytes:
+    """``error_response`` without its head."""
+    kind = KINDS.get(status, "refused")
+    return json.dumps({"error": {"kind": kind, "message": message}}).encode()

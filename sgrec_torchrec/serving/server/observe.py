@@ -7,6 +7,7 @@ import re
 import sys
 import time
 import uuid
+from collections.abc import Callable
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -57,8 +58,10 @@ def log_as_json(level: str) -> None:
 class Observe:
     """Outermost. A failure of the application itself becomes JSON with status 500."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, is_closing: Callable[[], bool]
+    ) -> None:
+        self.app, self.metrics, self.is_closing = app, metrics, is_closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI asks."""
@@ -75,6 +78,9 @@ class Observe:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
                 headers["X-Content-Type-Options"] = "nosniff"
+                if self.is_closing():
+                    # Else a client would send its next request into the end.
+                    headers["Connection"] = "close"
             await send(message)
 
         try:

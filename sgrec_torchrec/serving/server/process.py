@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 
 from sgrec_torchrec.serving.server.app import Server, create_app
-from sgrec_torchrec.serving.server.connections import timed
+from sgrec_torchrec.serving.server.connections import bounded
 from sgrec_torchrec.serving.server.errors import RequestError
 from sgrec_torchrec.serving.server.observe import log_as_json
 from sgrec_torchrec.serving.server.served_model import load_model
@@ -58,14 +58,13 @@ class _Process:
         self.uvicorn = uvicorn.Server(
             uvicorn.Config(
                 create_app(server, self._started),
-                http=timed(settings.read_timeout_s),
+                http=bounded(settings.read_timeout_s, settings.max_connections),
                 ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type]
-                limit_concurrency=settings.max_connections,
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
                 timeout_graceful_shutdown=round(settings.drain_s),
             )

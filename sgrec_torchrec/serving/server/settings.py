@@ -48,8 +48,9 @@ class ServerSettings:
     max_queue: int = 256
     """Requests that wait, whatever the target allows."""
     max_connections: int = 512
-    """Open connections, each with a body of up to ``max_body_bytes``; further ones get
-    503."""
+    """Open connections, each with a body of up to ``max_body_bytes``. A further one
+    takes the place of an idle one; where none is, it gets 503, but for /healthz,
+    /readyz and /metrics."""
     max_body_bytes: int = 1 << 20
     max_events: int = 10_000
     """Newest events of a history that are looked at."""

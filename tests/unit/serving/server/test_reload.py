@@ -1,6 +1,7 @@
 """Another model takes the place of the first, under load or not at all; and the end."""
 
 import asyncio
+import http.client
 import json
 import os
 import shutil
@@ -183,6 +184,10 @@ def test_a_server_that_stops_says_so_and_still_answers(
 ) -> None:
     live = start_server(package, bearer=None)
     assert live.send("GET", "/readyz").status == 200
+    kept = http.client.HTTPConnection("127.0.0.1", live.port, timeout=120)
+    kept.request("GET", "/healthz")
+    with kept.getresponse() as before:
+        assert (before.read(), before.getheader("connection")) != (b"", "close")
     live.process.send_signal(signal.SIGTERM)
     while (ready := live.send("GET", "/readyz")).status == 200:
         assert live.process.poll() is None
@@ -190,6 +195,11 @@ def test_a_server_that_stops_says_so_and_still_answers(
     assert "send requests elsewhere" in ready.message
     assert live.send("GET", "/healthz").status == 200
     assert len(live.ask(history=["i1"], k=4).json["items"]) == 4
+    # Who keeps a connection is told not to send into its end.
+    kept.request("GET", "/healthz")
+    with kept.getresponse() as after:
+        assert (after.status, after.getheader("connection")) == (200, "close")
+    kept.close()
     live.process.send_signal(signal.SIGTERM)
     assert live.process.wait(120) == 0
 
