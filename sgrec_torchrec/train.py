@@ -37,6 +37,7 @@ from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.generator.pretrain import pretrain, restore_best
 from sgrec_torchrec.report.run_page import write_report
 from sgrec_torchrec.runs.claim import Claim, IfThere, Use
+from sgrec_torchrec.runs.disk import check_room_for_states
 from sgrec_torchrec.runs.open_run import build_run, prepare_run
 from sgrec_torchrec.runs.stopwatch import Stopwatch
 from sgrec_torchrec.schema import SplitLog
@@ -124,6 +125,8 @@ def check_log(split: SplitLog, config: RunConfig, claim: Claim) -> None:
     check_rows(split, config)
     check_rewards(split, config)
     check_aligned(config, use=claim.use, keeps=claim.keeps)
+    if claim.use != "read":
+        check_room_for_states(split, config)
 
 
 def report(config: RunConfig) -> None:

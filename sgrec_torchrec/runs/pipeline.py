@@ -42,6 +42,7 @@ from sgrec_torchrec.files import run_folder as names
 from sgrec_torchrec.files.origin import has_fast_bf16
 from sgrec_torchrec.logs.importers.locate import fingerprint
 from sgrec_torchrec.runs.aside import set_aside_run
+from sgrec_torchrec.runs.log_room import check_room_for_pipeline
 from sgrec_torchrec.runs.same_model import check_same_model
 from sgrec_torchrec.runs.steps import (
     ALIGN_STEPS,
@@ -82,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         judges = not args.business_only and config.align.table is None
         if judges:
             check_judge(judged.judge.model)
+            check_room_for_pipeline(config, judged.judge.model)
         elif config.align.table is None:
             print("business reward alone: no judge is trained, no table is built")
         steps = pipeline_steps(config, _words(args), judged if judges else None)
@@ -227,9 +229,7 @@ def _align(
 
 
 def _judge_steps(config: RunConfig, judged: RunConfig) -> list[Step]:
-    run = str(config.run_dir)
-    log = asdict(config.log)
-    judge = judged.judge
+    run, log, judge = str(config.run_dir), asdict(config.log), judged.judge
     some = {
         "--max-users": judged.candidates.max_users,
         "--max-per-user": judged.candidates.max_per_user,

@@ -60,6 +60,7 @@ from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS, SoftTargets
 from sgrec_torchrec.logs.split import load_split, prepare_split
 from sgrec_torchrec.logs.stream import resolved
 from sgrec_torchrec.runs.claim import Claim
+from sgrec_torchrec.runs.log_room import check_room_for_log
 from sgrec_torchrec.schema import ItemTokens, SplitLog
 
 FORMAT = 1
@@ -96,7 +97,12 @@ def prepare_log(
     log = dataclasses.replace(config.log, fit_on="train", filter_seen=None)
     importer = IMPORTERS.signature(log.source)
     source = [importer, log.path, fingerprint(log.source, log.path)]
-    canonical = _made(config, CANONICAL, source, lambda folder: import_log(log, folder))
+
+    def bring_in(folder: Path) -> None:
+        check_room_for_log(config)
+        import_log(log, folder)
+
+    canonical = _made(config, CANONICAL, source, bring_in)
     split_dir = _made(
         config,
         SPLIT,
