@@ -162,16 +162,16 @@ def check_aligned(config: RunConfig, *, use: str, keeps: bool) -> None:
         if use == "read":
             raise FileNotFoundError(_nothing_made(folder))
         return
-    is_same = read_extra(checkpoint).get("made_of") == made_of(
-        config.run_dir / BEST, config.align
-    )
+    saved = str(read_extra(checkpoint).get("made_of"))
+    is_same = saved == made_of(config.run_dir / BEST, config.align)
     if use == "go on" and is_same:
         check_config(checkpoint, config.to_json(), FREE)
     if use == "read" and not is_same:
         raise FileNotFoundError(_nothing_made(folder))
-    if keeps and not is_same:
+    # Whose pretraining began anew, and was killed, has other weights of equal settings.
+    if keeps and saved.partition("-")[2] != "-".join(_rewards(config.align)):
         raise ValueError(
-            f"{checkpoint} is made of other weights or tables: go on by --resume, "
+            f"{checkpoint} is made of other tables: go on by --resume, "
             "which moves it aside, choose another --name, or give --overwrite"
         )
 
@@ -279,9 +279,14 @@ def made_of(best: Path, settings: AlignConfig) -> str:
     Raises:
         FileNotFoundError: where a table is missing.
     """
-    pretrained, parts = latest_checkpoint(best), []
-    if pretrained is not None:
-        parts.append(folder_key(pretrained)[:16])
+    pretrained = latest_checkpoint(best)
+    weights = [] if pretrained is None else [folder_key(pretrained)[:16]]
+    return "-".join([*weights, *_rewards(settings)])
+
+
+def _rewards(settings: AlignConfig) -> list[str]:
+    """Names of the tables, and of a package's business reward."""
+    parts = []
     if settings.table is not None:
         parts.append(folder_key(Path(settings.table))[:16])
     if settings.business_table is not None:
@@ -289,7 +294,7 @@ def made_of(best: Path, settings: AlignConfig) -> str:
     business = settings.business_name()
     if business not in BUSINESS_REWARDS.built_in:
         parts.append(f"business-{BUSINESS_REWARDS.signature(business)}")
-    return "-".join(parts)
+    return parts
 
 
 def is_current(aligner: Aligner, name: str) -> bool:

@@ -1,0 +1,147 @@
+"""Each command that writes into a run, killed: what was whole stays, and it goes on.
+
+Killed by SIGKILL at a seeded change of the folder: SGREC_KILLS=20 tries that many.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from filelock import FileLock
+from folder_state import folder_state
+
+from sgrec_torchrec import cli
+from sgrec_torchrec.files.atomic import sha256_file
+from sgrec_torchrec.reward_table import RewardTable
+from sgrec_torchrec.serving import Recommender
+
+pytestmark = pytest.mark.long
+
+SEEDS = range(int(os.environ.get("SGREC_KILLS", "1")))
+KILL_AT = Path(__file__).parents[2] / "harness" / "kill_at.py"
+JUDGE = "judge train RUN --model MODEL --sft-updates 1 --grpo-steps 1 --no-bf16"
+EVALUATED = ("evaluation", "evaluation-pretrained", "aligned/gain.json", "report.html")
+TRAINED = (
+    *("aligned", "aligned.1", "config.json", "meta.json", "metrics.jsonl"),
+    *("tensorboard", *EVALUATED),
+)
+COMMANDS = {
+    # command -> changes of the folder that it does at least, what it may write
+    "candidates RUN --max-users 5 --max-per-user 24": (14, ("candidates",)),
+    "judge label RUN --max-cases 300": (6, ("labels",)),
+    f"{JUDGE} --max-held-out 2 --max-weight-cases 2 --out RUN/new": (50, ("new",)),
+    "judge run RUN --pairs PAIRS --written 0 --out RUN/told": (12, ("told",)),
+    "table build RUN/judged --out RUN/reward_table": (28, ("reward_table",)),
+    "table append RUN/grown RUN/judged": (18, ("grown",)),
+    "export RUN --out RUN/package": (12, ("package",)),
+    "report RUN": (3, ("report.html",)),
+    "evaluate RUN": (50, EVALUATED),
+    "train --config RUN/config.json": (500, ("best", "checkpoints", *TRAINED)),
+    "train --config RUN/config.json --resume --set align.table=none": (250, TRAINED),
+}
+
+
+@pytest.fixture(scope="module")
+def whole_runs(
+    piped_run: Path, piped_alone: FileLock, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Of a run that went through all of S-GRec; little of it is evaluated."""
+    runs = tmp_path_factory.mktemp("killed") / "runs"
+    with piped_alone:
+        shutil.copytree(piped_run.parent, runs, symlinks=True)
+    # Its table is its own, and not that of the run that this is a copy of.
+    for path in runs.glob("tiny/**/config.json"):
+        if path.parent.name == "tiny" or "aligned" in path.parts:
+            path.write_text(path.read_text().replace(str(piped_run.parent), str(runs)))
+    for path in runs.glob("tiny/aligned/*/*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        sum_now = sha256_file(path.with_name("config.json"))
+        manifest["sha256"]["config.json"] = sum_now
+        path.write_text(json.dumps(manifest))
+    path = runs / "tiny" / "config.json"
+    config = json.loads(path.read_text())
+    config["evaluation"] |= {"max_rows": 60, "max_valid_rows": 40}
+    path.write_text(json.dumps(config))
+    # Who appends to the run's own ends what was post-trained with it.
+    shutil.copytree(runs / "tiny" / "reward_table", runs / "tiny" / "grown")
+    some = pq.read_table(runs / "tiny" / "candidates" / "candidates.parquet")[:6]
+    pq.write_table(some, runs / "pairs.parquet")
+    shutil.copytree(runs, runs.with_name("whole"), symlinks=True)
+    return runs
+
+
+@pytest.fixture
+def run_dir(whole_runs: Path) -> Path:
+    """That run, as no command has met it yet."""
+    shutil.rmtree(whole_runs)
+    shutil.copytree(whole_runs.with_name("whole"), whole_runs, symlinks=True)
+    return whole_runs / "tiny"
+
+
+@pytest.fixture
+def words_of(run_dir: Path, tiny_folder: Path) -> Callable[[str], list[str]]:
+    names = {
+        "RUN": str(run_dir),
+        "PAIRS": str(run_dir.parent / "pairs.parquet"),
+        "MODEL": str(tiny_folder),
+    }
+
+    def make(command: str) -> list[str]:
+        for name, path in names.items():
+            command = command.replace(name, path)
+        return command.split()
+
+    return make
+
+
+def untouched(run_dir: Path, written: Sequence[str]) -> dict[str, str]:
+    """What a command has no business with."""
+    places = tuple(f"{name}/" for name in written)
+    return {
+        name: state
+        for name, state in folder_state(run_dir).items()
+        # Hidden: what a killed process was about to rename.
+        if name not in written
+        and not name.startswith(places)
+        and not any(part.startswith(".") for part in Path(name).parts)
+    }
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_killed_command_harms_nothing_and_ends_well_when_given_again(
+    run_dir: Path,
+    words_of: Callable[[str], list[str]],
+    warm_python: Path,
+    world_of_one: None,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    seed: int,
+) -> None:
+    words = words_of(command)
+    num_changes, written = COMMANDS[command]
+    number = random.Random(f"{command} {seed}").randint(1, num_changes)
+    before = untouched(run_dir, written)
+    line = (warm_python, KILL_AT, run_dir, number, "sgrec_torchrec.cli", *words)
+    killed = subprocess.run(
+        [str(word) for word in line], capture_output=True, text=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert untouched(run_dir, written) == before
+    Recommender.load(run_dir)
+    for table in ("reward_table", "grown"):
+        RewardTable.open(run_dir / table).verify()
+    monkeypatch.setattr(sys, "argv", ["sgrec", *words])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 0, number
+    assert untouched(run_dir, written) == before
+    Recommender.load(run_dir)
