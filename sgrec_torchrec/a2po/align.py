@@ -34,12 +34,12 @@ from sgrec_torchrec.a2po.rollout import (
     policy_batch,
     roll_out,
 )
-from sgrec_torchrec.distributed.checkpoint import latest_checkpoint
+from sgrec_torchrec.distributed.checkpoint import latest_checkpoint, read_extra
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.optimizer import set_learning_rates
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.distributed.schedule import warmup_cosine
-from sgrec_torchrec.distributed.termination import Termination
+from sgrec_torchrec.distributed.termination import Termination, ToldError
 from sgrec_torchrec.files.atomic import set_aside
 from sgrec_torchrec.files.run_folder import BEST, CHECKPOINTS
 from sgrec_torchrec.files.tracking import Tracker
@@ -108,6 +108,12 @@ def _run(
 ) -> AlignState:
     """Steps until the last one, a collapse, the end of patience, or SIGTERM."""
     settings = aligner.config.align
+    if validate and state.is_unvalidated:
+        state = _validated(aligner, tracker, state, validate)
+        is_told = told.ask()
+        aligner.keeper.keep(state)
+        if is_told:
+            told.leave(state.step)
     batches = prompt_batches(
         len(aligner.prompts),
         settings.global_batch_size,
@@ -125,9 +131,7 @@ def _run(
         state = _watch(aligner, replace(state, step=step + 1), figures)
         is_last = state.step == settings.num_steps
         if validate and (is_last or state.step % settings.valid_every_steps == 0):
-            ndcg = validate()
-            tracker.log(step, {"NDCG@10": ndcg}, "valid")
-            state = _note_validation(aligner, state, ndcg)
+            state = _validated(aligner, tracker, state, validate)
         is_told = told.ask()
         is_last = is_last or is_told or state.is_over(settings.patience)
         if is_last or state.step % settings.checkpoint_every_steps == 0:
@@ -161,7 +165,12 @@ def _begin(
 
 def _make_room(aligner: Aligner, *, resume: bool) -> None:
     """Who goes on did not ask for the end of what other rewards have made."""
-    if resume and latest_checkpoint(aligner.folder / BEST):
+    newest, best = (
+        latest_checkpoint(aligner.folder / name) for name in (CHECKPOINTS, BEST)
+    )
+    # Alone and of step 0: what a killed call began with.
+    is_begun = newest is None and best is not None and not read_extra(best)["step"]
+    if resume and best is not None and not is_begun:
         place = set_aside(aligner.folder)
         print(f"{aligner.folder}, of other weights or tables, is now {place}")
     shutil.rmtree(aligner.folder, ignore_errors=True)
@@ -322,12 +331,22 @@ def _watch(
     return replace(state, has_collapsed=state.has_collapsed or complaint is not None)
 
 
-def _note_validation(aligner: Aligner, state: AlignState, ndcg: float) -> AlignState:
+def _validated(
+    aligner: Aligner,
+    tracker: Tracker,
+    state: AlignState,
+    validate: Callable[[], float],
+) -> AlignState:
+    try:
+        ndcg = validate()
+    except ToldError:
+        return replace(state, is_unvalidated=True)
+    tracker.log(state.step - 1, {"NDCG@10": ndcg}, "valid")
     if ndcg < aligner.config.align.min_ndcg_share * state.start_ndcg:
         if is_main_rank():
             print(
                 f"post-training has collapsed at step {state.step}: validation NDCG@10 "
                 f"{ndcg:.4f}, pretrained {state.start_ndcg:.4f}"
             )
-        return replace(state, has_collapsed=True)
+        return replace(state, has_collapsed=True, is_unvalidated=False)
     return aligner.keeper.note(state, ndcg)

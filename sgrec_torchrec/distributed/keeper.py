@@ -28,6 +28,8 @@ class LoopState:
     """Best validation NDCG@10 so far; -1 before the first."""
     stale_validations: int = 0
     """Validations since the best one."""
+    is_unvalidated: bool = False
+    """Told to end before the validation of this step was done: it comes first."""
 
 
 State = TypeVar("State", bound=LoopState)
@@ -60,6 +62,7 @@ class Keeper(Generic[State]):
 
     def note(self, state: State, ndcg: float) -> State:
         """The state after a validation; a better one ships, an equal one is stale."""
+        state = replace(state, is_unvalidated=False)
         if ndcg <= state.best_ndcg:
             return replace(state, stale_validations=state.stale_validations + 1)
         better = replace(

@@ -1,7 +1,12 @@
-"""SIGTERM -> one decision of all ranks at the same step: keep the state, then end."""
+"""SIGTERM -> one decision of all ranks at the same point: keep the state, then end.
+
+A loop asks between its steps; what takes long inside of one, as a validation does, asks
+between its parts by ``stop_if_told``.
+"""
 
 import signal
 import threading
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -10,6 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sgrec_torchrec.distributed.main_rank import is_main_rank
+
+
+class ToldError(Exception):
+    """What takes long inside of a loop's step gives up: the loop was told to end."""
 
 
 class TerminatedError(SystemExit):
@@ -27,10 +36,12 @@ class Termination:
         self.is_told = False
         self._asked: tuple[Tensor, Any] | None = None
         self._before: Any = None
+        self._outer: Any = None
 
     def __enter__(self) -> "Termination":
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, self._note)
+        self._outer = _LOOP.set(self)
         return self
 
     def __exit__(
@@ -39,6 +50,7 @@ class Termination:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        _LOOP.reset(self._outer)
         self._restore()
 
     def poll(self) -> bool:
@@ -86,6 +98,23 @@ class Termination:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
+
+
+_LOOP: ContextVar[Termination | None] = ContextVar("loop", default=None)
+"""Of the loop that is running, if any."""
+
+
+def stop_if_told() -> None:
+    """Asked between the parts of long work, by all ranks equally often.
+
+    Outside of a loop nothing is asked.
+
+    Raises:
+        ToldError: on all ranks at the same call, once any of them was told to end.
+    """
+    loop = _LOOP.get()
+    if loop is not None and loop.poll():
+        raise ToldError
 
 
 def _has_peers() -> bool:

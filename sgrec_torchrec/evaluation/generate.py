@@ -17,6 +17,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.launch import Ranks, all_gather_rows
 from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.distributed.termination import stop_if_told
 from sgrec_torchrec.evidence.gather import histories_of
 from sgrec_torchrec.evidence.prior import EvidencePrior
 from sgrec_torchrec.generator.beam import beam_search
@@ -71,6 +72,7 @@ class Ranker:
 
         Raises:
             ValueError: if there are no rows.
+            ToldError: inside of a loop that was told to end.
         """
         if not len(rows):
             raise ValueError("no rows to rank: every user's history is too short")
@@ -88,12 +90,11 @@ class Ranker:
         )
         share = -(-len(rows) // self.ranks.world_size)
         total = -(-share // settings.batch_size)
-        found = [
-            self._search(batch, rows, prior_weights)
-            for batch in progress(
-                batches, description="beam", total=total, unit="batch"
-            )
-        ]
+        found = []
+        for batch in progress(batches, description="beam", total=total, unit="batch"):
+            # All ranks have equally many: the last ones are padded.
+            stop_if_told()
+            found.append(self._search(batch, rows, prior_weights))
         return [self._gather(list(parts)) for parts in zip(*found, strict=True)]
 
     def _gather(self, parts: list[tuple[Tensor, Tensor, Tensor]]) -> TopItems:

@@ -27,7 +27,7 @@ from sgrec_torchrec.distributed.optimizer import (
 )
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.distributed.schedule import warmup_cosine
-from sgrec_torchrec.distributed.termination import Termination
+from sgrec_torchrec.distributed.termination import Termination, ToldError
 from sgrec_torchrec.generator.trainee import Trainee
 from sgrec_torchrec.logs.stream import TrainStream, resolved
 from sgrec_torchrec.logs.token_batch import TokenBatch
@@ -67,7 +67,7 @@ def pretrain(
     """
     settings = trainee.config.pretrain
     keeper = _keeper(trainee)
-    state = _begin(trainee, keeper, resume=resume)
+    first = state = _begin(trainee, keeper, resume=resume)
     begun()
     num_epochs = resolved("pretrain.num_epochs", settings.num_epochs)
     total_steps = num_epochs * trainee.stream.steps_per_epoch
@@ -76,20 +76,22 @@ def pretrain(
     )
     trainee.tracker.resume(state.step)
     with Termination() as told:
-        for end in _segment_ends(state.step, total_steps, trainee):
+        for end in _segment_ends(state, total_steps, trainee):
             if state.stale_validations >= settings.patience:
                 break
-            at = _run_segment(trainee, pipeline, told, state.step, end, total_steps)
+            at = end
+            if state.step < end:
+                at = _run_segment(trainee, pipeline, told, state.step, end, total_steps)
             state = replace(state, step=at)
             is_due = end % _validation_steps(trainee) == 0 or end == total_steps
             if validate and is_due and at == end:
-                state = _note_validation(trainee, keeper, state, validate())
+                state = _validated(trainee, keeper, state, validate)
             is_told = told.ask()
             if is_told or at % settings.checkpoint_every_steps == 0:
                 keeper.keep(state)
             if is_told:
                 told.leave(at)
-    if state.step % settings.checkpoint_every_steps:
+    if state != first and state.step % settings.checkpoint_every_steps:
         # So that a finished run resumes as finished.
         keeper.keep(state)
     if validate and state.best_step:
@@ -238,19 +240,38 @@ class _Window:
         self.began_s = time.perf_counter()
 
 
-def _segment_ends(start: int, total_steps: int, trainee: Trainee) -> list[int]:
-    """Steps after which the pipeline drains: validations, checkpoints, the end."""
+def _segment_ends(
+    state: PretrainState, total_steps: int, trainee: Trainee
+) -> list[int]:
+    """Steps after which the pipeline drains: validations, checkpoints, the end.
+
+    Where the step that it stands at was not validated, that comes first.
+    """
+    start, here = state.step, [state.step] if state.is_unvalidated else []
     settings = trainee.config.pretrain
     every = (settings.checkpoint_every_steps, _validation_steps(trainee))
     ends = {end for gap in every for end in range(gap, total_steps, gap)}
     last = total_steps
     if settings.stop_after_epochs is not None:
         last = min(last, settings.stop_after_epochs * trainee.stream.steps_per_epoch)
-    return sorted(end for end in ends | {last} if start < end <= last)
+    return here + sorted(end for end in ends | {last} if start < end <= last)
 
 
 def _validation_steps(trainee: Trainee) -> int:
     return trainee.config.pretrain.valid_every_epochs * trainee.stream.steps_per_epoch
+
+
+def _validated(
+    trainee: Trainee,
+    keeper: Keeper[PretrainState],
+    state: PretrainState,
+    validate: Callable[[], float],
+) -> PretrainState:
+    try:
+        ndcg = validate()
+    except ToldError:
+        return replace(state, is_unvalidated=True)
+    return _note_validation(trainee, keeper, state, ndcg)
 
 
 def _note_validation(

@@ -89,6 +89,31 @@ def test_sigterm_keeps_the_step_that_was_done(
     assert not resumed.moved_since(finished.end)
 
 
+def test_sigterm_in_a_validation_keeps_its_step_and_validates_it_first_on_resume(
+    finished, trial, finished_ranker, table
+) -> None:
+    real, seen = validation_ndcg(finished_ranker), []
+
+    def told() -> float:
+        seen.append(0)
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real()
+
+    broken = trial(table=str(table))
+    with pytest.raises(TerminatedError):
+        broken.run(told)
+    assert broken.steps_saved(CHECKPOINTS)[-1] == 8
+    resumed = trial(table=str(table))
+    assert resumed.run(real, resume=True) == finished.state
+    assert not resumed.moved_since(finished.end)
+    lines = [
+        [(line.step, line.values) for line in one.metrics() if line.stage == "valid"]
+        for one in (finished, resumed)
+    ]
+    assert lines[0] == lines[1]
+
+
 def test_finished_run_resumes_as_finished(finished, copied, table) -> None:
     again = copied(table=str(table))
     assert again.run([], resume=True) == finished.state
@@ -120,6 +145,13 @@ def test_settings_that_change_no_step_may_differ(finished, copied, table) -> Non
         table=str(table), patience=9, valid_every_steps=3, keep_checkpoints=1
     )
     assert other.run([], resume=True) == finished.state
+
+
+def test_what_a_killed_call_began_with_is_not_set_aside(trial) -> None:
+    other = trial(num_steps=0)
+    other.run([0.5])
+    other.run([0.5], resume=True)
+    assert not other.aligner.folder.with_name("aligned.1").exists()
 
 
 def test_another_table_begins_anew(finished, copied) -> None:

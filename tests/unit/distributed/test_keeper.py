@@ -94,6 +94,7 @@ def test_states_that_older_versions_wrote_are_read() -> None:
     # state.json as runs have it on disk: a renamed field would end every resumption.
     old = {"step": 9, "best_step": 6, "best_ndcg": 0.5, "stale_validations": 1}
     aligned = {"start_ndcg": 0.4, "start_distinct": 0.9, "made_of": "a-b"}
-    assert asdict(PretrainState(**old)) == old
+    since = {"is_unvalidated": False}
+    assert asdict(PretrainState(**old)) == {**old, **since}
     whole = {**old, **aligned, "has_collapsed": False}
-    assert asdict(AlignState(**whole)) == whole
+    assert asdict(AlignState(**whole)) == {**whole, **since}

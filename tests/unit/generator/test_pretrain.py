@@ -4,20 +4,22 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from folder_state import folder_state
 
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.config.arguments import parse_run
 from sgrec_torchrec.distributed import keeper
 from sgrec_torchrec.distributed.checkpoint import load_unsharded, read_extra
+from sgrec_torchrec.evaluation.generate import Ranker
 from sgrec_torchrec.files.tracking import MetricLine, Tracker, read_metrics
 from sgrec_torchrec.generator import pretrain as loop
 from sgrec_torchrec.generator.model import Generator
@@ -77,7 +79,31 @@ def sigterm_after(num_steps: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(loop._Window, "add", spy)
 
 
+def sigterm_in_validation(patch: pytest.MonkeyPatch) -> None:
+    """This process is told to end while it ranks the first batch of valid rows."""
+    search, searched = Ranker._search, []
+
+    def spy(ranker: Ranker, *rest: Any) -> Any:
+        assert not searched, "ranked on after the word to end"
+        searched.append(os.kill(os.getpid(), signal.SIGTERM))
+        return search(ranker, *rest)
+
+    patch.setattr(Ranker, "_search", spy)
+
+
+@pytest.mark.parametrize(
+    ("tell", "earliest", "latest"),
+    [
+        # What the pipeline had taken already is trained on.
+        (partial(sigterm_after, 31), 31, 34),
+        # The validation of step 26 comes first when it goes on.
+        (sigterm_in_validation, 26, 26),
+    ],
+)
 def test_sigterm_keeps_the_last_step_and_the_resumed_run_is_the_same_to_the_bit(
+    tell: Callable[[pytest.MonkeyPatch], None],
+    earliest: int,
+    latest: int,
     finished_run: Path,
     prepared_runs: Path,
     planted_log,
@@ -86,18 +112,17 @@ def test_sigterm_keeps_the_last_step_and_the_resumed_run_is_the_same_to_the_bit(
     capsys,
 ) -> None:
     argv = tiny_arguments(planted_log(), prepared_runs, name="told")
-    before = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
-        sigterm_after(31, patch)
+        tell(patch)
         with pytest.raises(SystemExit) as stopped:
             train_here(argv)
     assert stopped.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is handler
     run_dir = prepared_runs / "told"
     first, kept = step_names(run_dir / "checkpoints")
-    # What the pipeline had taken already is trained on.
     assert first == 20
-    assert 31 <= kept <= 34
+    assert earliest <= kept <= latest
     assert f"the state after step {kept} is kept" in capsys.readouterr().out
     train_here([*argv, "--resume"])
     lines = [read_metrics(run / "metrics.jsonl") for run in (finished_run, run_dir)]
@@ -344,33 +369,6 @@ def test_a_fresh_start_removes_what_an_older_run_left(counting) -> None:
     pretrain(made.trainee, None, resume=False)
     assert not made.trainee.checkpoints.exists()
     assert not made.trainee.best.exists()
-
-
-def test_weights_of_equal_settings_ship_until_the_run_that_begins_anew_has_its_own(
-    finished_run: Path,
-    planted_log,
-    tiny_arguments,
-    train_here,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    runs = tmp_path / "runs"
-    shutil.copytree(finished_run.parent, runs, symlinks=True)
-    best = runs / "tiny" / "best"
-    before = folder_state(best)
-    (best / "step-000000000900").mkdir()
-    argv = tiny_arguments(planted_log(), runs)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_run_segment", None)
-        with pytest.raises(TypeError):
-            train_here(argv)
-    left = folder_state(best)
-    assert {name: left[name] for name in before} == before
-    assert not (runs / "tiny" / "checkpoints").exists()
-    train_here(argv)
-    after = folder_state(best)
-    assert after.keys() == before.keys()
-    assert all(after[name] == before[name] for name in after if "distcp" in name)
 
 
 def test_nothing_trained_yet_is_said_so(counting) -> None:

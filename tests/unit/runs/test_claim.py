@@ -9,6 +9,7 @@ import pytest
 from folder_state import folder_state
 
 from sgrec_torchrec.config import RUNS, GraphConfig, RunConfig
+from sgrec_torchrec.generator import pretrain as loop
 from sgrec_torchrec.runs import prepare
 from sgrec_torchrec.runs.aside import set_aside_run
 from sgrec_torchrec.runs.claim import Claim
@@ -108,6 +109,26 @@ def test_a_model_of_other_settings_is_not_replaced(
     assert named in last
     assert "choose another --name, or give --overwrite, which moves " in last
     assert last.endswith("tiny to tiny.1 first")
+
+
+def test_weights_of_equal_settings_ship_until_the_run_that_begins_anew_has_its_own(
+    planted_log, tiny_arguments, train_here, runs: Path, monkeypatch
+) -> None:
+    best = runs / "tiny" / "best"
+    before = folder_state(best)
+    (best / "step-000000000900").mkdir()
+    argv = tiny_arguments(planted_log(), runs)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_run_segment", None)
+        with pytest.raises(TypeError):
+            train_here(argv)
+    left = folder_state(best)
+    assert {name: left[name] for name in before} == before
+    assert not (runs / "tiny" / "checkpoints").exists()
+    train_here(argv)
+    after = folder_state(best)
+    assert after.keys() == before.keys()
+    assert all(after[name] == before[name] for name in after if "distcp" in name)
 
 
 def test_overwrite_moves_the_old_run_which_stays_usable(
