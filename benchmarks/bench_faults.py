@@ -16,12 +16,18 @@ from functools import partial
 from pathlib import Path
 
 from faults.field import Field, make_field
+from faults.flips import flip_rows
+from faults.inputs import input_rows
 from faults.kills import kill_rows
 from faults.outcome import FaultRow, show, write_rows
 from faults.processes import serve_forks
 
 Group = Callable[[Field, float, int], Iterator[FaultRow]]
-GROUPS: dict[str, Group] = {"kills": kill_rows}
+GROUPS: dict[str, Group] = {
+    "kills": kill_rows,
+    "flips": flip_rows,
+    "inputs": input_rows,
+}
 
 
 def main() -> int:

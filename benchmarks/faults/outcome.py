@@ -1,18 +1,16 @@
 """A trial -> did it pass, and why not; a row of the table -> JSON."""
 
 import dataclasses
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.origin import describe_run
 
+TRIALS = "trials passed"
 SHOWN_FAILURES = 5
 
 
@@ -41,7 +39,7 @@ def run_trials(name: str, asked: int, trials: Iterable[str | None]) -> FaultRow:
     failures = [one for one in said if one is not None]
     return FaultRow(
         name=name,
-        unit="trials passed",
+        unit=TRIALS,
         ours=len(said) - len(failures),
         goal=len(said),
         trials=len(said),
@@ -71,17 +69,17 @@ def measured(
 
 def show(rows: Iterable[FaultRow]) -> Iterator[FaultRow]:
     """Print each row as it comes, with what failed below it."""
-    console = Console()
     for row in rows:
-        table = Table.grid(padding=(0, 2))
-        table.add_column(width=44)
-        word = Text("met", "green") if row.met else Text("MISSED", "bold red")
-        figures = f"{row.ours:.6g} of {row.goal:.6g} {row.unit}"
-        smaller = "" if row.trials >= row.asked else f"(asked: {row.asked:,})"
-        table.add_row(row.name, word, figures, f"{row.seconds:.0f} s", smaller)
-        console.print(table)
+        word = "met" if row.met else "MISSED"
+        if row.unit == TRIALS:
+            figures = f"{row.ours:.0f} of {row.trials} passed"
+        else:
+            figures = f"{row.ours:.4g} {row.unit} (goal {row.goal:g})"
+        smaller = "" if row.trials >= row.asked else f"  (asked: {row.asked:,})"
+        print(f"{row.name:<40} {word:<7} {figures:<32} {row.seconds:4.0f} s{smaller}")
         for failure in row.failures:
-            console.print(Text(f"    {failure}", "red"))
+            print(f"    {failure}")
+        sys.stdout.flush()
         yield row
 
 

@@ -1,0 +1,138 @@
+"""What comes in is wrong, or what goes out has no room: refused in one line."""
+
+import ctypes
+import math
+import os
+import random
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from faults.field import NAME, Field, align_words, remove
+from faults.outcome import FaultRow, run_trials
+from faults.processes import run, start_call
+
+NUM_PAIRS = 200
+BAD_REWARDS = (math.nan, math.inf, -math.inf, 1.5, -0.25, 1e30)
+CLONE_NEWNS = 0x00020000
+MS_REC_PRIVATE = 16384 | (1 << 18)
+
+
+def input_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
+    """The rows of this module, one after another."""
+    draw = random.Random(seed)
+    count = max(1, round(60 * share))
+    yield run_trials("bad rewards, missing, duplicates", 60, _pairs(field, count, draw))
+    count = max(1, round(20 * share))
+    yield run_trials("disk full", 20, _full_disks(field, count, draw))
+
+
+def _pairs(field: Field, count: int, draw: random.Random) -> Iterator[str | None]:
+    """One row of many is wrong: the file and the row are named, nothing is built."""
+    for trial in range(count):
+        folder = Path(tempfile.mkdtemp(dir=field.root))
+        row = draw.randrange(NUM_PAIRS)
+        users: list[str | None] = [f"u{n // 20}" for n in range(NUM_PAIRS)]
+        items: list[str | None] = [f"i{n % 20}" for n in range(NUM_PAIRS)]
+        rewards: list[float | None] = [draw.random() for _ in range(NUM_PAIRS)]
+        kind = ("reward", "no reward", "no user", "no item", "twice")[trial % 5]
+        if kind == "reward":
+            rewards[row] = BAD_REWARDS[(trial // 5) % len(BAD_REWARDS)]
+        elif kind == "no reward":
+            rewards[row] = None
+        elif kind == "no user":
+            users[row] = None
+        elif kind == "no item":
+            items[row] = None
+        else:
+            other = (row + draw.randrange(1, NUM_PAIRS)) % NUM_PAIRS
+            users[row], items[row] = users[other], items[other]
+        path = folder / "pairs.parquet"
+        columns = {"user_id": users, "item_id": items, "reward": rewards}
+        pq.write_table(pa.table(columns), path)
+        ended = run("table", "build", path, "--out", folder / "table")
+        left = sorted(one.name for one in folder.iterdir() if one != path)
+        if ended.fault:
+            yield f"{kind}: {ended.fault}"
+        elif ended.code != 2:
+            yield f"{kind}, row {row}: taken (code {ended.code})"
+        elif str(row) not in ended.last_line or path.name not in ended.last_line:
+            yield f"{kind}, row {row}: not named: {ended.last_line}"
+        else:
+            yield f"{kind}: left {left}" if left else None
+        remove(folder)
+
+
+def _full_disks(field: Field, count: int, draw: random.Random) -> Iterator[str | None]:
+    """A file system of its own, too small by a part of what the command writes."""
+    commands = {
+        "import": (
+            ["import", "table", "--path", str(field.root / "log.csv"), "--out", "log"],
+            field.log,
+        ),
+        "train": (field.train(Path("runs")), field.runs()),
+        "export": (
+            ["export", str(field.runs() / NAME), "--out", "package"],
+            field.package,
+        ),
+        "table": (
+            ["table", "build", str(field.root / "pairs.parquet"), "--out", "table"],
+            field.table,
+        ),
+        "post-train": ([*field.train(Path("runs")), *align_words()], field.runs()),
+    }
+    names = list(commands)
+    for trial in range(count):
+        name = names[trial % len(names)]
+        words, whole = commands[name]
+        needed = sum(p.stat().st_size for p in whole.rglob("*") if p.is_file())
+        beginning = str(field.runs()) if name == "post-train" else ""
+        room = int(draw.uniform(0.05, 0.95) * needed) + (needed if beginning else 0)
+        folder = Path(tempfile.mkdtemp(dir=field.root))
+        ended = start_call(_on_small_disk, words, str(folder), room, beginning).wait()
+        remove(folder)
+        what = f"{name}, {room:,} of {needed:,} bytes"
+        if ended.fault:
+            yield f"{what}: {ended.fault}"
+        elif "cannot mount" in ended.said:
+            yield f"{what}: not tried: {ended.last_line}"
+        elif ended.code != 2 or "space" not in ended.said:
+            yield f"{what}: code {ended.code}: {ended.last_line}"
+        elif "left: " in ended.said:
+            yield f"{what}: {ended.last_line}"
+        else:
+            yield None
+
+
+def _on_small_disk(
+    words: Sequence[str], folder: str, size: int, beginning: str
+) -> None:
+    """Mounts are this process's alone, and gone with it."""
+    import shutil
+    import sys
+
+    from sgrec_torchrec import cli
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    pages = str(max(1, size // 4096))
+    if (
+        libc.unshare(CLONE_NEWNS)
+        or libc.mount(None, b"/", None, MS_REC_PRIVATE, None)
+        or libc.mount(
+            b"none", folder.encode(), b"tmpfs", 0, f"nr_blocks={pages}".encode()
+        )
+    ):
+        sys.exit(f"cannot mount: {os.strerror(ctypes.get_errno())}; needs root")
+    os.chdir(folder)
+    if beginning:
+        shutil.copytree(beginning, "runs", symlinks=True)
+    sys.argv = ["sgrec", *words]
+    try:
+        cli.main()
+    finally:
+        left = sorted(str(one) for one in Path().rglob("*.tmp"))
+        if left:
+            print(f"left: {left}", file=sys.stderr)

@@ -1,0 +1,61 @@
+"""What reads a folder, and its answer as text: the same files give the same text."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from faults.damage import command
+from faults.field import NUM_ITEMS, NUM_USERS, figures
+from sgrec_torchrec.reward_table import RewardTable
+
+
+def recommend(run_dir: Path) -> str:
+    """A user's list."""
+    return command("recommend", run_dir, "--user", "u3", "--k", "10")
+
+
+def recommend_of_package(package: Path) -> str:
+    """A history's list."""
+    return command("recommend", package, "--item", "i3", "--item", "i24", "--k", "10")
+
+
+def evaluate(run_dir: Path) -> str:
+    """All figures, ranked again."""
+    command("evaluate", run_dir)
+    return json.dumps(figures(run_dir))
+
+
+def resume(run_dir: Path) -> str:
+    """What goes on with a run that is done: everything is read and compared."""
+    command("train", "--config", run_dir / "config.json", "--resume")
+    return json.dumps(figures(run_dir))
+
+
+def export(run_dir: Path, out: Path) -> str:
+    """The manifest of a package, which holds the sums of its files."""
+    command("export", run_dir, "--out", out)
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    return " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+
+
+def verified_table(folder: Path) -> str:
+    """All pairs, as training opens a table."""
+    return _lookups(folder, verify=True)
+
+
+def table(folder: Path) -> str:
+    """All pairs, as a table is opened elsewhere; its rows are not read before."""
+    _lookups(folder, verify=False)
+    return "answered"
+
+
+def _lookups(folder: Path, *, verify: bool) -> str:
+    users = np.repeat([f"u{user}" for user in range(NUM_USERS)], NUM_ITEMS)
+    items = np.tile([f"i{item}" for item in range(NUM_ITEMS)], NUM_USERS)
+    opened = RewardTable.open(folder)
+    if verify:
+        opened.verify()
+    rewards, found = opened.lookup(users, items)
+    return hashlib.sha256(rewards[found].tobytes() + found.tobytes()).hexdigest()
