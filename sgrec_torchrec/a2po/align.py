@@ -11,6 +11,7 @@ that may be the pretrained model itself.
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sgrec_torchrec.a2po.advantage import FUSIONS, AdvantageStats, Rewards
-from sgrec_torchrec.a2po.aligner import Aligner, AlignState, is_current
+from sgrec_torchrec.a2po.aligner import Aligner, AlignState, is_made_of
 from sgrec_torchrec.a2po.figures import (
     StepFigures,
     combined,
@@ -41,7 +42,7 @@ from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.distributed.schedule import warmup_cosine
 from sgrec_torchrec.distributed.termination import Termination, ToldError
 from sgrec_torchrec.files.atomic import set_aside
-from sgrec_torchrec.files.run_folder import BEST, CHECKPOINTS
+from sgrec_torchrec.files.run_folder import BEST
 from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.hashing import ROLLOUT, hash64
 from sgrec_torchrec.logs.stream import EvalBatch, eval_batch
@@ -150,8 +151,10 @@ def _begin(
     resume: bool,
 ) -> AlignState:
     """The newest checkpoint's state, or that of the pretrained model, which is best."""
-    if resume and is_current(aligner, CHECKPOINTS):
-        return aligner.keeper.load(aligner.keeper.newest)
+    keeper = aligner.keeper
+    found = keeper.go_on(partial(is_made_of, aligner.made_of)) if resume else None
+    if found is not None:
+        return found
     state = AlignState(made_of=aligner.made_of)
     if validate:
         ndcg = validate() if start_ndcg is None else start_ndcg
@@ -159,18 +162,23 @@ def _begin(
     # Last, so that what went before ships until this does.
     if is_main_rank():
         _make_room(aligner, resume=resume)
-    aligner.keeper.ship(state)
+        keeper.begin()
+    keeper.ship(state)
     return state
 
 
 def _make_room(aligner: Aligner, *, resume: bool) -> None:
     """Who goes on did not ask for the end of what other rewards have made."""
-    newest, best = (
-        latest_checkpoint(aligner.folder / name) for name in (CHECKPOINTS, BEST)
+    best = latest_checkpoint(aligner.folder / BEST) if resume else None
+    # What a killed call began with, or made before it kept a state, is made again.
+    is_begun = best is not None and (
+        is_made_of(aligner.made_of, best)
+        or (
+            latest_checkpoint(aligner.keeper.newest) is None
+            and not read_extra(best)["step"]
+        )
     )
-    # Alone and of step 0: what a killed call began with.
-    is_begun = newest is None and best is not None and not read_extra(best)["step"]
-    if resume and best is not None and not is_begun:
+    if best is not None and not is_begun:
         place = set_aside(aligner.folder)
         print(f"{aligner.folder}, of other weights or tables, is now {place}")
     shutil.rmtree(aligner.folder, ignore_errors=True)

@@ -1,6 +1,7 @@
 """What post-training trains: policy, reference, prompts, rewards, and their files."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from sgrec_torchrec.distributed.checkpoint import (
     latest_checkpoint,
     read_extra,
 )
-from sgrec_torchrec.distributed.keeper import Keeper, LoopState
+from sgrec_torchrec.distributed.keeper import Keeper, LoopState, resumable
 from sgrec_torchrec.distributed.launch import Ranks
 from sgrec_torchrec.distributed.main_rank import is_first_of_host, is_main_rank
 from sgrec_torchrec.distributed.optimizer import build_optimizer
@@ -156,16 +157,20 @@ def check_aligned(config: RunConfig, *, use: str, keeps: bool) -> None:
     if not config.align.num_steps or not is_main_rank():
         return
     folder = config.run_dir / ALIGNED
-    newest, best = (latest_checkpoint(folder / name) for name in (CHECKPOINTS, BEST))
-    checkpoint = newest if use == "go on" else best
+    now = made_of(config.run_dir / BEST, config.align)
+    if use == "go on":
+        is_ours = partial(is_made_of, now)
+        newest = resumable(folder / CHECKPOINTS, folder / BEST, is_ours)
+        if newest is not None:
+            check_config(newest, config.to_json(), FREE)
+        return
+    checkpoint = latest_checkpoint(folder / BEST) if use == "read" or keeps else None
     if checkpoint is None:
         if use == "read":
             raise FileNotFoundError(_nothing_made(folder))
         return
     saved = str(read_extra(checkpoint).get("made_of"))
-    is_same = saved == made_of(config.run_dir / BEST, config.align)
-    if use == "go on" and is_same:
-        check_config(checkpoint, config.to_json(), FREE)
+    is_same = saved == now
     if use == "read" and not is_same:
         raise FileNotFoundError(_nothing_made(folder))
     # Whose pretraining began anew, and was killed, has other weights of equal settings.
@@ -297,10 +302,15 @@ def _rewards(settings: AlignConfig) -> list[str]:
     return parts
 
 
+def is_made_of(weights_and_tables: str, checkpoint: Path) -> bool:
+    """Was a checkpoint post-trained with what ``made_of`` names? No communication."""
+    return bool(read_extra(checkpoint).get("made_of") == weights_and_tables)
+
+
 def is_current(aligner: Aligner, name: str) -> bool:
     """Is there a checkpoint, and of the same weights and table? No communication."""
     newest = latest_checkpoint(aligner.folder / name)
-    return newest is not None and read_extra(newest).get("made_of") == aligner.made_of
+    return newest is not None and is_made_of(aligner.made_of, newest)
 
 
 def restore_aligned(aligner: Aligner) -> AlignState:

@@ -10,7 +10,7 @@ import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,21 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from sgrec_torchrec.config import JUDGE_STAGES
 from sgrec_torchrec.distributed.checkpoint_files import (
-    FOLDER_NAME,
     SafeReader,
+    check_fit,
+    checkpoint_folders,
     hash_folder,
-    is_complete,
     open_reader,
     read_manifest,
     verify_sums,
+    why_not_whole,
     write_manifest,
 )
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.run_folder import CONFIG, STATE
 
+MEND = "restore it from a copy, or start afresh under another --name or by --overwrite"
 FREE_FIELDS = (
     "name",
     "out_dir",
@@ -112,10 +114,31 @@ def save_checkpoint(
     return final
 
 
-def latest_checkpoint(folder_root: Path) -> Path | None:
-    """The complete checkpoint of the highest step, or None. No communication."""
-    complete = (path for path in _folders(folder_root) if is_complete(path))
-    return next(complete, None)
+def latest_checkpoint(folder_root: Path, below: Path | None = None) -> Path | None:
+    """The checkpoint of the highest step that can be read; None where there is none.
+
+    A damaged one is passed over for the next older one. No communication; shards are
+    not hashed before ``load_checkpoint``.
+
+    Args:
+        below: only those of lower steps than this one.
+
+    Raises:
+        ValueError: where there are some and none can be read, or where the newest
+            is of another format version. Damage is never a fresh start.
+    """
+    why = None
+    for path in checkpoint_folders(folder_root):
+        if below is None or path.name < below.name:
+            wrong = why_not_whole(path)
+            if wrong is None:
+                return path
+            why = why or wrong
+    if why is None:
+        return None
+    raise ValueError(
+        f"{folder_root} holds no checkpoint that can be read ({why}): {MEND}"
+    )
 
 
 def load_checkpoint(
@@ -153,7 +176,7 @@ def load_checkpoint(
         if key.startswith("extra."):
             held = torch.empty(entry.size, dtype=entry.properties.dtype)
             tensors[key] = extra[key.removeprefix("extra.")] = held
-    _check_fit(path, tensors, reader, whole=True)
+    check_fit(path, tensors, reader, whole=True)
     optimizer_state = optimizer.state_dict()
     _read_tensors(path, tensors, reader, alone=False)
     dmp.load_state_dict(model_state)
@@ -177,7 +200,7 @@ def load_unsharded(path: Path, module: nn.Module) -> None:
     on_meta = [key for key, value in tensors.items() if value.is_meta]
     if on_meta:
         raise ValueError(f"{on_meta[0]} is on the meta device: call to_empty() first")
-    _check_fit(path, tensors, reader, whole=False)
+    check_fit(path, tensors, reader, whole=False)
     _read_tensors(path, tensors, reader, alone=True)
 
 
@@ -257,7 +280,9 @@ def read_extra(path: Path) -> dict[str, Any]:
         FileNotFoundError: where there is no checkpoint.
         ValueError: where it is damaged.
     """
-    verify_sums(path, read_manifest(path), together=False)
+    manifest = read_manifest(path)
+    sums = {STATE: manifest.sha256.get(STATE, "")}
+    verify_sums(path, replace(manifest, sha256=sums), together=False)
     return _read_json(path / STATE)
 
 
@@ -316,39 +341,6 @@ def _cause(error: CheckpointException) -> str:
     return f"rank {rank}: {type(first).__name__}: {first}"
 
 
-def _check_fit(
-    path: Path, tensors: Mapping[str, Any], reader: SafeReader, *, whole: bool
-) -> None:
-    """Names and shapes must agree; ``whole``: nothing saved is left over."""
-    saved = reader.tensors
-    for key, value in tensors.items():
-        if key not in saved:
-            raise ValueError(
-                f"{path} has no {key}: it is a checkpoint of another model"
-            )
-        was, now = tuple(saved[key].size), _shape(value)
-        if was != now:
-            raise ValueError(
-                f"{path}: {key} has shape {was} in the checkpoint and {now} in this "
-                "model"
-            )
-    unread = sorted(
-        key for key in set(saved) - set(tensors) if whole or key.startswith("model.")
-    )
-    if unread:
-        raise ValueError(
-            f"{path} holds {unread[0]}, which this model lacks: it is a checkpoint of "
-            "another model"
-        )
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    """Of the whole tensor, where ``value`` is a ShardedTensor."""
-    if hasattr(value, "local_shards"):
-        return tuple(value.metadata().size)
-    return tuple(value.shape)
-
-
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
@@ -378,19 +370,11 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def _prune(newest: Path, keep: int) -> None:
-    found = _folders(newest.parent)
+    found = checkpoint_folders(newest.parent)
     kept = [path for path in found if path.name <= newest.name][: max(1, keep)]
     for path in found:
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _folders(folder_root: Path) -> list[Path]:
-    """Checkpoint folders under their final names, newest step first."""
-    if not folder_root.is_dir():
-        return []
-    named = [path for path in folder_root.iterdir() if FOLDER_NAME.fullmatch(path.name)]
-    return sorted(named, key=lambda path: path.name, reverse=True)
 
 
 def _barrier() -> None:

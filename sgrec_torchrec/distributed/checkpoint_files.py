@@ -7,6 +7,7 @@ that cannot run code from the folder.
 import pathlib
 import pickle
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ from sgrec_torchrec.distributed.launch import all_gather_rows
 from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.files.origin import origin
 from sgrec_torchrec.files.run_folder import MANIFEST
-from sgrec_torchrec.files.sealed_json import read_sealed, write_sealed
+from sgrec_torchrec.files.sealed_json import DamagedError, read_sealed, write_sealed
 
 FORMAT_VERSION = 2
 METADATA = ".metadata"
 MAX_NAME_BYTES = 96
 DIGEST_BYTES = 32
 FOLDER_NAME = re.compile(r"step-(\d{12})")
+SHARD = re.compile(r"__(\d+)_")
 
 ALLOWED_GLOBALS: dict[tuple[str, str], Any] = {
     ("torch", "Size"): torch.Size,
@@ -147,7 +149,9 @@ def read_manifest(folder: Path) -> Manifest:
     manifest = Manifest(step=value["step"], sha256=value["sha256"])
     inside = [name for name in manifest.sha256 if Path(name).name == name]
     if len(inside) != len(manifest.sha256) or METADATA not in inside:
-        raise ValueError(f"{path} is damaged: it must name {METADATA} and plain files")
+        raise DamagedError(
+            f"{path} is damaged: it must name {METADATA} and plain files"
+        )
     return manifest
 
 
@@ -173,10 +177,9 @@ def hash_folder(folder: Path) -> dict[str, str]:
         FileNotFoundError: on the main rank, where it cannot see another rank's file.
     """
     rank, world_size = _place()
-    prefix = re.compile(r"__(\d+)_")
     mine = []
     for path in sorted(folder.iterdir()):
-        match = prefix.match(path.name)
+        match = SHARD.match(path.name)
         owner = int(match.group(1)) if match else 0
         if owner % world_size == rank:
             mine.append(path)
@@ -223,16 +226,71 @@ def verify_sums(folder: Path, manifest: Manifest, *, together: bool) -> None:
         return
     path = folder / names[first_bad]
     state = "differs from its sha256" if path.is_file() else "is missing"
-    raise ValueError(f"{path} {state}: the checkpoint is damaged, use an older one")
+    raise DamagedError(f"{path} {state}: the checkpoint is damaged, use an older one")
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether a manifest is there and every file that it names."""
+def checkpoint_folders(folder_root: Path) -> list[Path]:
+    """Checkpoints under their final names, whole or not, newest step first."""
+    if not folder_root.is_dir():
+        return []
+    named = [path for path in folder_root.iterdir() if FOLDER_NAME.fullmatch(path.name)]
+    return sorted(named, key=lambda path: path.name, reverse=True)
+
+
+def why_not_whole(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None where all but its shards is whole.
+
+    Shards, which may be large, must be there; they are hashed when they are loaded.
+
+    Raises:
+        OtherVersionError: for one of another format version, which is no damage.
+    """
     try:
-        manifest = read_manifest(folder)
-    except (ValueError, FileNotFoundError):
-        return False
-    return all((folder / name).is_file() for name in manifest.sha256)
+        sha256 = read_manifest(folder).sha256
+        small = {name: sha256[name] for name in sha256 if not SHARD.match(name)}
+        verify_sums(folder, Manifest(step=0, sha256=small), together=False)
+    except (DamagedError, FileNotFoundError) as error:
+        return str(error)
+    absent = [name for name in sha256 if not (folder / name).is_file()]
+    return f"{folder / absent[0]} is missing" if absent else None
+
+
+def check_fit(
+    path: Path, tensors: Mapping[str, Any], reader: SafeReader, *, whole: bool
+) -> None:
+    """Raise ValueError where names and shapes of a model and a checkpoint differ.
+
+    Args:
+        tensors: of the model.
+        whole: nothing saved may be left over.
+    """
+    saved = reader.tensors
+    for key, value in tensors.items():
+        if key not in saved:
+            raise ValueError(
+                f"{path} has no {key}: it is a checkpoint of another model"
+            )
+        was, now = tuple(saved[key].size), _shape(value)
+        if was != now:
+            raise ValueError(
+                f"{path}: {key} has shape {was} in the checkpoint and {now} in this "
+                "model"
+            )
+    unread = sorted(
+        key for key in set(saved) - set(tensors) if whole or key.startswith("model.")
+    )
+    if unread:
+        raise ValueError(
+            f"{path} holds {unread[0]}, which this model lacks: it is a checkpoint of "
+            "another model"
+        )
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Of the whole tensor, where ``value`` is a ShardedTensor."""
+    if hasattr(value, "local_shards"):
+        return tuple(value.metadata().size)
+    return tuple(value.shape)
 
 
 def _tensor_entries(

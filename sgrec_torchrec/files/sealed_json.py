@@ -18,6 +18,16 @@ CHECKSUM = "checksum"
 VERSION = "format_version"
 RESULTS_FORMAT, CANDIDATES_FORMAT = 1, 2
 """Of files that one stage writes, and another reads that may not import it."""
+
+
+class DamagedError(ValueError):
+    """A file is not as it was written: another copy of it may be."""
+
+
+class OtherVersionError(ValueError):
+    """A whole file of a format version that this program does not read."""
+
+
 Fields = Mapping[str, type | tuple[type, ...]]
 
 
@@ -50,7 +60,7 @@ def read_sealed(
 
     Raises:
         FileNotFoundError: where there is no such file.
-        ValueError: naming the file that is damaged, or of another format version.
+        DamagedError, OtherVersionError: naming the file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {mend}")
@@ -65,7 +75,7 @@ def parse_sealed(
     """``read_sealed`` of bytes that were read from ``path``.
 
     Raises:
-        ValueError: as ``read_sealed``.
+        DamagedError, OtherVersionError: as ``read_sealed``.
     """
     content, seal = _opened(path, text, mend)
     version = content.get(VERSION, 0)
@@ -77,7 +87,7 @@ def parse_sealed(
             raise ValueError(f"its checksum does not fit{told}")
         version = version if is_older else content[VERSION]
     if version != format_version and not is_older:
-        raise ValueError(f"{path}: {other}: {mend}")
+        raise OtherVersionError(f"{path}: {other}: {mend}")
     with naming(path, mend):
         if seal is None and not is_older:
             raise ValueError("its checksum is gone")
@@ -107,18 +117,18 @@ def naming(path: Path, mend: str) -> Iterator[None]:
     """What a file's content lacks, or has of a wrong type, as one line.
 
     Raises:
-        ValueError: naming the file and the mend.
+        DamagedError: naming the file and the mend.
     """
     try:
         yield
     except KeyError as error:
-        raise ValueError(f"{path} is damaged (it has no {error}): {mend}") from error
+        raise DamagedError(f"{path} is damaged (it has no {error}): {mend}") from error
     except (
         *(ValueError, TypeError, AttributeError),
         *(LookupError, OverflowError, RecursionError),
     ) as error:
         why = " ".join(str(error).split())
-        raise ValueError(f"{path} is damaged ({why}): {mend}") from error
+        raise DamagedError(f"{path} is damaged ({why}): {mend}") from error
 
 
 def _opened(path: Path, text: bytes, mend: str) -> tuple[dict[str, Any], object]:

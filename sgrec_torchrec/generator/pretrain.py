@@ -107,11 +107,10 @@ def pretrain(
 def _begin(
     trainee: Trainee, keeper: Keeper[PretrainState], *, resume: bool
 ) -> PretrainState:
-    state = PretrainState()
-    if resume and latest_checkpoint(keeper.newest):
-        state = keeper.load(keeper.newest)
-    if state.step == 0:
-        _forget_older_run(trainee)
+    state = (keeper.go_on() if resume else None) or PretrainState()
+    if state.step == 0 and is_main_rank():
+        keeper.begin()
+        _forget_other_weights(trainee)
     return state
 
 
@@ -125,12 +124,12 @@ def restore_best(trainee: Trainee) -> PretrainState:
     return keeper.load(keeper.best)
 
 
-def _forget_older_run(trainee: Trainee) -> None:
-    """Its states; weights of equal settings ship until this run has its own."""
-    if not is_main_rank():
-        return
-    shutil.rmtree(trainee.checkpoints, ignore_errors=True)
-    best = latest_checkpoint(trainee.best)
+def _forget_other_weights(trainee: Trainee) -> None:
+    """Those of equal settings ship until this run has its own."""
+    try:
+        best = latest_checkpoint(trainee.best)
+    except ValueError:
+        best = None  # Damaged, and this run was told to replace it.
     config_json = trainee.config.to_json()
     if best is None or other_setting(best, config_json, FREE_FIELDS) is not None:
         shutil.rmtree(trainee.best, ignore_errors=True)

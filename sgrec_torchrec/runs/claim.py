@@ -17,6 +17,7 @@ from sgrec_torchrec.distributed.checkpoint import (
     latest_checkpoint,
     other_setting,
 )
+from sgrec_torchrec.distributed.keeper import resumable
 from sgrec_torchrec.files.atomic import check_writable, next_aside
 from sgrec_torchrec.files.run_folder import (
     ALIGNED,
@@ -112,9 +113,9 @@ class Claim:
         """What the call would read, or replace."""
         if self.use == "begin" and not self.keeps:
             return None
-        kept = latest_checkpoint(config.run_dir / CHECKPOINTS)
         if self.use == "go on":
-            return kept
+            return resumable(config.run_dir / CHECKPOINTS, config.run_dir / BEST)
+        kept = latest_checkpoint(config.run_dir / CHECKPOINTS)
         best = latest_checkpoint(config.run_dir / BEST)
         return best or kept if self.use == "begin" else best
 

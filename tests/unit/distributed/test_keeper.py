@@ -1,5 +1,6 @@
 """Which state ships, which one is gone on from, and what a checkpoint says of it."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,11 @@ import pytest
 from sgrec_torchrec.a2po.aligner import AlignState
 from sgrec_torchrec.config import RUNS
 from sgrec_torchrec.distributed import keeper as module
-from sgrec_torchrec.distributed.keeper import Keeper
+from sgrec_torchrec.distributed.checkpoint import latest_checkpoint
+from sgrec_torchrec.distributed.checkpoint_files import write_manifest
+from sgrec_torchrec.distributed.keeper import Keeper, resumable
+from sgrec_torchrec.files.atomic import sha256_file
+from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.generator.pretrain import PretrainState
 
 Saved = list[tuple[str, int, dict[str, Any], int]]
@@ -98,3 +103,58 @@ def test_states_that_older_versions_wrote_are_read() -> None:
     assert asdict(PretrainState(**old)) == {**old, **since}
     whole = {**old, **aligned, "has_collapsed": False}
     assert asdict(AlignState(**whole)) == {**whole, **since}
+
+
+def whole_folder(folder: Path, step: int) -> Path:
+    """A checkpoint whose manifest fits; it holds no weights."""
+    path = folder / f"step-{step:012d}"
+    path.mkdir(parents=True)
+    (path / ".metadata").write_text("none")
+    write_manifest(path, step, {".metadata": sha256_file(path / ".metadata")})
+    return path
+
+
+def test_a_run_goes_on_from_its_newest_whole_checkpoint(tmp_path: Path) -> None:
+    newest, best = tmp_path / "checkpoints", tmp_path / "best"
+    assert resumable(newest, best) is None
+    older, newer = (whole_folder(newest, step) for step in (2, 4))
+    assert resumable(newest, best) == newer
+    assert resumable(newest, best, lambda _: False) is None
+    (newer / ".metadata").write_text("other")
+    assert resumable(newest, best) == older
+    (older / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"no checkpoint that can be read .*0004/.met"):
+        resumable(newest, best)
+
+
+def test_weights_without_states_are_no_fresh_start_unless_the_run_has_just_begun(
+    saved: Saved, tmp_path: Path
+) -> None:
+    keeper = keeper_in(tmp_path)
+    shipped = whole_folder(keeper.best, 3)
+    with pytest.raises(ValueError, match=rf"to go on from, but {shipped} is there"):
+        keeper.go_on()
+    assert keeper.go_on(lambda _: False) is None
+    keeper.begin()
+    assert keeper.go_on() is None
+    keeper.keep(PretrainState(step=7))
+    with pytest.raises(ValueError, match="to go on from"):
+        keeper.go_on()
+
+
+def test_weights_that_cannot_be_read_are_told_before_training_goes_on(
+    tmp_path: Path,
+) -> None:
+    keeper = keeper_in(tmp_path)
+    whole_folder(keeper.newest, 3)
+    (whole_folder(keeper.best, 3) / ".metadata").unlink()
+    with pytest.raises(ValueError, match=r"best holds no checkpoint that can be read"):
+        keeper.go_on()
+
+
+def test_another_format_version_is_no_damage(tmp_path: Path) -> None:
+    whole_folder(tmp_path, 2)
+    newer = whole_folder(tmp_path, 4) / "manifest.json"
+    write_sealed(newer, json.loads(newer.read_text()) | {"format_version": 3})
+    with pytest.raises(ValueError, match=r"0004/manifest.json: format_version 3, this"):
+        latest_checkpoint(tmp_path)

@@ -1,6 +1,7 @@
 """A call that is refused leaves the run's folder as it was, to the byte."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from folder_state import folder_state
 
 from sgrec_torchrec.config import RUNS, GraphConfig, RunConfig
+from sgrec_torchrec.distributed.checkpoint_files import read_manifest
+from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.generator import pretrain as loop
 from sgrec_torchrec.runs import prepare
 from sgrec_torchrec.runs.aside import set_aside_run
@@ -43,6 +46,12 @@ def refused(
         return capsys.readouterr().err.splitlines()[-1]
 
     return call
+
+
+def flip(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -84,13 +93,53 @@ def test_resume_on_another_log_of_the_same_name_is_refused(
     assert f"or give --overwrite, which moves {runs / 'tiny'} to tiny.1" in last
 
 
-def test_a_checkpoint_whose_settings_are_damaged_is_named(
+def test_checkpoints_whose_settings_are_damaged_are_named(
     refused: Refused, runs: Path
 ) -> None:
-    newest = max((runs / "tiny" / "checkpoints").iterdir())
-    (newest / "config.json").write_text("{")
+    folder = runs / "tiny" / "checkpoints"
+    for checkpoint in folder.iterdir():
+        (checkpoint / "config.json").write_text("{")
     last = refused(options=("--resume",))
-    assert f"{newest / 'config.json'} is damaged" in last
+    assert f"{folder} holds no checkpoint that can be read" in last
+    assert f"{max(folder.iterdir()) / 'config.json'} differs from its sha256" in last
+
+
+@pytest.mark.parametrize("harmed", ["gone", "emptied", "a bit in every manifest"])
+def test_damage_is_no_fresh_start(refused: Refused, runs: Path, harmed: str) -> None:
+    folder = runs / "tiny" / "checkpoints"
+    if harmed == "gone":
+        shutil.rmtree(folder)
+    for checkpoint in folder.glob("step-*"):
+        if harmed == "emptied":
+            shutil.rmtree(checkpoint)
+        else:
+            flip(checkpoint / "manifest.json", 40)
+    last = refused(options=("--resume",))
+    assert f"{folder} holds no checkpoint " in last
+    assert "restore it from a copy, or start afresh under another --name" in last
+
+
+def test_a_newer_format_is_refused_by_name(refused: Refused, runs: Path) -> None:
+    newest = max((runs / "tiny" / "checkpoints").iterdir()) / "manifest.json"
+    write_sealed(newest, json.loads(newest.read_text()) | {"format_version": 3})
+    last = refused(options=("--resume",))
+    assert f"{newest}: format_version 3, this program reads 2" in last
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    planted_log, tiny_arguments, train_here, finished_run: Path, runs: Path, caplog
+) -> None:
+    older, newest = sorted((runs / "tiny" / "checkpoints").iterdir())[-2:]
+    flip(newest / "__0_0.distcp", 999)
+    train_here([*tiny_arguments(planted_log(), runs), "--resume"])
+    assert f"{newest / '__0_0.distcp'} differs from its sha256" in caplog.text
+    assert f"{older} is read in its place" in caplog.text
+    # It went the way again, to the same weights.
+    again = max((runs / "tiny" / "checkpoints").iterdir())
+    whole = max((finished_run / "checkpoints").iterdir())
+    sums = [read_manifest(one).sha256["__0_0.distcp"] for one in (again, whole)]
+    assert again.name == whole.name == newest.name
+    assert sums[0] == sums[1]
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ KINDS: list[tuple[str, Callable[[Path], Any]]] = [
     ("tokens/tokens.parquet", lambda run: load_tokens(run / "tokens")),
     ("config.json", lambda run: RunConfig.read(run / "config.json")),
     ("evaluation/results.json", served),
+    ("best/*/manifest.json", served),
     ("best/*/.metadata", served),
     ("best/*/__0_0.distcp", served),
     ("best/*/config.json", served),

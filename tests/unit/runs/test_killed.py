@@ -20,6 +20,7 @@ from folder_state import folder_state
 
 from sgrec_torchrec import cli
 from sgrec_torchrec.files.atomic import sha256_file
+from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.reward_table import RewardTable
 from sgrec_torchrec.serving import Recommender
 
@@ -65,11 +66,11 @@ def whole_runs(
         manifest = json.loads(path.read_text())
         sum_now = sha256_file(path.with_name("config.json"))
         manifest["sha256"]["config.json"] = sum_now
-        path.write_text(json.dumps(manifest))
+        write_sealed(path, manifest)
     path = runs / "tiny" / "config.json"
     config = json.loads(path.read_text())
     config["evaluation"] |= {"max_rows": 60, "max_valid_rows": 40}
-    path.write_text(json.dumps(config))
+    write_sealed(path, config)
     # Who appends to the run's own ends what was post-trained with it.
     shutil.copytree(runs / "tiny" / "reward_table", runs / "tiny" / "grown")
     some = pq.read_table(runs / "tiny" / "candidates" / "candidates.parquet")[:6]
