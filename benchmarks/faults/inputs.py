@@ -17,6 +17,7 @@ from faults.processes import run, start_call
 
 NUM_PAIRS = 200
 BAD_REWARDS = (math.nan, math.inf, -math.inf, 1.5, -0.25, 1e30)
+PAGE = 4096
 CLONE_NEWNS = 0x00020000
 MS_REC_PRIVATE = 16384 | (1 << 18)
 
@@ -82,15 +83,20 @@ def _full_disks(field: Field, count: int, draw: random.Random) -> Iterator[str |
             ["table", "build", str(field.root / "pairs.parquet"), "--out", "table"],
             field.table,
         ),
-        "post-train": ([*field.train(Path("runs")), *align_words()], field.runs()),
+        "post-train": (
+            [*field.train(Path("runs")), *align_words()],
+            field.root / "aligned",
+        ),
     }
     names = list(commands)
     for trial in range(count):
         name = names[trial % len(names)]
         words, whole = commands[name]
-        needed = sum(p.stat().st_size for p in whole.rglob("*") if p.is_file())
+        needed, there = _bytes_on_disk(whole), 0
         beginning = str(field.runs()) if name == "post-train" else ""
-        room = int(draw.uniform(0.05, 0.95) * needed) + (needed if beginning else 0)
+        if beginning:
+            there = _bytes_on_disk(field.runs())
+        room = there + int(draw.uniform(0.05, 0.95) * (needed - there))
         folder = Path(tempfile.mkdtemp(dir=field.root))
         ended = start_call(_on_small_disk, words, str(folder), room, beginning).wait()
         remove(folder)
@@ -107,6 +113,12 @@ def _full_disks(field: Field, count: int, draw: random.Random) -> Iterator[str |
             yield None
 
 
+def _bytes_on_disk(folder: Path) -> int:
+    """In whole pages, as tmpfs counts: one for a folder, too."""
+    sizes = [max(1, p.lstat().st_size) for p in folder.rglob("*")]
+    return sum(-(-size // PAGE) * PAGE for size in sizes)
+
+
 def _on_small_disk(
     words: Sequence[str], folder: str, size: int, beginning: str
 ) -> None:
@@ -117,7 +129,7 @@ def _on_small_disk(
     from sgrec_torchrec import cli
 
     libc = ctypes.CDLL(None, use_errno=True)
-    pages = str(max(1, size // 4096))
+    pages = str(max(1, size // PAGE))
     if (
         libc.unshare(CLONE_NEWNS)
         or libc.mount(None, b"/", None, MS_REC_PRIVATE, None)

@@ -37,16 +37,13 @@ from sgrec_torchrec.distributed.checkpoint_files import (
     write_manifest,
 )
 from sgrec_torchrec.distributed.main_rank import is_main_rank
-from sgrec_torchrec.files.atomic import write_json
+from sgrec_torchrec.files.atomic import gone_on_error, write_json
+from sgrec_torchrec.files.full_disk import failed_write, naming_a_full_disk
 from sgrec_torchrec.files.run_folder import CONFIG, STATE
 
 MEND = "restore it from a copy, or start afresh under another --name or by --overwrite"
 FREE_FIELDS = (
-    "name",
-    "out_dir",
-    "align",
-    "evaluation",
-    "evidence",
+    *("name", "out_dir", "align", "evaluation", "evidence"),
     *JUDGE_STAGES,
     "pretrain.valid_every_epochs",
     "pretrain.checkpoint_every_steps",
@@ -81,35 +78,37 @@ def save_checkpoint(
         The folder.
 
     Raises:
-        OSError: where the folder cannot be written.
+        OSError: where the folder cannot be written; what was written of it goes.
     """
     final = folder_root / f"step-{step:012d}"
     temporary = folder_root / f".{final.name}.tmp"
-    if is_main_rank():
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    _barrier()
-    tensors = _training_tensors(dmp, optimizer)
-    plain = {}
-    for name, value in extra.items():
-        if isinstance(value, Tensor):
-            tensors[f"extra.{name}"] = value
-        else:
-            plain[name] = value
-    try:
-        with _without_known_advice():
-            save(tensors, storage_writer=FileSystemWriter(temporary))
-    except CheckpointException as error:
-        raise OSError(f"cannot write checkpoint {final}: {_cause(error)}") from error
-    if is_main_rank():
-        write_json(temporary / CONFIG, json.loads(config_json))
-        write_json(temporary / STATE, plain)
-    _barrier()
-    sha256 = hash_folder(temporary)
-    if is_main_rank():
-        write_manifest(temporary, step, sha256)
-        _publish(temporary, final)
-        _prune(final, keep)
+    with naming_a_full_disk(final), gone_on_error(temporary):
+        if is_main_rank():
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        _barrier()
+        tensors = _training_tensors(dmp, optimizer)
+        plain = {}
+        for name, value in extra.items():
+            if isinstance(value, Tensor):
+                tensors[f"extra.{name}"] = value
+            else:
+                plain[name] = value
+        try:
+            with _without_known_advice():
+                save(tensors, storage_writer=FileSystemWriter(temporary))
+        except CheckpointException as error:
+            said = f"cannot write checkpoint {final}: {_cause(error)}"
+            raise failed_write(final, error, said) from error
+        if is_main_rank():
+            write_json(temporary / CONFIG, json.loads(config_json))
+            write_json(temporary / STATE, plain)
+        _barrier()
+        sha256 = hash_folder(temporary)
+        if is_main_rank():
+            write_manifest(temporary, step, sha256)
+            _publish(temporary, final)
+            _prune(final, keep)
     _barrier()
     return final
 

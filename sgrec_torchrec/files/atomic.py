@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sgrec_torchrec.files.full_disk import naming_a_full_disk
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -17,22 +19,30 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: naming the folder, where it cannot be made or written.
+        NoSpaceError: where what is written finds the disk full.
     """
     temporary = _temporary_beside(path)
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with naming_a_full_disk(path):
+            yield temporary
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder; on success it replaces ``path``, on error it goes."""
+    """Yield a temporary folder; on success it replaces ``path``, on error it goes.
+
+    Raises:
+        FileNotFoundError: naming the folder, where it cannot be made or written.
+        NoSpaceError: where what is written finds the disk full.
+    """
     temporary = _temporary_beside(path)
-    temporary.mkdir()
     try:
-        yield temporary
+        with naming_a_full_disk(path):
+            temporary.mkdir()
+            yield temporary
         retired = _temporary_beside(path)
         if path.exists():
             os.replace(path, retired)
@@ -40,6 +50,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def gone_on_error(folder: Path) -> Iterator[None]:
+    """What is half written would keep a full disk full."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def check_writable(folder: Path) -> None:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from sgrec_torchrec.files.atomic import atomic_file
+from sgrec_torchrec.files.full_disk import naming_a_full_disk
 from sgrec_torchrec.files.run_folder import METRICS, TENSORBOARD
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class Tracker:
 
         Raises:
             ValueError: for a negative step.
+            NoSpaceError: where the disk is full.
         """
         if not self.enabled:
             return
@@ -136,11 +138,12 @@ class Tracker:
         strange = {k: str(v) for k, v in numbers.items() if not math.isfinite(v)}
         if strange:
             record["not_finite"] = strange
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        writer = self._tensorboard()
-        if writer is not None:
-            for name, number in numbers.items():
-                writer.add_scalar(f"{stage}/{name}", number, global_step=step)
+        with naming_a_full_disk(self._path):
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            writer = self._tensorboard()
+            if writer is not None:
+                for name, number in numbers.items():
+                    writer.add_scalar(f"{stage}/{name}", number, global_step=step)
 
     def _open(self) -> None:
         self._file = self._path.open("a", encoding="utf-8", buffering=1)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sgrec_torchrec.files.full_disk import NoSpaceError
 from sgrec_torchrec.reward_table.manifest import SegmentFacts
 
 
@@ -56,8 +57,7 @@ def told_of_full_disk(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise OSError(
-            error.errno,
+        raise NoSpaceError(
             f"{folder}: no space to build the table ({error.strerror}); free 24 bytes "
             "a pair, or choose another folder. Nothing was changed",
         ) from error

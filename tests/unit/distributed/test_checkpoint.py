@@ -325,6 +325,7 @@ def test_failed_write_is_an_os_error(trainee, tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"cannot write checkpoint .*No space left"):
         save(trainee, tmp_path, 1)
     assert latest_checkpoint(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_truncated_tensor_with_fitting_sums_is_a_value_error(trainee, saved):
