@@ -211,6 +211,31 @@ def test_overwrite_waits_for_no_pipeline_and_goes_with_no_resume(
     assert "argument --resume: not allowed with argument --overwrite" in last
 
 
+@pytest.mark.parametrize("lost", ["best", "checkpoints"])
+def test_either_kind_of_checkpoint_tells_what_the_model_is(
+    refused: Refused, runs: Path, lost: str
+) -> None:
+    shutil.rmtree(runs / "tiny" / lost)
+    assert "a model of seed = 0, this run has 3" in refused("seed=3", options=())
+
+
+def test_a_log_whose_split_is_lost_is_taken_for_the_same(
+    runs: Path,
+) -> None:
+    config = RunConfig.read(runs / "tiny" / "config.json").at(runs / "tiny")
+    split_dir = (runs / "tiny" / "split").resolve()
+    (runs / "tiny" / "split").unlink()
+    Claim(use="go on").check_resolved(config, split_dir)
+
+
+def test_what_has_no_settings_yet_is_moved_too(tmp_path: Path) -> None:
+    config = dataclasses.replace(RUNS["smoke"], out_dir=str(tmp_path))
+    (config.run_dir / "checkpoints").mkdir(parents=True)
+    set_aside_run(config)
+    moved = [path.name for path in (tmp_path / "smoke.1").iterdir()]
+    assert sorted(moved) == ["checkpoints", "steps"]
+
+
 def test_overwrite_of_nothing_moves_nothing(tmp_path: Path) -> None:
     config = dataclasses.replace(RUNS["smoke"], out_dir=str(tmp_path))
     config.run_dir.mkdir()

@@ -6,6 +6,7 @@ Killed by SIGKILL at a seeded change of the folder: SGREC_KILLS=20 tries that ma
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,9 +20,14 @@ from filelock import FileLock
 from folder_state import folder_state
 
 from sgrec_torchrec import cli
+from sgrec_torchrec.config.arguments import parse_with
 from sgrec_torchrec.files.atomic import sha256_file
+from sgrec_torchrec.files.content_key import content_key
 from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.reward_table import RewardTable
+from sgrec_torchrec.runs import pipeline
+from sgrec_torchrec.runs.pipeline import pipeline_steps, with_bounds
+from sgrec_torchrec.runs.steps import stamp_path
 from sgrec_torchrec.serving import Recommender
 
 pytestmark = pytest.mark.long
@@ -146,3 +152,71 @@ def test_a_killed_command_harms_nothing_and_ends_well_when_given_again(
     assert stopped.value.code == 0, number
     assert untouched(run_dir, written) == before
     Recommender.load(run_dir)
+
+
+@pytest.fixture
+def python_that_dies(
+    warm_python: Path, run_dir: Path, tmp_path: Path
+) -> Callable[[int], str]:
+    """python_that_dies(n): a program to put in place of ``sys.executable``."""
+
+    def make(number: int) -> str:
+        path = tmp_path / "python"
+        words = shlex.join(map(str, (warm_python, KILL_AT, run_dir, number)))
+        # The first word is -m.
+        path.write_text(f'#!/bin/sh\nshift\nexec {words} "$@"\n')
+        path.chmod(0o755)
+        return str(path)
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_pipeline_whose_process_is_killed_puts_back_what_was_and_ends_well_again(
+    run_dir: Path,
+    piped_arguments: Callable[..., list[str]],
+    warm_python: Path,
+    python_that_dies: Callable[[int], str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    seed: int,
+) -> None:
+    """Post-training by other settings, the judge and its table as they are."""
+    few = (
+        "align.num_steps=2",
+        "evaluation.max_rows=60",
+        "evaluation.max_valid_rows=40",
+    )
+    argv = piped_arguments(run_dir.parent, *few)
+    restamp(run_dir, argv, but="align")
+    aligned = folder_state(run_dir / "aligned")
+    written = ("logs", "config.json", "meta.json", *EVALUATED, "steps")
+    before = untouched(run_dir, written)
+    number = random.Random(f"pipeline {seed}").randint(1, 120)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", python_that_dies(number))
+        with pytest.raises(SystemExit):
+            pipeline.main(argv)
+    said = capsys.readouterr()
+    assert said.out.count(": reused") == 6
+    assert "step 7 (align) ended with code -9" in said.err
+    assert untouched(run_dir, written) == before
+    assert folder_state(run_dir / "aligned") == aligned
+    Recommender.load(run_dir)
+    monkeypatch.setattr(sys, "executable", str(warm_python))
+    pipeline.main(argv)
+    assert folder_state(run_dir / "aligned") != aligned
+    assert not list((run_dir / "steps").glob("*.kept"))
+
+
+def restamp(run_dir: Path, argv: list[str], *, but: str) -> None:
+    """The copy's steps are done with the copy's paths; of one, with other settings."""
+    config, args = parse_with(pipeline._parser(), argv)
+    judged = with_bounds(config, args)
+    for step in pipeline_steps(config, pipeline._words(args), judged):
+        path = stamp_path(run_dir, step.name)
+        stamp = json.loads(path.read_text()) | {"command": content_key(step.command)}
+        if step.name != but:
+            stamp["settings"] = content_key(step.settings)
+        path.write_text(json.dumps(stamp))
