@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +61,7 @@ def save_checkpoint(
     extra: Mapping[str, Any],
     config_json: str,
     keep: int,
+    trained_on: Mapping[str, str] | None = None,
 ) -> Path:
     """Write ``folder_root/step-<step>`` and delete all but the newest ``keep``.
 
@@ -73,6 +74,7 @@ def save_checkpoint(
     Args:
         extra: what else a resumption needs: tensors (equal on all ranks) and JSON
             values (those of the main rank are kept; no NaN or infinity).
+        trained_on: keys of the prepared stages (``files.stage_keys``).
 
     Returns:
         The folder.
@@ -106,7 +108,7 @@ def save_checkpoint(
         _barrier()
         sha256 = hash_folder(temporary)
         if is_main_rank():
-            write_manifest(temporary, step, sha256)
+            write_manifest(temporary, step, sha256, trained_on)
             _publish(temporary, final)
             _prune(final, keep)
     _barrier()
@@ -146,6 +148,7 @@ def load_checkpoint(
     optimizer: KeyedOptimizer,
     config_json: str | None = None,
     free_fields: Collection[str] = FREE_FIELDS,
+    check: Callable[[Path], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Read a checkpoint into a model and optimizer sharded in any way; collective.
 
@@ -156,6 +159,7 @@ def load_checkpoint(
         config_json: the settings of this run, to compare with the checkpoint's; None
             compares only names and shapes of tensors.
         free_fields: settings whose difference does not matter.
+        check: raises where a checkpoint that is whole does not belong here.
 
     Returns:
         ``extra`` as it was saved; tensors on the CPU.
@@ -168,6 +172,7 @@ def load_checkpoint(
     reader = _open_verified(path, together=True)
     if config_json is not None:
         check_config(path, config_json, free_fields)
+    check(path)
     model_state = dmp.state_dict()
     tensors = _training_tensors(dmp, optimizer, model_state)
     extra = _read_json(path / STATE)

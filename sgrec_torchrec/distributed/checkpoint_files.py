@@ -8,8 +8,9 @@ import pathlib
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -56,6 +57,8 @@ class Manifest:
 
     step: int
     sha256: dict[str, str]
+    trained_on: dict[str, str] = field(default_factory=dict)
+    """Key of each prepared stage; empty where an older version wrote it."""
 
 
 class SafeReader(dcp_filesystem.FileSystemReader):
@@ -142,11 +145,15 @@ def read_manifest(folder: Path) -> Manifest:
         )
     value = read_sealed(
         path,
-        {"step": int, "sha256": dict},
+        {"step": int, "sha256": dict, "trained_on": (dict, NoneType)},
         format_version=FORMAT_VERSION,
         mend="use another checkpoint",
     )
-    manifest = Manifest(step=value["step"], sha256=value["sha256"])
+    manifest = Manifest(
+        step=value["step"],
+        sha256=value["sha256"],
+        trained_on=value.get("trained_on") or {},
+    )
     inside = [name for name in manifest.sha256 if Path(name).name == name]
     if len(inside) != len(manifest.sha256) or METADATA not in inside:
         raise DamagedError(
@@ -155,7 +162,12 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def write_manifest(folder: Path, step: int, sha256: dict[str, str]) -> None:
+def write_manifest(
+    folder: Path,
+    step: int,
+    sha256: dict[str, str],
+    trained_on: Mapping[str, str] | None = None,
+) -> None:
     """Write ``manifest.json`` with the sums and where the checkpoint came from."""
     write_sealed(
         folder / MANIFEST,
@@ -163,6 +175,7 @@ def write_manifest(folder: Path, step: int, sha256: dict[str, str]) -> None:
             "format_version": FORMAT_VERSION,
             "step": step,
             "sha256": sha256,
+            "trained_on": dict(trained_on or {}),
             "origin": origin(),
         },
     )

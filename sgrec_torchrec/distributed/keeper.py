@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -18,15 +18,18 @@ from sgrec_torchrec.distributed.checkpoint import (
     MEND,
     latest_checkpoint,
     load_checkpoint,
+    other_setting,
     save_checkpoint,
 )
 from sgrec_torchrec.distributed.checkpoint_files import (
     checkpoint_folders,
+    read_manifest,
     why_not_whole,
 )
 from sgrec_torchrec.distributed.launch import all_gather_rows
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.files.sealed_json import DamagedError
+from sgrec_torchrec.files.stage_keys import OF_EVIDENCE, check_stage_keys, stage_keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,24 @@ BEGUN = ".begun"
 """Beside the folder of the newest states, until it holds one."""
 FAILED = -2
 State = TypeVar("State", bound=LoopState)
+
+
+def check_data(config: RunConfig, run_dir: Path, checkpoint: Path) -> None:
+    """Raise where weights were trained on other data than the run's folder has.
+
+    Data of the evidence may be others where its settings are: those are free. What an
+    older version saved names no data, so there is nothing to compare. No communication.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    trained_on = read_manifest(checkpoint).trained_on
+    if not trained_on:
+        return
+    every = [field.name for field in fields(config) if field.name != "evidence"]
+    is_same = other_setting(checkpoint, config.to_json(), every) is None
+    free = () if is_same else OF_EVIDENCE
+    check_stage_keys(checkpoint, trained_on, run_dir, free=free)
 
 
 def resumable(
@@ -161,6 +182,7 @@ class Keeper(Generic[State]):
                     self.optimizer,
                     config_json=self.config.to_json(),
                     free_fields=self.free_fields,
+                    check=partial(check_data, self.config, self.config.run_dir),
                 )
             except DamagedError as error:
                 # On all ranks alike, and before anything was read into the model.
@@ -205,4 +227,5 @@ class Keeper(Generic[State]):
             extra=asdict(state),
             config_json=self.config.to_json(),
             keep=num_kept,
+            trained_on=stage_keys(self.config.run_dir),
         )

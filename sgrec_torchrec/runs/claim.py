@@ -17,6 +17,7 @@ from sgrec_torchrec.distributed.checkpoint import (
     latest_checkpoint,
     other_setting,
 )
+from sgrec_torchrec.distributed.checkpoint_files import read_manifest
 from sgrec_torchrec.distributed.keeper import resumable
 from sgrec_torchrec.files.atomic import check_writable, next_aside
 from sgrec_torchrec.files.run_folder import (
@@ -26,6 +27,7 @@ from sgrec_torchrec.files.run_folder import (
     MANIFEST,
     SPLIT,
 )
+from sgrec_torchrec.files.stage_keys import stage_key
 from sgrec_torchrec.item_graph.choose import GRID
 from sgrec_torchrec.runs.aside import set_aside_run
 
@@ -74,10 +76,13 @@ class Claim:
             ValueError: naming the setting, or the log that has changed.
         """
         self._check_settings(config, is_open=False)
-        if self._checkpoint(config) is None:
+        checkpoint = self._checkpoint(config)
+        if checkpoint is None:
             return
         was, now = (_sums(place) for place in (config.run_dir / SPLIT, split_dir))
-        if was is not None and was != now:
+        split = read_manifest(checkpoint).trained_on.get(SPLIT)
+        is_other = was is not None and was != now
+        if is_other or split not in (None, stage_key(SPLIT, split_dir)):
             raise ValueError(
                 f"{config.run_dir} was trained on another log than log.source = "
                 f"{config.log.source!r} now holds: restore its files, or start afresh "

@@ -10,8 +10,13 @@ from pathlib import Path
 import torch
 
 from sgrec_torchrec.config import RunConfig
-from sgrec_torchrec.distributed.checkpoint import latest_checkpoint, load_unsharded
+from sgrec_torchrec.distributed.checkpoint import (
+    check_config,
+    latest_checkpoint,
+    load_unsharded,
+)
 from sgrec_torchrec.distributed.checkpoint_files import FOLDER_NAME, read_manifest
+from sgrec_torchrec.distributed.keeper import check_data
 from sgrec_torchrec.distributed.shipped import as_shipped
 from sgrec_torchrec.evidence.gather import num_features
 from sgrec_torchrec.evidence.prior import EvidencePrior, load_relations
@@ -62,6 +67,7 @@ def find_run(path: Path) -> FoundRun:
 
     Raises:
         FileNotFoundError: where there is no run or no checkpoint.
+        ValueError: where the checkpoint is of another run.
     """
     if FOLDER_NAME.fullmatch(path.name):
         run_dir = path.parent.parent
@@ -76,6 +82,7 @@ def find_run(path: Path) -> FoundRun:
         raise FileNotFoundError(
             f"{folder} holds no checkpoint: train the run first, or name a checkpoint"
         )
+    check_config(checkpoint, config.to_json())
     return FoundRun(run_dir=path, checkpoint=checkpoint, config=config)
 
 
@@ -92,6 +99,7 @@ def read_run(path: Path, *, with_evidence: bool = True) -> Parts:
     """
     found = find_run(path)
     config, run_dir = found.config, found.run_dir
+    check_data(config, run_dir, found.checkpoint)
     split_dir = _stage(run_dir, SPLIT)
     # Of the log only its catalogue is served: the events stay on disk.
     facts = read_facts(split_dir)
