@@ -4,13 +4,14 @@ manifest.json          format version, settings, sha256 and bytes of every file
 weights.safetensors    tables (float32, or int8 with a scale a row), backbone, decoder
 trie.safetensors       the legal codes and the item of each leaf
 items.parquet          item_id, title, category; row n is item n
-evidence-<name>.npy    relations of the evidence, read memory-mapped; absent without it
+evidence-<name>.npy    relations of the evidence; absent without it
 scorer.safetensors     their scorer
 encoder.pt2, level-<l>.pt2    compiled programs (``serving.program``), as an option
 """
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ from sgrec_torchrec.evidence.relations import Relations
 from sgrec_torchrec.evidence.scorer import load_scorer, save_scorer
 from sgrec_torchrec.files.array_folder import Array
 from sgrec_torchrec.files.atomic import atomic_folder, sha256_file
+from sgrec_torchrec.files.held import held
 from sgrec_torchrec.files.origin import origin
 from sgrec_torchrec.files.run_folder import ITEMS, MANIFEST, SCORER_WEIGHTS
 from sgrec_torchrec.files.sealed_json import Fields, naming, read_sealed, write_sealed
@@ -51,7 +53,15 @@ FORMAT_VERSION = 2
 WEIGHTS, TRIE = "weights.safetensors", "trie.safetensors"
 COLUMNS = ("item_id", "title", "category")
 NEEDED = (WEIGHTS, TRIE, ITEMS)
-EVIDENCE = (SCORER_WEIGHTS, *(f"evidence-{name}.npy" for name in RELATION_ARRAYS))
+RELATION_FILES = {name: f"evidence-{name}.npy" for name in RELATION_ARRAYS}
+EVIDENCE = (SCORER_WEIGHTS, *RELATION_FILES.values())
+MAPPED = (WEIGHTS, TRIE, *RELATION_FILES.values())
+"""Files that their readers map; of the others nothing is left to read later."""
+MAX_HELD_BYTES = 4 << 30
+"""Of a file of relations: those of 1e8 items need not fit into memory."""
+STAYS_MAPPED = (
+    "%s stays mapped, as it is large: write no file over it while it is served"
+)
 MEND = "export the run again"
 NO_PROGRAMS = "it holds none"
 WITHOUT = "%s: runs without compiled programs: %s"
@@ -166,35 +176,67 @@ def read_package(
 ) -> Parts:
     """The parts of a recommender; every sum is verified before anything is parsed.
 
-    Reads every byte once for the sums. Relations stay memory-mapped: processes of one
-    host share them. Programs are neither opened nor missed unless ``compiled``,
-    as ``Recommender.load`` has it, asks for them.
+    Reads every byte once. Whatever is done to the folder later changes no answer: all
+    is held in memory, but for relations beyond ``MAX_HELD_BYTES``, which stay mapped.
+    Programs are neither opened nor missed unless ``compiled``, as ``Recommender.load``
+    has it, asks for them.
 
     Raises:
         FileNotFoundError: naming the file that is missing.
         ValueError: naming the file that is damaged, of another version, or wrong.
     """
-    manifest = _read_manifest(folder, with_programs=compiled)
-    with naming(folder / MANIFEST, MEND):
-        settings = ServingSettings.from_plain(manifest["settings"])
-        is_int8 = bool(manifest["is_int8"])
-    evidence = None
-    if with_evidence and SCORER_WEIGHTS in manifest["files"]:
-        evidence = _named(
-            folder / SCORER_WEIGHTS, lambda: _read_evidence(folder, settings)
+    with ExitStack() as copies:
+        places = _Places(folder, copies)
+        manifest = _read_manifest(folder, places, with_programs=compiled)
+        with naming(folder / MANIFEST, MEND):
+            settings = ServingSettings.from_plain(manifest["settings"])
+            is_int8 = bool(manifest["is_int8"])
+        evidence = None
+        if with_evidence and SCORER_WEIGHTS in manifest["files"]:
+            evidence = _named(
+                folder / SCORER_WEIGHTS,
+                lambda: _read_evidence(folder, places, settings),
+            )
+        network = _named(
+            folder / WEIGHTS,
+            lambda: _read_network(places.of(WEIGHTS), settings, is_int8),
         )
-    network = _named(folder / WEIGHTS, lambda: _read_network(folder, settings, is_int8))
-    return Parts(
-        network=network,
-        trie=_named(folder / TRIE, lambda: _read_trie(folder, settings)),
-        catalogue=_named(folder / ITEMS, lambda: _read_items(folder, settings)),
-        evidence=evidence,
-        settings=settings,
-        program=_read_program(folder, manifest, network) if compiled else None,
-    )
+        return Parts(
+            network=network,
+            trie=_named(folder / TRIE, lambda: _read_trie(places.of(TRIE), settings)),
+            catalogue=_named(folder / ITEMS, lambda: _read_items(folder, settings)),
+            evidence=evidence,
+            settings=settings,
+            program=_read_program(folder, manifest, network) if compiled else None,
+        )
 
 
-def _read_manifest(folder: Path, *, with_programs: bool) -> dict[str, Any]:
+class _Places:
+    """Where each file is read: in a copy of this process, where it would be mapped."""
+
+    def __init__(self, folder: Path, copies: ExitStack) -> None:
+        self._folder, self._copies = folder, copies
+        self._held: dict[str, Path] = {}
+
+    def of(self, name: str) -> Path:
+        """The copy, or the file itself."""
+        return self._held.get(name, self._folder / name)
+
+    def sum_of(self, name: str) -> str:
+        """SHA-256 of what will be read."""
+        path = self._folder / name
+        if name not in MAPPED:
+            return sha256_file(path)
+        if name in EVIDENCE and path.stat().st_size > MAX_HELD_BYTES:
+            logger.warning(STAYS_MAPPED, path)
+            return sha256_file(path)
+        self._held[name], found = self._copies.enter_context(held(path))
+        return found
+
+
+def _read_manifest(
+    folder: Path, places: _Places, *, with_programs: bool
+) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {MEND}")
@@ -218,7 +260,7 @@ def _read_manifest(folder: Path, *, with_programs: bool) -> dict[str, Any]:
             continue
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing: {MEND}")
-        if sha256_file(folder / name) != sums.get(name):
+        if places.sum_of(name) != sums.get(name):
             raise ValueError(
                 f"{folder / name} is damaged (its SHA-256 is not that of {MANIFEST}): "
                 f"{MEND}"
@@ -237,9 +279,9 @@ def _named(path: Path, read: Callable[[], Made]) -> Made:
         raise ValueError(named) from error
 
 
-def _read_network(folder: Path, settings: ServingSettings, is_int8: bool) -> Network:
+def _read_network(path: Path, settings: ServingSettings, is_int8: bool) -> Network:
     network = empty_network(settings, is_int8=is_int8)
-    state = load_file(folder / WEIGHTS)
+    state = load_file(path)
     for name, wanted in network.state_dict().items():
         if name in state and state[name].dtype != wanted.dtype:
             raise ValueError(f"{name} is {state[name].dtype}, not {wanted.dtype}")
@@ -280,8 +322,8 @@ def _trie_tensors(trie: PrefixTrie) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_trie(folder: Path, settings: ServingSettings) -> PrefixTrie:
-    tensors = load_file(folder / TRIE)
+def _read_trie(path: Path, settings: ServingSettings) -> PrefixTrie:
+    tensors = load_file(path)
     codes_NL = tensors["codes"]
     shape = (settings.num_items, settings.num_levels)
     if tuple(codes_NL.shape) != shape or codes_NL.dtype != torch.int32:
@@ -307,9 +349,12 @@ def _read_items(folder: Path, settings: ServingSettings) -> ServedCatalogue:
     return ServedCatalogue(item_ids, titles, categories, str(folder / ITEMS))
 
 
-def _read_evidence(folder: Path, settings: ServingSettings) -> EvidencePrior:
+def _read_evidence(
+    folder: Path, places: _Places, settings: ServingSettings
+) -> EvidencePrior:
     arrays = {
-        name: _read_array(folder / f"evidence-{name}.npy") for name in RELATION_ARRAYS
+        name: _read_array(folder / file, places.of(file))
+        for name, file in RELATION_FILES.items()
     }
     relations = Relations(**arrays)
     relations.validate()
@@ -324,10 +369,10 @@ def _read_evidence(folder: Path, settings: ServingSettings) -> EvidencePrior:
     )
 
 
-def _read_array(path: Path) -> Array:
+def _read_array(path: Path, place: Path) -> Array:
     try:
         # Not np.load, which takes other kinds of files too.
-        loaded: Array = np.lib.format.open_memmap(path, mode="r")
+        loaded: Array = np.lib.format.open_memmap(place, mode="r")
     # numpy reads the head of the file by the grammar of Python.
     except (TokenError, SyntaxError, TypeError, OverflowError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error!r}): {MEND}") from error

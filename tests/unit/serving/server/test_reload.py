@@ -204,6 +204,27 @@ def test_a_server_that_stops_says_so_and_still_answers(
     assert live.process.wait(120) == 0
 
 
+def test_what_becomes_of_a_served_folder_changes_no_answer(
+    start_server: Callable[..., Any],
+    package: Path,
+    other_package: Path,
+    admin: str,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "served"
+    shutil.copytree(package, folder)
+    live = start_server(folder, "state_cache_mib=0", bearer=None, admin=admin)
+    before = live.ask(history=["i1", "i2"], k=9).json
+    # As `cp -r v2/. served/` does: each file is written over in its place.
+    shutil.copytree(other_package, folder, dirs_exist_ok=True)
+    assert live.ask(history=["i1", "i2"], k=9).json == before
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+    assert live.ask(history=["i1", "i2"], k=9).json == before
+    assert live.reload().status == 409
+    assert live.ask(history=["i1", "i2"], k=9).json == before
+
+
 def test_what_cannot_be_served_ends_in_one_line(
     start_server: Callable[..., Any], tmp_path: Path
 ) -> None:
