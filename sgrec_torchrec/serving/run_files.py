@@ -99,7 +99,6 @@ def read_run(path: Path, *, with_evidence: bool = True) -> Parts:
     """
     found = find_run(path)
     config, run_dir = found.config, found.run_dir
-    check_data(config, run_dir, found.checkpoint)
     split_dir = _stage(run_dir, SPLIT)
     # Of the log only its catalogue is served: the events stay on disk.
     facts = read_facts(split_dir)
@@ -110,6 +109,7 @@ def read_run(path: Path, *, with_evidence: bool = True) -> Parts:
             f"{run_dir / TOKENS} names {tokens.num_items} items, {split_dir / ITEMS} "
             f"{len(catalogue)}: they are of two logs; train the run again"
         )
+    check_data(config, run_dir, found.checkpoint)
     settings = ServingSettings(
         generator=config.generator,
         # What was built is read: who serves needs no package that built it.
