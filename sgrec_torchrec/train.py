@@ -25,20 +25,14 @@ from sgrec_torchrec.distributed.launch import Ranks, process_group
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.evaluation.baselines import BASELINES, Baseline
 from sgrec_torchrec.evaluation.gain import write_gain
-from sgrec_torchrec.evaluation.offline import (
-    check_rows,
-    evaluate,
-    validation_ndcg,
-)
-from sgrec_torchrec.files.atomic import write_json
-from sgrec_torchrec.files.origin import describe_run
-from sgrec_torchrec.files.run_folder import CONFIG, EVALUATION_PRETRAINED, META
+from sgrec_torchrec.evaluation.offline import check_rows, evaluate, validation_ndcg
+from sgrec_torchrec.files.run_folder import EVALUATION_PRETRAINED
 from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.generator.pretrain import pretrain, restore_best
 from sgrec_torchrec.report.run_page import write_report
 from sgrec_torchrec.runs.claim import Claim, IfThere, Use
 from sgrec_torchrec.runs.disk import check_room_for_states
-from sgrec_torchrec.runs.open_run import build_run, prepare_run
+from sgrec_torchrec.runs.open_run import Prepared, build_run, prepare_run, write_config
 from sgrec_torchrec.runs.stopwatch import Stopwatch
 from sgrec_torchrec.schema import SplitLog
 
@@ -75,14 +69,26 @@ def run(
     """The steps in order. All ranks call together; the main rank writes."""
     watch = Stopwatch()
     use: Use = "read" if evaluate_only else "go on" if resume else "begin"
-    claim = Claim(use=use, if_there=if_there)
-    made = prepare_run(
-        config,
-        watch,
-        claim=claim,
-        check=lambda split, known: check_log(split, known, claim),
-        with_teacher=True,
-    )
+    with Claim(use=use, if_there=if_there) as claim:
+        made = prepare_run(
+            config,
+            watch,
+            claim=claim,
+            check=lambda split, known: check_log(split, known, claim),
+            with_teacher=True,
+        )
+        return learn(made, ranks, watch, use, baselines)
+
+
+def learn(
+    made: Prepared,
+    ranks: Ranks,
+    watch: Stopwatch,
+    use: Use,
+    baselines: Mapping[str, Baseline],
+) -> RunResult:
+    """What comes after the data: the model, its figures, its page."""
+    evaluate_only, resume = use == "read", use == "go on"
     split, tokens, config = made.split, made.tokens, made.config
     with Tracker(config.run_dir, enabled=is_main_rank()) as tracker:
         opened = build_run(made, ranks, tracker)
@@ -135,13 +141,6 @@ def report(config: RunConfig) -> None:
         if config.align.num_steps:
             write_gain(config.run_dir)
         print(f"report: {write_report(config.run_dir)}")
-
-
-def write_config(config: RunConfig) -> None:
-    """The resolved settings, commit and versions, into the run's folder."""
-    if is_main_rank():
-        config.write(config.run_dir / CONFIG)
-        write_json(config.run_dir / META, describe_run())
 
 
 if __name__ == "__main__":

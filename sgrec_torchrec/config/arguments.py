@@ -131,7 +131,7 @@ def parse_with(
         config, path = RUNS[args.run], getattr(args, "config", None)
         if path is not None:
             config = RunConfig.read(path).at(path.parent)
-        if args.name:
+        if args.name is not None:
             config = dataclasses.replace(config, name=args.name)
         return override(config, args.set), args
     except (ValueError, FileNotFoundError) as error:

@@ -20,6 +20,7 @@ from sgrec_torchrec.config.training import (
     GeneratorConfig,
     PretrainConfig,
 )
+from sgrec_torchrec.files.run_folder import PREPARED
 from sgrec_torchrec.files.sealed_json import read_sealed, write_sealed
 
 FORMAT_VERSION = 1
@@ -47,6 +48,23 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+    def __post_init__(self) -> None:
+        """Nothing is written outside of ``out_dir``.
+
+        Raises:
+            ValueError: for a name that is no folder below it, or one that is taken.
+        """
+        parts = self.name.split("/")
+        if "\0" in self.name or any(part in ("", ".", "..") for part in parts):
+            raise ValueError(
+                f"name = {self.name!r}: give the name of a folder below out_dir, "
+                "as movielens or experiments/movielens"
+            )
+        if parts[0] == PREPARED:
+            raise ValueError(
+                f"name = {self.name!r}: {PREPARED} holds what runs share; give another"
+            )
 
     @property
     def run_dir(self) -> Path:

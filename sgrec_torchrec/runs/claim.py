@@ -5,8 +5,10 @@ seconds: what went before a refused call is there afterwards, to the byte.
 """
 
 import json
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 from sgrec_torchrec.config import JUDGE_STAGES, RunConfig
@@ -30,6 +32,7 @@ from sgrec_torchrec.files.run_folder import (
 from sgrec_torchrec.files.stage_keys import stage_key
 from sgrec_torchrec.item_graph.choose import GRID
 from sgrec_torchrec.runs.aside import set_aside_run
+from sgrec_torchrec.runs.steps import alone, check_alone
 
 Use = Literal["begin", "go on", "read"]
 IfThere = Literal["refuse", "set aside", "replace"]
@@ -45,10 +48,29 @@ SAME_MODEL = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What a call is about to do with a run's folder. The main rank alone asks."""
+    """What a call is about to do with a run's folder. The main rank alone asks.
+
+    A context: what was taken is let go at its end.
+    """
 
     use: Use
     if_there: IfThere = "refuse"
+    _held: ExitStack = field(
+        default_factory=ExitStack, init=False, repr=False, compare=False
+    )
+
+    def __enter__(self) -> "Claim":
+        """Nothing is taken yet."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Let go of the folder; an error passes through."""
+        self._held.close()
 
     @property
     def keeps(self) -> bool:
@@ -61,10 +83,12 @@ class Claim:
         Raises:
             ValueError: naming the setting that the folder's model has otherwise.
             FileNotFoundError: for a folder that cannot be written.
+            BlockingIOError: where another process is at work on it.
         """
         self._check_settings(config, is_open=True)
         if self.use != "read":
             check_writable(config.run_dir)
+            check_alone(config.run_dir)
 
     def check_resolved(self, config: RunConfig, split_dir: Path) -> None:
         """Refuse by the settings as the log resolves them, and by the log itself.
@@ -90,9 +114,15 @@ class Claim:
             )
 
     def take(self, config: RunConfig) -> None:
-        """Make room, once nothing speaks against it."""
+        """Make room, once nothing speaks against it; keep others away.
+
+        Raises:
+            BlockingIOError: where another process is at work on the folder.
+        """
         if self.use == "begin" and self.if_there == "set aside":
             set_aside_run(config)
+        if self.use != "read":
+            self._held.enter_context(alone(config.run_dir))
 
     def _check_settings(self, config: RunConfig, *, is_open: bool) -> None:
         checkpoint = self._checkpoint(config)

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.checkpoint import latest_checkpoint
 from sgrec_torchrec.distributed.launch import Ranks
+from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.evaluation.generate import Ranker
 from sgrec_torchrec.evidence.prior import EvidencePrior
-from sgrec_torchrec.files.run_folder import BEST
+from sgrec_torchrec.files.atomic import write_json
+from sgrec_torchrec.files.origin import describe_run
+from sgrec_torchrec.files.run_folder import BEST, CONFIG, META
 from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.generator.pretrain import restore_best
 from sgrec_torchrec.generator.trainee import Trainee, build_trainee
@@ -144,3 +147,10 @@ def open_run(config: RunConfig, ranks: Ranks, *, with_evidence: bool = True) -> 
     step = restore_best(opened.trainee).step
     opened.trainee.dmp.eval()
     return dataclasses.replace(opened, step=step)
+
+
+def write_config(config: RunConfig) -> None:
+    """The resolved settings, commit and versions, into the run's folder."""
+    if is_main_rank():
+        config.write(config.run_dir / CONFIG)
+        write_json(config.run_dir / META, describe_run())

@@ -39,6 +39,8 @@ SGREC = ("-m", "sgrec_torchrec.cli")
 ALIGN_STEPS = 60
 """Of post-training, where nothing says how many."""
 LOCK = ".lock"
+HELD = "SGREC_HELD_FOLDERS"
+"""Environment: folders whose locks are held by who started this process."""
 CHUNK_BYTES = 1 << 16
 TAIL_BYTES = 4096
 MAX_WORDS = 300
@@ -327,17 +329,42 @@ def _last_line(log: Path) -> str:
 
 @contextlib.contextmanager
 def alone(place: Path) -> Iterator[BinaryIO]:
-    """Hold the folder's lock, so that no second row works on the same files."""
+    """Hold the folder's lock, so that no second process writes the same files.
+
+    A process that a holder has started works for it, and is let in.
+
+    Raises:
+        BlockingIOError: where another one holds it.
+    """
+    held = os.environ.get(HELD, "").split(os.pathsep)
     path = place / STAMPS / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as lock:
+        if str(place.resolve()) in held:
+            yield lock
+            return
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BlockingIOError(
                 f"another process is at work on {place}: wait for its end, or end it"
             ) from None
-        yield lock
+        os.environ[HELD] = os.pathsep.join((*held, str(place.resolve())))
+        try:
+            yield lock
+        finally:
+            os.environ[HELD] = os.pathsep.join(held)
+
+
+def check_alone(place: Path) -> None:
+    """Ask for the lock before any work; writes nothing.
+
+    Raises:
+        BlockingIOError: where another process holds it.
+    """
+    if (place / STAMPS / LOCK).exists():
+        with alone(place):
+            return
 
 
 @contextlib.contextmanager

@@ -1,6 +1,10 @@
+import dataclasses
+from pathlib import Path
+
 import pytest
 
-from sgrec_torchrec.config.arguments import errors_in_one_line, run_parser
+from sgrec_torchrec.config import RUNS
+from sgrec_torchrec.config.arguments import errors_in_one_line, parse_run, run_parser
 
 
 def test_user_error_is_one_line_and_exit_code_two(capsys, monkeypatch):
@@ -43,3 +47,20 @@ def test_absent_module_is_told_with_its_extra(module, told, capsys) -> None:
     with pytest.raises(SystemExit), errors_in_one_line("sgrec"):
         raise ModuleNotFoundError("No module", name=module)
     assert capsys.readouterr().err == f"sgrec: No module{told}\n"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/tmp/x", "a//b", "prepared"])
+def test_a_name_that_leads_out_of_the_folder_of_runs_is_refused(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_run(["--run", "smoke", "--name", name])
+    assert stopped.value.code == 2
+    assert f"name = {name!r}" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="name = "):
+        dataclasses.replace(RUNS["smoke"], name=name)
+
+
+def test_a_name_may_lead_further_in() -> None:
+    config, _ = parse_run(["--run", "smoke", "--name", "experiments/a"])
+    assert config.run_dir == Path("runs/experiments/a")

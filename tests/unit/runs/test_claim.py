@@ -1,8 +1,12 @@
 """A call that is refused leaves the run's folder as it was, to the byte."""
 
 import dataclasses
+import fcntl
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +20,7 @@ from sgrec_torchrec.generator import pretrain as loop
 from sgrec_torchrec.runs import prepare
 from sgrec_torchrec.runs.aside import set_aside_run
 from sgrec_torchrec.runs.claim import Claim
-from sgrec_torchrec.runs.steps import alone
+from sgrec_torchrec.runs.steps import HELD, alone
 
 pytestmark = pytest.mark.long
 
@@ -267,15 +271,60 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_log_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    config = dataclasses.replace(
-        RUNS["smoke"], out_dir=str(tmp_path / "new"), name="../file/run"
-    )
+    config = dataclasses.replace(RUNS["smoke"], out_dir=str(tmp_path / "file"))
     with pytest.raises(FileNotFoundError, match="file is no folder that this user may"):
         prepare.prepare_log(config, claim=Claim(use="begin"))
-    sound = dataclasses.replace(config, name="run")
+    sound = dataclasses.replace(config, out_dir=str(tmp_path / "new"), name="run")
     Claim(use="begin").check_given(sound)
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(FileNotFoundError, match=r"cannot write .*new/run: "):
         Claim(use="go on").check_given(sound)
     Claim(use="read").check_given(sound)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--resume",), ("--overwrite",)], ids=str)
+def test_a_second_training_under_one_name_is_refused(
+    refused: Refused, runs: Path, options: tuple[str, ...]
+) -> None:
+    with (runs / "tiny" / "steps" / ".lock").open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        said = refused(options=options)
+    assert said == (
+        f"train.py: another process is at work on {runs / 'tiny'}: wait for its end, "
+        "or end it"
+    )
+
+
+def test_a_training_holds_its_folder_from_its_first_write_to_its_end(
+    planted_log, tiny_arguments, train_here, prepared_runs: Path, monkeypatch
+) -> None:
+    begun = []
+
+    def steps(*_: object, **__: object) -> None:
+        monkeypatch.setenv(HELD, "")
+        with pytest.raises(BlockingIOError), alone(prepared_runs / "tiny"):
+            begun.append("never")
+        begun.append("held")
+        raise ValueError("row 7")
+
+    monkeypatch.setattr("sgrec_torchrec.train.learn", steps)
+    with pytest.raises(SystemExit):
+        train_here(tiny_arguments(planted_log(), prepared_runs))
+    assert begun == ["held"]
+    monkeypatch.setenv(HELD, "")
+    with alone(prepared_runs / "tiny"):
+        assert begun == ["held"]
+
+
+def test_what_a_holder_starts_is_let_in(tmp_path: Path) -> None:
+    enter = (
+        "import sys; from pathlib import Path; from sgrec_torchrec.runs.steps import "
+        "alone; alone(Path(sys.argv[1])).__enter__(); print('in')"
+    )
+    words = [sys.executable, "-c", enter, str(tmp_path)]
+    with alone(tmp_path):
+        assert subprocess.run(words, capture_output=True, check=False).stdout == b"in\n"
+        lonely = {key: value for key, value in os.environ.items() if key != HELD}
+        done = subprocess.run(words, capture_output=True, check=False, env=lonely)
+        assert b"another process is at work" in done.stderr
