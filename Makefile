@@ -11,7 +11,7 @@ ARGS ?=
 WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 1); echo $$((cores < 4 ? cores : 4)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-fast check docs bench mutants doctor clean distclean
+.PHONY: help setup train test test-fast check docs bench faults mutants doctor clean distclean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /|/' | \
@@ -56,9 +56,13 @@ docs: $(VENV)/.ready  ## the site of docs/, into site/; a link that leads nowher
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 
 bench: $(VENV)/.ready  ## measure speed against peers; JSON_DIR=folder keeps the figures
-	@for script in benchmarks/bench_*.py; do \
+	@for script in $(filter-out %/bench_faults.py,$(wildcard benchmarks/bench_*.py)); do \
 		json="$(if $(JSON_DIR),--json $(JSON_DIR)/$$(basename $$script .py).json)"; \
 		echo "== $$script"; $(PY) "$$script" $$json $(ARGS) || exit 1; done
+
+# Not part of bench: over half an hour. ARGS="--share 0.1" is a quick look.
+faults: $(VENV)/.ready  ## kills, flipped bits, full disks, hostile requests: what comes of them
+	@OMP_NUM_THREADS=1 $(PY) benchmarks/bench_faults.py $(ARGS)
 
 # Not part of check: over an hour. The copy that is broken lies in mutants/.
 mutants: $(VENV)/.ready  ## break the core place by place: do tests notice? ARGS="a2po/loss.py"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from faults.field import Field, make_field
 from faults.flips import flip_rows
+from faults.hostile import server_rows
 from faults.inputs import input_rows
 from faults.kills import kill_rows
 from faults.outcome import FaultRow, show, write_rows
@@ -27,6 +28,7 @@ GROUPS: dict[str, Group] = {
     "kills": kill_rows,
     "flips": flip_rows,
     "inputs": input_rows,
+    "server": server_rows,
 }
 
 

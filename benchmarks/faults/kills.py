@@ -6,6 +6,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from faults.field import NAME, Field, align_words, figures, losses, remove
@@ -15,7 +16,10 @@ from sgrec_torchrec.files.run_folder import CHECKPOINTS
 
 POLL_S = 0.005
 MAX_KILLS = 2
+NUM_AT_ONCE = 5
+"""Trials of stopped ranks."""
 HEARTBEAT_S = 60.0
+"""Within which the others end."""
 LIMIT_S = 120.0
 
 
@@ -35,8 +39,21 @@ def kill_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
     yield row("kill -9 in preparation", 10, _killed_in_preparation)
     yield row("kill -9 during a save", 100, _killed_in_a_save)
     yield row("one of two ranks killed", 20, _lost_a_rank)
-    yield row("one of two ranks stopped (SIGSTOP)", 10, _stopped_a_rank)
+    yield run_trials(
+        "one of two ranks stopped (SIGSTOP)", 10, _side_by_side(field, draw, share)
+    )
     yield row("resumed on 1, 2 and 4 ranks", 12, _resharded)
+
+
+def _side_by_side(
+    field: Field, draw: random.Random, share: float
+) -> Iterator[str | None]:
+    """What is stopped is waited for, most of a minute, and costs nothing meanwhile."""
+    seeds = [draw.randrange(1 << 30) for _ in range(_part(10, share))]
+    with ThreadPoolExecutor(NUM_AT_ONCE) as pool:
+        yield from pool.map(
+            lambda seed: _in_folder(_stopped_a_rank, field, random.Random(seed)), seeds
+        )
 
 
 def _killed_on(num_ranks: int) -> Callable[[Field, Path, random.Random], str | None]:

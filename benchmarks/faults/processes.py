@@ -54,6 +54,10 @@ class Started:
         if self.process.is_alive() and self.process.pid:
             os.kill(self.process.pid, number)
 
+    def said(self) -> str:
+        """What it has written by now."""
+        return self.output.read_text(encoding="utf-8", errors="replace")
+
     def wait(self, limit_s: float = LIMIT_S) -> Ended:
         """Its ending. Over the limit it is killed, and said to have hung."""
         self.process.join(limit_s)
@@ -62,7 +66,7 @@ class Started:
             self.kill(signal.SIGCONT)
             self.process.kill()
             self.process.join()
-        said = self.output.read_text(encoding="utf-8", errors="replace")
+        said = self.said()
         if hung:
             said += f"\nhung: had not ended after {limit_s:.0f} s"
         code = self.process.exitcode

@@ -1,0 +1,199 @@
+"""A server under hostile requests, slow clients and reloads: it answers all others."""
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from faults.client import Health, Server, exchange, serving
+from faults.field import NAME, NUM_ITEMS, Field
+from faults.outcome import FaultRow, measured, run_trials
+from faults.processes import run
+
+NUM_REQUESTS, NUM_SLOW, NUM_RELOADS = 100_000, 200, 100
+AT_ONCE = 32
+WARM_REQUESTS = 2_000
+SLOW_S = 0.1
+STALL_S = 0.5
+GROWTH = 0.05
+BIG = 1 << 16
+
+
+def server_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
+    """The rows of this module, one after another."""
+    draw = random.Random(seed)
+    with serving(field.package) as server:
+        asyncio.run(_attack(server, WARM_REQUESTS, random.Random(seed + 1)))
+        before = server.resident_mib
+        health = Health(server.port)
+        count = max(1, round(NUM_REQUESTS * share))
+        attack = _done(_attack(server, count, draw, health))
+        yield run_trials("hostile requests", NUM_REQUESTS, attack)
+        yield _worst("worst /healthz among them", health)
+        growth = server.resident_mib / before - 1
+        yield measured("memory they leave behind", "more", growth, GROWTH, is_less=True)
+        health = Health(server.port)
+        slow = _done(_slow(server, max(1, round(NUM_SLOW * share)), health))
+        yield run_trials("slow clients, all at once", NUM_SLOW, slow)
+        yield _worst("worst /healthz among those", health)
+    count = max(2, round(NUM_RELOADS * share))
+    yield run_trials("reloads under load", NUM_RELOADS, _reloads(field, count, draw))
+
+
+def _done(calls: Coroutine[None, None, list[str | None]]) -> Iterator[str | None]:
+    """Begun when the first is asked for, so that the row's clock covers it."""
+    yield from asyncio.run(calls)
+
+
+def _worst(name: str, health: Health) -> FaultRow:
+    worst = max(health.seconds) if not health.failures else float("inf")
+    return measured(name, "s", worst, STALL_S, is_less=True)
+
+
+async def _attack(
+    server: Server, count: int, draw: random.Random, health: Health | None = None
+) -> list[str | None]:
+    """Each is answered by 2xx or 4xx, or its connection is closed."""
+    free = asyncio.Semaphore(AT_ONCE)
+
+    async def one(data: bytes) -> str | None:
+        async with free:
+            status = await exchange(server.port, data)
+        if status is None or 200 <= status < 500:
+            return None
+        return f"{status}: {data[:60]!r}"
+
+    return await _beside(health, [one(hostile(draw)) for _ in range(count)])
+
+
+async def _slow(server: Server, count: int, health: Health) -> list[str | None]:
+    """A byte every tenth of a second; whoever is not slow is answered meanwhile."""
+    body = json.dumps({"history": ["i1"]}).encode()
+    head = _head("POST", "/recommend", len(body))
+
+    async def one() -> str | None:
+        status = await exchange(server.port, head + body, SLOW_S)
+        return None if status is None or status < 500 else f"{status}"
+
+    return await _beside(health, [one() for _ in range(count)])
+
+
+async def _beside(
+    health: Health | None, calls: list[Coroutine[None, None, str | None]]
+) -> list[str | None]:
+    watch = asyncio.create_task(health.watch()) if health else None
+    found = await asyncio.gather(*calls)
+    if watch:
+        watch.cancel()
+        with suppress(asyncio.CancelledError):
+            await watch
+    return list(found)
+
+
+def hostile(draw: random.Random) -> bytes:
+    """One of the kinds that clients, scanners and fuzzers send."""
+    path = draw.choice(("/recommend", "/similar", "/admin/reload", "/", "/..%2f", "/x"))
+    kind = draw.randrange(10)
+    if kind == 0:
+        return draw.randbytes(draw.randrange(1, 200))
+    if kind == 1:
+        return _head("GET", "/" + "a" * draw.randrange(BIG), 0)
+    if kind == 2:
+        lines = b"".join(b"X-%d: y\r\n" % n for n in range(draw.randrange(1, 2000)))
+        return b"GET / HTTP/1.1\r\nHost: a\r\n" + lines + b"\r\n"
+    if kind == 3:
+        size = draw.choice(("-1", "1e9", "99999999999999999999", "a", "0x10"))
+        return _head("POST", path, size)
+    if kind == 4:
+        chunks = draw.choice(
+            (b"zz\r\n", b"-1\r\n", b"ffffffffffffffff\r\n", b"1\r\nab")
+        )
+        head = f"POST {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        return head.encode() + chunks
+    if kind == 5:
+        depth = draw.randrange(1, 5000)
+        body = b'{"history":' + b"[" * depth + b"]" * depth + b"}"
+    elif kind == 6:
+        body = draw.randbytes(draw.randrange(300))
+    elif kind == 7:
+        body = json.dumps({"history": ["i1"] * draw.randrange(12_000)}).encode()
+    else:
+        body = json.dumps({"history": _value(draw), "k": _value(draw)}).encode()
+    data = _head(draw.choice(("POST", "PUT", "GET", "HEAD")), path, len(body)) + body
+    return data[: draw.randrange(len(data))] if kind == 9 else data
+
+
+def _value(draw: random.Random) -> object:
+    odd = (None, -1, 0, 1 << 80, 1.5, 1e308, True, "", "\x00", "i1", "\ud800" * 3, {})
+    return draw.choice((draw.choice(odd), [draw.choice(odd) for _ in range(3)]))
+
+
+def _head(method: str, path: str, size: int | str) -> bytes:
+    return (
+        f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {size}\r\n\r\n"
+    ).encode()
+
+
+def _reloads(field: Field, count: int, draw: random.Random) -> Iterator[str | None]:
+    """Good packages and bad ones by turns; every answer is of one of the good."""
+    place = field.root / "served"
+    place.mkdir()
+    _export(field, place / "b")
+    shutil.copytree(field.package, place / "a")
+    for name, size in (("cut", 100), ("empty", 0)):
+        shutil.copytree(field.package, place / name)
+        for path in (place / name).glob("*.safetensors"):
+            path.write_bytes(path.read_bytes()[:size])
+    _lead(place, "a")
+    history = [f"i{n}" for n in draw.sample(range(NUM_ITEMS), 5)]
+    with serving(place) as server:
+        lists, wrong, done = {"a": server.items(history)}, [], threading.Event()
+        _lead(place, "b")
+        server.ask("POST", "/admin/reload")
+        lists["b"] = server.items(history)
+
+        def load() -> None:
+            while not done.is_set():
+                got = server.items(history)
+                if got not in lists.values():
+                    wrong.append(f"an answer of neither package: {got}")
+
+        clients = [threading.Thread(target=load) for _ in range(4)]
+        for client in clients:
+            client.start()
+        current = "b"
+        for _ in range(count):
+            name = draw.choice(("a", "b", "cut", "empty"))
+            _lead(place, name)
+            status, _ = server.ask("POST", "/admin/reload")
+            current = name if name in lists else current
+            expected = 200 if name in lists else 409
+            if status != expected:
+                yield f"reload of {name}: {status} instead of {expected}"
+            elif server.items(history) != lists[current]:
+                yield f"after a reload of {name}: not the answers of {current}"
+            else:
+                yield wrong.pop() if wrong else None
+        done.set()
+        for client in clients:
+            client.join()
+        yield from wrong
+
+
+def _export(field: Field, out: Path) -> None:
+    ended = run("export", field.runs(seed=1) / NAME, "--out", out)
+    if ended.code != 0:
+        raise RuntimeError(f"the second package cannot be made: {ended.said}")
+
+
+def _lead(place: Path, name: str) -> None:
+    """``current`` leads to it, by an atomic rename."""
+    link = place / ".current"
+    link.symlink_to(name)
+    os.replace(link, place / "current")
