@@ -100,7 +100,7 @@ def learn(
                 restore_best(trainee)
                 if evaluate_only
                 else pretrain(
-                    trainee, validate, resume=resume, begun=lambda: write_config(config)
+                    trainee, validate, resume=resume, begun=lambda: write_config(made)
                 )
             ),
         )

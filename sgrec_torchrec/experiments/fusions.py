@@ -68,6 +68,7 @@ from sgrec_torchrec.logs.judged_users import is_label_user
 from sgrec_torchrec.reward_table import RewardTable
 from sgrec_torchrec.runs.open_run import open_run
 from sgrec_torchrec.runs.prepare import prepare_log
+from sgrec_torchrec.runs.stage_links import StageLinks
 from sgrec_torchrec.schema import EvalRows, Int32Array, Int64Array, SplitLog
 from sgrec_torchrec.train import run
 
@@ -164,7 +165,8 @@ def _restore(base: RunConfig, settings: AlignConfig, ranks: Ranks) -> _Pretraine
     plain = dataclasses.replace(
         base, align=dataclasses.replace(base.align, num_steps=0)
     )
-    split, config = main_rank_first(lambda: prepare_log(plain))
+    links = StageLinks(run_dir=plain.run_dir)
+    split, config = main_rank_first(lambda: prepare_log(plain, links))
     check_rewards(split, dataclasses.replace(config, align=settings))
     # All arms rank with the mixture that the pretrained model chose.
     weight = _prior_weight(plain, ranks)

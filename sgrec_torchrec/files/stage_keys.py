@@ -87,4 +87,7 @@ def check_stage_keys(
     other = [name for name in other if name not in free]
     if other:
         places = ", ".join(str(run_dir / name) for name in other)
-        raise ValueError(f"{checkpoint} was not trained on {places}: {MEND}")
+        raise ValueError(
+            f"{checkpoint} was not trained on {places}: give a train.py --resume that "
+            f"was killed again, {MEND}"
+        )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.checkpoint import latest_checkpoint
-from sgrec_torchrec.distributed.launch import Ranks
+from sgrec_torchrec.distributed.launch import Ranks, main_rank_first
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.evaluation.generate import Ranker
 from sgrec_torchrec.evidence.prior import EvidencePrior
@@ -33,6 +33,7 @@ from sgrec_torchrec.runs.prepare import (
     prepare_teacher,
     prepare_tokens,
 )
+from sgrec_torchrec.runs.stage_links import StageLinks
 from sgrec_torchrec.runs.stopwatch import Stopwatch
 from sgrec_torchrec.schema import ItemTokens, SplitLog
 
@@ -48,6 +49,8 @@ class Prepared:
     teacher: SoftTargets
     tokens: ItemTokens
     config: RunConfig
+    links: StageLinks
+    """Of the run's folder to all this; moved once its settings are written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,20 +99,27 @@ def prepare_run(
     Raises:
         ValueError, FileNotFoundError: from the stages.
     """
-    given = config
+    given, links = config, StageLinks(run_dir=config.run_dir)
     split, config = watch.main_first(
-        "log", lambda: prepare_log(given, claim=claim, check=check)
+        "log", lambda: prepare_log(given, links, claim=claim, check=check)
     )
-    graph, config = watch.main_first("graph", lambda: prepare_graph(split, config))
+    graph, config = watch.main_first(
+        "graph", lambda: prepare_graph(split, config, links)
+    )
     evidence, teacher = None, NO_SOFT_TARGETS
     if with_evidence or with_teacher:
-        known = watch.main_first("evidence", lambda: prepare_evidence(split, config))
+        known = watch.main_first(
+            "evidence", lambda: prepare_evidence(split, config, links)
+        )
         evidence = known
         if with_teacher:
             teacher = watch.main_first(
-                "teacher", lambda: prepare_teacher(split, known, config)
+                "teacher", lambda: prepare_teacher(split, known, config, links)
             )
-    tokens = watch.main_first("tokens", lambda: prepare_tokens(split, graph, config))
+    tokens = watch.main_first(
+        "tokens", lambda: prepare_tokens(split, graph, config, links)
+    )
+    main_rank_first(lambda: links.move_where_settled(config))
     return Prepared(
         split=split,
         graph=graph,
@@ -117,6 +127,7 @@ def prepare_run(
         teacher=teacher,
         tokens=tokens,
         config=config,
+        links=links,
     )
 
 
@@ -149,8 +160,13 @@ def open_run(config: RunConfig, ranks: Ranks, *, with_evidence: bool = True) -> 
     return dataclasses.replace(opened, step=step)
 
 
-def write_config(config: RunConfig) -> None:
-    """The resolved settings, commit and versions, into the run's folder."""
+def write_config(made: Prepared) -> None:
+    """The resolved settings, commit and versions, into the run's folder.
+
+    And the links to what was prepared by these settings, right before.
+    """
     if is_main_rank():
+        config = made.config
+        made.links.move()
         config.write(config.run_dir / CONFIG)
         write_json(config.run_dir / META, describe_run())

@@ -7,7 +7,6 @@ work again, and runs that differ only in later settings share what they can.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from sgrec_torchrec.evidence.relations import build_relations, text_relation
 from sgrec_torchrec.evidence.scorer import fit_scorer, load_scorer, save_scorer
 from sgrec_torchrec.evidence.soft_targets import soft_targets
 from sgrec_torchrec.files.array_folder import read_arrays, write_arrays
-from sgrec_torchrec.files.atomic import atomic_file, atomic_folder
+from sgrec_torchrec.files.atomic import atomic_folder
 from sgrec_torchrec.files.content_key import content_key
 from sgrec_torchrec.files.run_folder import (
     CANONICAL,
@@ -61,6 +60,7 @@ from sgrec_torchrec.logs.split import load_split, prepare_split
 from sgrec_torchrec.logs.stream import resolved
 from sgrec_torchrec.runs.claim import Claim
 from sgrec_torchrec.runs.log_room import check_room_for_log
+from sgrec_torchrec.runs.stage_links import StageLinks
 from sgrec_torchrec.schema import ItemTokens, SplitLog
 
 FORMAT = 1
@@ -74,6 +74,7 @@ TAUGHT_FORMAT = 2
 
 def prepare_log(
     config: RunConfig,
+    links: StageLinks,
     *,
     claim: Claim | None = None,
     check: Callable[[SplitLog, RunConfig], None] | None = None,
@@ -83,6 +84,7 @@ def prepare_log(
     Nothing of the run's folder changes before all checks have passed.
 
     Args:
+        links: of the run's folder; takes log and split, and below what follows.
         claim: refuses what the folder's model does not go with.
         check: raises where a later stage could not follow.
 
@@ -118,13 +120,15 @@ def prepare_log(
     if claim is not None:
         claim.take(config)
     for stage, folder in ((CANONICAL, canonical), (SPLIT, split_dir)):
-        _link(config.run_dir / stage, folder)
+        links.add(stage, folder)
     return split, known
 
 
-def prepare_graph(split: SplitLog, config: RunConfig) -> tuple[ItemGraph, RunConfig]:
+def prepare_graph(
+    split: SplitLog, config: RunConfig, links: StageLinks
+) -> tuple[ItemGraph, RunConfig]:
     """The item graph of the period to learn from; its form chosen by the valid rows."""
-    split_name = _stage_name(config, SPLIT)
+    split_name = links.name_of(SPLIT)
 
     def choose(folder: Path) -> None:
         chosen = choose_graph(split, config.graph, filter_seen=config.log.filter_seen)
@@ -134,6 +138,7 @@ def prepare_graph(split: SplitLog, config: RunConfig) -> tuple[ItemGraph, RunCon
 
     form_dir = _once(
         config,
+        links,
         GRAPH_FORM,
         [split_name, config.graph, config.log.filter_seen],
         choose,
@@ -142,6 +147,7 @@ def prepare_graph(split: SplitLog, config: RunConfig) -> tuple[ItemGraph, RunCon
     fit_on = config.log.fit_on
     folder = _once(
         config,
+        links,
         GRAPH,
         [split_name, settings, fit_on],
         lambda folder: build_graph(split, settings, fit_on, folder),
@@ -162,7 +168,9 @@ def read_form(path: Path) -> GraphConfig:
         return GraphConfig(**plain)
 
 
-def prepare_evidence(split: SplitLog, config: RunConfig) -> EvidencePrior:
+def prepare_evidence(
+    split: SplitLog, config: RunConfig, links: StageLinks
+) -> EvidencePrior:
     """Item relations of the period to learn from, and the scorer fitted on it.
 
     Relations and training rows are shared by runs that differ in ``config.seed``, which
@@ -172,8 +180,9 @@ def prepare_evidence(split: SplitLog, config: RunConfig) -> EvidencePrior:
     filter_seen = bool(log.filter_seen)
     folder = _once(
         config,
+        links,
         EVIDENCE,
-        [_stage_name(config, SPLIT), settings, log.fit_on, filter_seen],
+        [links.name_of(SPLIT), settings, log.fit_on, filter_seen],
         lambda folder: _gather(split, config, folder),
     )
     relations = load_relations(folder, settings.relation_names())
@@ -184,7 +193,7 @@ def prepare_evidence(split: SplitLog, config: RunConfig) -> EvidencePrior:
         with atomic_folder(scorer_dir) as temporary:
             save_scorer(scorer, temporary / SCORER_WEIGHTS)
 
-    scorer_dir = _once(config, SCORER, [folder.name, config.seed], fit)
+    scorer_dir = _once(config, links, SCORER, [folder.name, config.seed], fit)
     return EvidencePrior(
         relations=relations,
         scorer=load_scorer(scorer_dir / SCORER_WEIGHTS, settings, width),
@@ -194,7 +203,7 @@ def prepare_evidence(split: SplitLog, config: RunConfig) -> EvidencePrior:
 
 
 def prepare_teacher(
-    split: SplitLog, evidence: EvidencePrior, config: RunConfig
+    split: SplitLog, evidence: EvidencePrior, config: RunConfig, links: StageLinks
 ) -> SoftTargets:
     """What the evidence would have expected of the training period's newest events."""
     if not config.pretrain.teacher_weight or not config.pretrain.teacher_samples:
@@ -216,7 +225,7 @@ def prepare_teacher(
         facts = {"format_version": TAUGHT_FORMAT}
         write_arrays(folder / TAUGHT, taught._asdict(), facts)
 
-    folder = _once(config, TEACHER, [_stage_name(config, SCORER)], teach)
+    folder = _once(config, links, TEACHER, [links.name_of(SCORER)], teach)
     return read_taught(folder)
 
 
@@ -250,12 +259,15 @@ def _gather(split: SplitLog, config: RunConfig, folder: Path) -> None:
     save_evidence(folder, relations, held_out, settings)
 
 
-def prepare_tokens(split: SplitLog, graph: ItemGraph, config: RunConfig) -> ItemTokens:
+def prepare_tokens(
+    split: SplitLog, graph: ItemGraph, config: RunConfig, links: StageLinks
+) -> ItemTokens:
     """The semantic IDs, from text and from the graph."""
     folder = _once(
         config,
+        links,
         TOKENS,
-        [_stage_name(config, GRAPH), config.tokens],
+        [links.name_of(GRAPH), config.tokens],
         lambda folder: build_tokens(split, graph, config.tokens, folder),
     )
     return load_tokens(folder)
@@ -263,13 +275,14 @@ def prepare_tokens(split: SplitLog, graph: ItemGraph, config: RunConfig) -> Item
 
 def _once(
     config: RunConfig,
+    links: StageLinks,
     stage: str,
     inputs: Sequence[object],
     build: Callable[[Path], object],
 ) -> Path:
-    """Build the stage's folder unless it is there; link it into the run's folder."""
+    """Build the stage's folder unless it is there; note it among the links."""
     folder = _made(config, stage, inputs, build)
-    _link(config.run_dir / stage, folder)
+    links.add(stage, folder)
     return folder
 
 
@@ -282,7 +295,7 @@ def _made(
     """Build the stage's folder unless it is there.
 
     ``build`` writes through a temporary name, so a folder that is there is whole. Only
-    the main rank builds and links. The others come after it (``main_rank_first``) and
+    the main rank builds. The others come after it (``main_rank_first``) and
     only read.
 
     Raises:
@@ -295,21 +308,6 @@ def _made(
         raise FileNotFoundError(f"{folder} is not visible to this rank")
     build(folder)
     return folder
-
-
-def _link(link: Path, folder: Path) -> None:
-    if not is_main_rank():
-        return
-    link.parent.mkdir(parents=True, exist_ok=True)
-    target = os.path.relpath(folder, link.parent)
-    if link.is_symlink() and str(link.readlink()) == target:
-        return
-    with atomic_file(link) as temporary:
-        temporary.symlink_to(target)
-
-
-def _stage_name(config: RunConfig, stage: str) -> str:
-    return (config.run_dir / stage).readlink().name
 
 
 def _key(*parts: object) -> str:

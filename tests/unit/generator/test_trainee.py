@@ -15,6 +15,7 @@ from sgrec_torchrec.files.tracking import Tracker
 from sgrec_torchrec.generator.trainee import build_trainee
 from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS
 from sgrec_torchrec.runs.prepare import prepare_log
+from sgrec_torchrec.runs.stage_links import StageLinks
 from sgrec_torchrec.schema import ItemTokens
 
 
@@ -29,7 +30,8 @@ def config(
 
 def start_weights(config: RunConfig, ranks: Ranks) -> dict[str, Tensor]:
     """Of a run that has not trained yet: what is drawn, not what starts as 0 or 1."""
-    split, config = prepare_log(config)
+    links = StageLinks(run_dir=config.run_dir)
+    split, config = prepare_log(config, links)
     items = np.arange(split.sequences.num_items, dtype=np.int32)
     tokens = ItemTokens(codes_NL=np.stack([items // 16, items % 16], 1), num_codes=16)
     nothing = Tracker(Path(config.out_dir), enabled=False)

@@ -20,6 +20,7 @@ from sgrec_torchrec.generator import pretrain as loop
 from sgrec_torchrec.runs import prepare
 from sgrec_torchrec.runs.aside import set_aside_run
 from sgrec_torchrec.runs.claim import Claim
+from sgrec_torchrec.runs.stage_links import StageLinks
 from sgrec_torchrec.runs.steps import HELD, alone
 
 pytestmark = pytest.mark.long
@@ -272,8 +273,9 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_log_is_read(
 ) -> None:
     (tmp_path / "file").write_text("")
     config = dataclasses.replace(RUNS["smoke"], out_dir=str(tmp_path / "file"))
+    links = StageLinks(run_dir=config.run_dir)
     with pytest.raises(FileNotFoundError, match="file is no folder that this user may"):
-        prepare.prepare_log(config, claim=Claim(use="begin"))
+        prepare.prepare_log(config, links, claim=Claim(use="begin"))
     sound = dataclasses.replace(config, out_dir=str(tmp_path / "new"), name="run")
     Claim(use="begin").check_given(sound)
     monkeypatch.setattr("os.access", lambda *_: False)

@@ -18,6 +18,7 @@ from sgrec_torchrec.runs.prepare import (
     prepare_teacher,
     prepare_tokens,
 )
+from sgrec_torchrec.runs.stage_links import StageLinks
 
 pytestmark = pytest.mark.long
 
@@ -57,12 +58,19 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return calls
 
 
+@pytest.fixture
+def links(config: RunConfig) -> StageLinks:
+    return StageLinks(run_dir=config.run_dir)
+
+
 def prepare_all(config: RunConfig) -> RunConfig:
-    split, config = prepare_log(config)
-    graph, config = prepare_graph(split, config)
-    evidence = prepare_evidence(split, config)
-    prepare_teacher(split, evidence, config)
-    prepare_tokens(split, graph, config)
+    links = StageLinks(run_dir=config.run_dir)
+    split, config = prepare_log(config, links)
+    graph, config = prepare_graph(split, config, links)
+    evidence = prepare_evidence(split, config, links)
+    prepare_teacher(split, evidence, config, links)
+    prepare_tokens(split, graph, config, links)
+    links.move()
     return config
 
 
@@ -148,13 +156,17 @@ def test_keys_of_older_folders_stay_what_they_were() -> None:
     assert prepare._key("evidence", asked[0], named, *asked[2:]) == "423d069886d3cdaa"
 
 
-def test_relations_are_part_of_the_key(config: RunConfig, built: list[str]) -> None:
+def test_relations_are_part_of_the_key(
+    config: RunConfig, links: StageLinks, built: list[str]
+) -> None:
     prepare_all(config)
     before = folders(config)
     built.clear()
     fewer = override(config, ["evidence.relations=forward,around"])
-    split, fewer = prepare_log(fewer)
-    assert prepare_evidence(split, fewer).relations.num_relations == 2
+    split, fewer = prepare_log(fewer, links)
+    assert prepare_evidence(split, fewer, links).relations.num_relations == 2
+    assert folders(config) == before
+    links.move()
     assert built == ["evidence", "scorer"]
     assert folders(config)["evidence"] != before["evidence"]
 
@@ -176,11 +188,12 @@ def test_a_log_that_changed_is_imported_anew(
     log = tmp_path / "log"
     log.symlink_to(planted_log(3))
     config, _ = parse_run(tiny_arguments(log, tmp_path / "runs"))
-    prepare_log(config)
+    links = StageLinks(run_dir=config.run_dir)
+    prepare_log(config, links)
     built.clear()
     log.unlink()
     log.symlink_to(planted_log(4))
-    split, _ = prepare_log(config)
+    split, _ = prepare_log(config, links)
     assert built == ["canonical", "split"]
     assert split.sequences.num_users == 4
 
@@ -226,35 +239,42 @@ def test_another_rank_reads_and_never_builds_or_links(
     assert link.lstat().st_mtime_ns == before
 
 
-def test_unwritable_output_folder_is_said_clearly(config: RunConfig) -> None:
+def test_unwritable_output_folder_is_said_clearly(
+    config: RunConfig, links: StageLinks
+) -> None:
     out = Path(config.out_dir)
     out.write_text("a file stands here")
     with pytest.raises(FileNotFoundError, match=r"cannot write .*runs/prepared/canon"):
-        prepare_log(config)
+        prepare_log(config, links)
 
 
-def test_path_for_a_packaged_log_is_refused(config: RunConfig) -> None:
+def test_path_for_a_packaged_log_is_refused(
+    config: RunConfig, links: StageLinks
+) -> None:
     odd = override(config, ["log.source=movielens"])
     with pytest.raises(ValueError, match="the movielens log comes with a package"):
-        prepare_log(odd)
+        prepare_log(odd, links)
 
 
-def test_missing_log_is_named(config: RunConfig) -> None:
+def test_missing_log_is_named(config: RunConfig, links: StageLinks) -> None:
     lost = override(config, ["log.path=/nowhere/log"])
     with pytest.raises(FileNotFoundError, match="/nowhere/log"):
-        prepare_log(lost)
+        prepare_log(lost, links)
 
 
 def test_evidence_is_of_the_fitted_period_and_answers_alike_when_read_again(
     config: RunConfig,
+    links: StageLinks,
 ) -> None:
-    split, resolved = prepare_log(config)
+    split, resolved = prepare_log(config, links)
     sequences = split.sequences
-    first = prepare_evidence(split, resolved)
+    first = prepare_evidence(split, resolved, links)
     assert first.relations.popularity_N.sum() == sequences.train_end_U.sum()
-    refit = prepare_evidence(split, override(resolved, ["log.fit_on=train+valid"]))
+    refit = prepare_evidence(
+        split, override(resolved, ["log.fit_on=train+valid"]), links
+    )
     assert refit.relations.popularity_N.sum() == sequences.valid_end_U.sum()
-    again = prepare_evidence(split, resolved)
+    again = prepare_evidence(split, resolved, links)
     histories = histories_of(sequences, split.test)
     for one, other in zip(
         first.candidates(histories), again.candidates(histories), strict=True
@@ -264,25 +284,26 @@ def test_evidence_is_of_the_fitted_period_and_answers_alike_when_read_again(
 
 @pytest.mark.parametrize("filter_seen", [False, True])
 def test_evidence_leaves_out_seen_items_where_asked(
-    config: RunConfig, filter_seen: bool
+    config: RunConfig, links: StageLinks, filter_seen: bool
 ) -> None:
     config = override(config, [f"log.filter_seen={filter_seen}"])
-    split, config = prepare_log(config)
+    split, config = prepare_log(config, links)
     histories = histories_of(split.sequences, split.test)
-    item_EM, _ = prepare_evidence(split, config).candidates(histories)
+    item_EM, _ = prepare_evidence(split, config, links).candidates(histories)
     seen = set(histories.items_H[: histories.indptr_E1[1]].tolist())
     assert seen.isdisjoint(item_EM[0].tolist()) == filter_seen
 
 
 def soft_targets_of(config: RunConfig) -> SoftTargets:
-    split, config = prepare_log(config)
-    return prepare_teacher(split, prepare_evidence(split, config), config)
+    links = StageLinks(run_dir=config.run_dir)
+    split, config = prepare_log(config, links)
+    return prepare_teacher(split, prepare_evidence(split, config, links), config, links)
 
 
 def test_teacher_knows_events_of_the_fitted_period_and_reads_alike_again(
-    config: RunConfig, built: list[str]
+    config: RunConfig, links: StageLinks, built: list[str]
 ) -> None:
-    sequences = prepare_log(config)[0].sequences
+    sequences = prepare_log(config, links)[0].sequences
     first = soft_targets_of(config)
     assert "teacher" in built
     built.clear()
@@ -347,11 +368,13 @@ def test_a_damaged_manifest_of_the_teacher_is_named(config: RunConfig) -> None:
         soft_targets_of(config)
 
 
-def test_evidence_of_unresolved_settings_is_not_made(config: RunConfig) -> None:
-    split, resolved = prepare_log(config)
-    evidence = prepare_evidence(split, resolved)
+def test_evidence_of_unresolved_settings_is_not_made(
+    config: RunConfig, links: StageLinks
+) -> None:
+    split, resolved = prepare_log(config, links)
+    evidence = prepare_evidence(split, resolved, links)
     unresolved = override(resolved, ["evidence.max_history=none"])
     with pytest.raises(ValueError, match=r"evidence\.max_history is None"):
-        prepare_evidence(split, unresolved)
+        prepare_evidence(split, unresolved, links)
     with pytest.raises(ValueError, match=r"evidence\.max_history is None"):
-        prepare_teacher(split, evidence, unresolved)
+        prepare_teacher(split, evidence, unresolved, links)
