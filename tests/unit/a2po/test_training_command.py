@@ -10,6 +10,7 @@ from folder_state import folder_state
 from sgrec_torchrec import cli
 from sgrec_torchrec.a2po import align as loop
 from sgrec_torchrec.files.tracking import read_metrics
+from sgrec_torchrec.generator import pretrain as pretraining
 from sgrec_torchrec.serving import Recommender
 from sgrec_torchrec.serving.run_files import find_run
 
@@ -92,3 +93,36 @@ def test_unknown_table_is_one_line_that_names_it(
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("train.py: ")
     assert "/nowhere/table" in last
+
+
+def test_a_run_begun_anew_and_killed_stands_for_its_first_weights(
+    copied_runs: Path, planted_log, tiny_arguments, train_here, capsys, monkeypatch
+) -> None:
+    argv = tiny_arguments(planted_log(), copied_runs, *CHANGES)
+    run_dir = copied_runs / "tiny"
+    train_here([*argv, "--resume"])
+
+    def killed(*arguments: object) -> None:
+        validated(*arguments)
+        raise KeyboardInterrupt
+
+    validated = pretraining._validated
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining, "_validated", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_here(argv)
+    capsys.readouterr()
+    assert find_run(run_dir).checkpoint.parent == run_dir / "best"
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"{run_dir}: post-training has shipped nothing made of these weights yet, so "
+    )
+    monkeypatch.setattr("sys.argv", ["sgrec", "evaluate", str(run_dir)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 0
+    assert said in capsys.readouterr().err
+    train_here([*argv, "--resume"])
+    capsys.readouterr()
+    assert find_run(run_dir).checkpoint.parent == run_dir / "aligned" / "best"
+    assert capsys.readouterr().err == ""
