@@ -240,6 +240,7 @@ def test_a_kill_while_all_is_put_back_or_dropped_is_made_good(
     before = folder_state(run_dir / "folder")
     killed(run_dir, [row[0], changed], KILLS["begun"])
     (run_dir / "folder").mkdir()
+    (run_dir / "folder" / "half").touch()
     killed(run_dir, row, at)
     assert done(run_steps(run_dir, row)) == []
     assert folder_state(run_dir / "folder") == before
