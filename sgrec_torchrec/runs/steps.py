@@ -40,7 +40,8 @@ ALIGN_STEPS = 60
 """Of post-training, where nothing says how many."""
 LOCK = ".lock"
 HELD = "SGREC_HELD_FOLDERS"
-"""Environment: folders whose locks are held by who started this process."""
+"""Environment: folders whose locks are held by who started this process, a line each:
+a path may hold any other sign."""
 CHUNK_BYTES = 1 << 16
 TAIL_BYTES = 4096
 MAX_WORDS = 300
@@ -336,7 +337,7 @@ def alone(place: Path) -> Iterator[BinaryIO]:
     Raises:
         BlockingIOError: where another one holds it.
     """
-    held = os.environ.get(HELD, "").split(os.pathsep)
+    held = os.environ.get(HELD, "").splitlines()
     path = place / STAMPS / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as lock:
@@ -349,11 +350,11 @@ def alone(place: Path) -> Iterator[BinaryIO]:
             raise BlockingIOError(
                 f"another process is at work on {place}: wait for its end, or end it"
             ) from None
-        os.environ[HELD] = os.pathsep.join((*held, str(place.resolve())))
+        os.environ[HELD] = "\n".join((*held, str(place.resolve())))
         try:
             yield lock
         finally:
-            os.environ[HELD] = os.pathsep.join(held)
+            os.environ[HELD] = "\n".join(held)
 
 
 def check_alone(place: Path) -> None:

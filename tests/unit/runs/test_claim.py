@@ -324,8 +324,9 @@ def test_what_a_holder_starts_is_let_in(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from sgrec_torchrec.runs.steps import "
         "alone; alone(Path(sys.argv[1])).__enter__(); print('in')"
     )
-    words = [sys.executable, "-c", enter, str(tmp_path)]
-    with alone(tmp_path):
+    place = tmp_path / "a:b"
+    words = [sys.executable, "-c", enter, str(place)]
+    with alone(place):
         assert subprocess.run(words, capture_output=True, check=False).stdout == b"in\n"
         lonely = {key: value for key, value in os.environ.items() if key != HELD}
         done = subprocess.run(words, capture_output=True, check=False, env=lonely)
