@@ -118,9 +118,12 @@ def check_type(file: str, theirs: str, column: Column, arrived: str) -> None:
     }[column.kind]
     if not is_accepted:
         ours = "" if theirs == column.name else f" ({column.name})"
+        where, mend = "row 0 and all others", "cast the column before the import"
+        if arrived == "JSON":
+            where, mend = "some rows", "write a text in place of lists and objects"
         raise ValueError(
-            f"{file}, column {theirs!r}{ours}, row 0 and all others: type {arrived} "
-            f"cannot hold {_WANTED[column.kind]}; cast the column before the import"
+            f"{file}, column {theirs!r}{ours}, {where}: type {arrived} "
+            f"cannot hold {_WANTED[column.kind]}; {mend}"
         )
 
 

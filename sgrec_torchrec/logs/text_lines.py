@@ -16,6 +16,8 @@ from typing import IO, Any, Literal, cast
 import pyarrow as pa
 import pyarrow.csv as pc
 
+from sgrec_torchrec.logs.quotes import CheckedQuotes
+
 BLOCK_BYTES = 1 << 24
 """The longest row that a file may hold."""
 NO_DELIMITER = "\x01"
@@ -105,8 +107,11 @@ def _open(
     skip: int,
 ) -> pa.RecordBatchReader:
     try:
+        source = pa.input_stream(str(path), compression="detect")
+        if is_quoted:
+            source = pa.PythonFile(CheckedQuotes(source, path, delimiter), mode="r")
         return pc.open_csv(
-            cast(IO[Any], pa.input_stream(str(path), compression="detect")),
+            cast(IO[Any], source),
             read_options=pc.ReadOptions(
                 # In order, and rows have numbers.
                 use_threads=False,

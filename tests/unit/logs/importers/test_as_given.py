@@ -156,6 +156,7 @@ def test_what_json_nests_is_no_text(tmp_path: Path, value: Any) -> None:
     refused(
         log, tmp_path, "column 'description'.*cannot hold strings", items_path=items
     )
+    refused(log, tmp_path, "some rows.*in place of lists and obj", items_path=items)
 
 
 def test_lists_of_json_become_vectors_and_codes(tmp_path: Path) -> None:
