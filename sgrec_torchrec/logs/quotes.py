@@ -4,6 +4,7 @@ Readers of CSV forgive text behind a closing quote, each in its own way: a field
 ``"13" monitor"`` would lose a sign without a word, ``"a"b`` would be the item ``ab``.
 """
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,13 @@ QUOTE, LF, CR = ord('"'), ord("\n"), ord("\r")
 SHOWN_BYTES = 30
 
 
-class CheckedQuotes:
+class CheckedQuotes(io.RawIOBase):
     """A file of bytes, as Arrow reads one; time grows with the bytes, not memory."""
 
     def __init__(self, source: Any, path: Path, delimiter: str) -> None:
         self._source, self._path = source, path
         self._delimiter = ord(delimiter)
         self._state, self._num_lines = FIELD, 0
-        self.closed = False
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes.
@@ -53,8 +53,8 @@ class CheckedQuotes:
 
     def close(self) -> None:
         """The source is done with."""
-        self.closed = True
         self._source.close()
+        super().close()
 
 
 @numba.njit(cache=True)

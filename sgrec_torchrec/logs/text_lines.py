@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.csv as pc
@@ -107,11 +107,11 @@ def _open(
     skip: int,
 ) -> pa.RecordBatchReader:
     try:
-        source = pa.input_stream(str(path), compression="detect")
+        source: Any = pa.input_stream(str(path), compression="detect")
         if is_quoted:
             source = pa.PythonFile(CheckedQuotes(source, path, delimiter), mode="r")
         return pc.open_csv(
-            cast(IO[Any], source),
+            source,
             read_options=pc.ReadOptions(
                 # In order, and rows have numbers.
                 use_threads=False,
