@@ -203,6 +203,7 @@ def bring_the_rest(world: World) -> None:
     shutil.copy(part, folder / "new.parquet")
     for nth in range(2):
         copy = shutil.copytree(run / "candidates", folder / f"part-{nth}")
+        (copy / "manifest.json").unlink()
         for name in ("users", "candidates"):
             rows = pq.read_table(copy / f"{name}.parquet")
             users = sorted(set(rows["user_id"].to_pylist()))[nth::2]

@@ -14,6 +14,7 @@ import torch
 
 from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.files.run_folder import MANIFEST
+from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.generator.backbone import Backbone, rotary_angles
 from sgrec_torchrec.serving import Filters, History, Recommended, Recommender
 from sgrec_torchrec.serving.program import (
@@ -42,7 +43,7 @@ def change(folder: Path, **changes: Any) -> None:
     manifest = json.loads(path.read_text())
     for name in manifest["files"]:
         manifest["files"][name]["sha256"] = sha256_file(folder / name)
-    path.write_text(json.dumps(manifest | changes))
+    write_sealed(path, manifest | changes)
 
 
 def assert_same(ours: list[Recommended], theirs: list[Recommended]) -> None:
