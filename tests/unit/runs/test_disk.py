@@ -11,8 +11,9 @@ from folder_state import folder_state
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.checkpoint_files import open_reader, read_manifest
 from sgrec_torchrec.logs.split import load_split
-from sgrec_torchrec.runs import pipeline, prepare
+from sgrec_torchrec.runs import pipeline
 from sgrec_torchrec.runs.disk import checkpoint_bytes
+from sgrec_torchrec.runs.stage_links import StageLinks
 
 pytestmark = pytest.mark.long
 
@@ -73,7 +74,7 @@ def test_checkpoints_that_would_not_fit_are_refused_once_the_log_is_read(
     assert folder_state(prepared_runs) == before
     free(needed)
     # It gets past the check.
-    monkeypatch.setattr(prepare, "_link", None)
+    monkeypatch.setattr(StageLinks, "add", None)
     with pytest.raises(TypeError):
         train_here(argv)
 
@@ -82,7 +83,7 @@ def test_what_a_run_has_written_counts_as_free_and_ranking_needs_nothing(
     finished_run: Path, planted_log, tiny_arguments, train_here, free, monkeypatch
 ) -> None:
     free(0)
-    monkeypatch.setattr(prepare, "_link", None)
+    monkeypatch.setattr(StageLinks, "add", None)
     # Checkpoints after 20, 40 and 52 steps, and the best, are more than 1 + 2.
     argv = tiny_arguments(
         planted_log(), finished_run.parent, "pretrain.keep_checkpoints=1"

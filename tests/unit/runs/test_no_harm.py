@@ -1,5 +1,6 @@
 """Each command that writes into a run, called wrongly: the run is as it was before."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from filelock import FileLock
 from folder_state import folder_state
 
 from sgrec_torchrec import cli
+from sgrec_torchrec.files.sealed_json import write_sealed
 
 pytestmark = pytest.mark.long
 
@@ -26,7 +28,7 @@ WRONG = {
     f"{TRAIN} --resume --set align.business_table=BAD": "BAD",
     f"{TRAIN} --resume --set log.path=/nowhere": "log.path = ",
     f"{TRAIN} --set generator.dim=24": "or give --overwrite, which moves RUN to tiny.1",
-    f"{TRAIN} --set log.path=/nowhere": "a model of log.path = ",
+    f"{TRAIN} --set log.path=/no --set align.table=TABLE": "a model of log.path = ",
     f"{TRAIN} --overwrite --set log.path=/nowhere": "/nowhere",
     f"{TRAIN} --overwrite --set align.table=/nowhere": "/nowhere",
     f"{PIPELINE} --max-pairs 5": "--max-pairs 5: give 24 or more",
@@ -72,18 +74,26 @@ def run_dir(
         shutil.copytree(piped_run.parent, runs, symlinks=True)
     # Others may be at work on the table of the run that this is a copy of.
     path = runs / "tiny" / "config.json"
-    path.write_text(path.read_text().replace(str(piped_run.parent), str(runs)))
+    moved = path.read_text().replace(str(piped_run.parent), str(runs))
+    write_sealed(path, json.loads(moved))
     return runs / "tiny"
 
 
 @pytest.fixture
 def refused(
-    run_dir: Path, tmp_path: Path, world_of_one: None, monkeypatch, capsys
+    run_dir: Path,
+    piped_run: Path,
+    tmp_path: Path,
+    world_of_one: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Callable[[str], str]:
     """refused(command line) -> what it said last; the run is as it was."""
     bad = tmp_path / "bad.parquet"
     pq.write_table(pa.table({"user_id": ["u1"], "item_id": ["i1"]}), bad)
     names = {"RUNS": str(run_dir.parent), "RUN": str(run_dir), "BAD": str(bad)}
+    # What the weights were trained with; the settings of the copy name its own.
+    names["TABLE"] = str(piped_run / "reward_table")
 
     def call(line: str) -> str:
         words = line
@@ -118,7 +128,6 @@ def test_a_wrong_call_says_why_and_changes_nothing(
         ("evaluate RUN", "best/*/*.distcp"),
         ("evaluate RUN", "aligned/best/*/*.distcp"),
         ("candidates RUN", "best/*/*.distcp"),
-        (f"{TRAIN} --resume", "checkpoints/*/*.distcp"),
         ("judge train RUN", "labels/*.parquet"),
         ("judge run RUN", "judge/judge.json"),
         ("table build RUN/judged --out RUN/reward_table", "judged/part-*.parquet"),
