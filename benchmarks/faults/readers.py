@@ -34,10 +34,9 @@ def resume(run_dir: Path) -> str:
 
 
 def export(run_dir: Path, out: Path) -> str:
-    """The manifest of a package, which holds the sums of its files."""
+    """What a new package of the run recommends, with its scores."""
     command("export", run_dir, "--out", out)
-    files = sorted(path for path in out.rglob("*") if path.is_file())
-    return " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+    return recommend_of_package(out)
 
 
 def verified_table(folder: Path) -> str:
