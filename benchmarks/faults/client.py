@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from faults.processes import Ended, Started, start
+from faults.processes import Started, start
 
 ADMIN = "a-token-of-the-fault-campaign"
 START_S = 60.0
@@ -25,7 +25,6 @@ class Server:
 
     started: Started
     port: int
-    ended: Ended | None = None
 
     def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """One request on a connection of its own: status and JSON."""
@@ -74,7 +73,7 @@ def serving(package: Path, *options: str) -> Iterator[Server]:
         yield server
     finally:
         started.kill(15)
-        server.ended = started.wait(60)
+        started.wait(60)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from faults.damage import Damage, flips, swaps, trials
 from faults.field import NAME, Field
-from faults.outcome import FaultRow, run_trials
+from faults.outcome import FaultRow, part, run_trials
 from sgrec_torchrec.files.run_folder import (
     BEST,
     CHECKPOINTS,
@@ -78,7 +78,7 @@ def flip_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
         return run_trials(name, asked, trials(damages, str(reader), *map(Path, paths)))
 
     for kind in KINDS:
-        count = max(1, round(kind.count * share))
+        count = part(kind.count, share)
         damages = flips(_files(run_dir, kind.patterns), count, draw)
         out = (field.root / "exported",) if kind.reader == "export" else ()
         yield row(f"bit flips: {kind.name}", ASKED, damages, kind.reader, run_dir, *out)
@@ -89,13 +89,13 @@ def flip_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
     ):
         copy = field.root / f"damaged-{reader}"
         shutil.copytree(source, copy)
-        count = max(1, round((200 if "package" in reader else ASKED) * share))
+        count = part(200 if "package" in reader else ASKED, share)
         damages = flips(_files(copy, ("*", "*/*")), count, draw)
         yield row(f"bit flips: {reader}", ASKED, damages, reader, copy)
     everything = _files(run_dir, tuple(p for kind in KINDS for p in kind.patterns))
     other = field.runs(seed=1) / NAME
     for how, asked, count in (("cut", 100, 60), ("swap", 100, 60), ("poison", 20, 20)):
-        count = max(1, round(count * share))
+        count = part(count, share)
         damages = (
             swaps(run_dir, everything, other, count, draw)
             if how == "swap"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from faults.client import Health, Server, exchange, serving
 from faults.field import NAME, NUM_ITEMS, Field
-from faults.outcome import FaultRow, measured, run_trials
+from faults.outcome import FaultRow, measured, part, run_trials
 from faults.processes import run
 
 NUM_REQUESTS, NUM_SLOW, NUM_RELOADS = 100_000, 200, 100
@@ -31,14 +31,14 @@ def server_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
         asyncio.run(_attack(server, WARM_REQUESTS, random.Random(seed + 1)))
         before = server.resident_mib
         health = Health(server.port)
-        count = max(1, round(NUM_REQUESTS * share))
+        count = part(NUM_REQUESTS, share)
         attack = _done(_attack(server, count, draw, health))
         yield run_trials("hostile requests", NUM_REQUESTS, attack)
         yield _worst("worst /healthz among them", health)
         growth = server.resident_mib / before - 1
-        yield measured("memory they leave behind", "more", growth, GROWTH, is_less=True)
+        yield measured("memory they leave behind", "more", growth, GROWTH)
         health = Health(server.port)
-        slow = _done(_slow(server, max(1, round(NUM_SLOW * share)), health))
+        slow = _done(_slow(server, part(NUM_SLOW, share), health))
         yield run_trials("slow clients, all at once", NUM_SLOW, slow)
         yield _worst("worst /healthz among those", health)
     count = max(2, round(NUM_RELOADS * share))
@@ -52,7 +52,7 @@ def _done(calls: Coroutine[None, None, list[str | None]]) -> Iterator[str | None
 
 def _worst(name: str, health: Health) -> FaultRow:
     worst = max(health.seconds) if not health.failures else float("inf")
-    return measured(name, "s", worst, STALL_S, is_less=True)
+    return measured(name, "s", worst, STALL_S)
 
 
 async def _attack(

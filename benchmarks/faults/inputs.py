@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from faults.field import NAME, Field, align_words, remove
-from faults.outcome import FaultRow, run_trials
+from faults.outcome import FaultRow, part, run_trials
 from faults.processes import run, start_call
 
 NUM_PAIRS = 200
@@ -25,9 +25,9 @@ MS_REC_PRIVATE = 16384 | (1 << 18)
 def input_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
     """The rows of this module, one after another."""
     draw = random.Random(seed)
-    count = max(1, round(60 * share))
+    count = part(60, share)
     yield run_trials("bad rewards, missing, duplicates", 60, _pairs(field, count, draw))
-    count = max(1, round(20 * share))
+    count = part(20, share)
     yield run_trials("disk full", 20, _full_disks(field, count, draw))
 
 

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from faults.field import NAME, Field, align_words, figures, losses, remove
-from faults.outcome import FaultRow, run_trials
-from faults.processes import Ended, Started, start_ranks
+from faults.outcome import FaultRow, part, run_trials
+from faults.processes import LIMIT_S, Ended, Started, start_ranks
 from sgrec_torchrec.files.run_folder import CHECKPOINTS
 
 POLL_S = 0.005
@@ -20,7 +20,6 @@ NUM_AT_ONCE = 5
 """Trials of stopped ranks."""
 HEARTBEAT_S = 60.0
 """Within which the others end."""
-LIMIT_S = 120.0
 
 
 def kill_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
@@ -30,7 +29,7 @@ def kill_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
     def row(
         name: str, asked: int, trial: Callable[[Field, Path, random.Random], str | None]
     ) -> FaultRow:
-        trials = (_in_folder(trial, field, draw) for _ in range(_part(asked, share)))
+        trials = (_in_folder(trial, field, draw) for _ in range(part(asked, share)))
         return run_trials(name, asked, trials)
 
     yield row("kill -9 at a random step, 1 rank", 18, _killed_on(1))
@@ -49,7 +48,7 @@ def _side_by_side(
     field: Field, draw: random.Random, share: float
 ) -> Iterator[str | None]:
     """What is stopped is waited for, most of a minute, and costs nothing meanwhile."""
-    seeds = [draw.randrange(1 << 30) for _ in range(_part(10, share))]
+    seeds = [draw.randrange(1 << 30) for _ in range(part(10, share))]
     with ThreadPoolExecutor(NUM_AT_ONCE) as pool:
         yield from pool.map(
             lambda seed: _in_folder(_stopped_a_rank, field, random.Random(seed)), seeds
@@ -114,15 +113,15 @@ def _killed_in_a_save(field: Field, runs: Path, draw: random.Random) -> str | No
 
 
 def _lost_a_rank(field: Field, runs: Path, draw: random.Random) -> str | None:
-    return _harm_a_rank(field, runs, draw, signal.SIGKILL, "")
+    return _harm_a_rank(field, runs, draw, signal.SIGKILL, is_named=False)
 
 
 def _stopped_a_rank(field: Field, runs: Path, draw: random.Random) -> str | None:
-    return _harm_a_rank(field, runs, draw, signal.SIGSTOP, "rank ")
+    return _harm_a_rank(field, runs, draw, signal.SIGSTOP, is_named=True)
 
 
 def _harm_a_rank(
-    field: Field, runs: Path, draw: random.Random, number: int, named: str
+    field: Field, runs: Path, draw: random.Random, number: int, *, is_named: bool
 ) -> str | None:
     """The other one ends in time, and says which; then both go on as before."""
     field.copy_runs(runs, prepared_only=True)
@@ -139,7 +138,7 @@ def _harm_a_rank(
         return f"the other rank ended after {waited:.0f} s: {other.last_line}"
     if other.code == 0:
         return "the other rank ended as if all were well"
-    if named and f"{named}{which}" not in other.said:
+    if is_named and f"rank {which}" not in other.said:
         return f"rank {which} is not named: {other.last_line}"
     words = field.train(runs, "--resume")
     return _ends_as(words, 2, runs, field.runs(2), stages=("pretrain",))
@@ -230,7 +229,3 @@ def _kill(ranks: Sequence[Started]) -> None:
         rank.kill()
     for rank in ranks:
         rank.process.join()
-
-
-def _part(asked: int, share: float) -> int:
-    return max(1, round(asked * share))

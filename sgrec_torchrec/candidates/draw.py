@@ -42,11 +42,7 @@ from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.files.atomic import atomic_folder
 from sgrec_torchrec.files.origin import origin
-from sgrec_torchrec.files.run_folder import (
-    CANDIDATES,
-    CONFIG,
-    MANIFEST,
-)
+from sgrec_torchrec.files.run_folder import CANDIDATES, CONFIG, MANIFEST
 from sgrec_torchrec.files.sealed_json import CANDIDATES_FORMAT, write_sealed
 from sgrec_torchrec.generator.beam import beam_search, sample_distinct
 from sgrec_torchrec.generator.model import Generator

@@ -80,10 +80,8 @@ class Heartbeat:
                     self._end(store.get(verdict).decode())
                 now = store.multi_get(counters)
                 unchanged = [
-                    count + 1 if is_same else 0
-                    for count, is_same in zip(
-                        unchanged, map(bytes.__eq__, now, last), strict=True
-                    )
+                    rounds + 1 if count == before else 0
+                    for rounds, count, before in zip(unchanged, now, last, strict=True)
                 ]
                 last = now
                 silent = [r for r, n in enumerate(unchanged) if n >= self._patience]

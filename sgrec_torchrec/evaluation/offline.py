@@ -38,11 +38,7 @@ from sgrec_torchrec.evaluation.ranking import (
     target_ranks,
 )
 from sgrec_torchrec.files.atomic import write_json
-from sgrec_torchrec.files.run_folder import (
-    EVALUATION,
-    EXAMPLES,
-    RESULTS,
-)
+from sgrec_torchrec.files.run_folder import EVALUATION, EXAMPLES, RESULTS
 from sgrec_torchrec.files.sealed_json import RESULTS_FORMAT, write_sealed
 from sgrec_torchrec.hashing import hash64
 from sgrec_torchrec.item_graph.text import item_texts, tf_idf

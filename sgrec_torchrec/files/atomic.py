@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sgrec_torchrec.files.full_disk import naming_a_full_disk
+from sgrec_torchrec.files.room import nearest
 
 
 @contextmanager
@@ -68,8 +69,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         FileNotFoundError: naming the folder that is a file, or that may not be written.
     """
-    whole = folder.resolve()
-    place = next(one for one in (whole, *whole.parents) if one.exists())
+    place = nearest(folder)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise FileNotFoundError(
             f"cannot write {folder}: {place} is no folder that this user may write; "

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sgrec_torchrec.files.room import nearest
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SAID = re.compile(
     r"no space left|quota exceeded|\d+ requested and \d+ written|PytorchStreamWriter",
@@ -58,7 +60,7 @@ def failed_write(path: Path, error: BaseException, said: str) -> OSError:
 
 
 def _no_room(path: Path, said: str) -> NoSpaceError:
-    place = next(one for one in path.resolve().parents if one.exists())
+    place = nearest(path.resolve().parent)
     free = shutil.disk_usage(place).free / 2**20
     return NoSpaceError(
         f"{said} ({free:,.1f} MiB are free in {place}): make room there, or choose "

@@ -17,14 +17,18 @@ def check_room(folder: Path, num_bytes: int, of: str) -> None:
     Raises:
         OSError: telling what is free, what is needed, and what to set.
     """
-    whole = folder.resolve()
-    place = next(one for one in (whole, *whole.parents) if one.exists())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(nearest(folder)).free
     if num_bytes > free:
         raise OSError(
             f"{folder}: {gib(free)} are free and about {gib(num_bytes)} needed for "
             f"{of}; make room, or take another disk by --set out_dir="
         )
+
+
+def nearest(path: Path) -> Path:
+    """The path itself, or the closest of its parents that is there."""
+    whole = path.resolve()
+    return next(one for one in (whole, *whole.parents) if one.exists())
 
 
 def bytes_below(folders: Iterable[Path]) -> int:

@@ -13,11 +13,7 @@ from typing import Any
 
 from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.files.checked_parquet import read_checked
-from sgrec_torchrec.files.run_folder import (
-    CANDIDATE_PAIRS,
-    MANIFEST,
-    USERS,
-)
+from sgrec_torchrec.files.run_folder import CANDIDATE_PAIRS, MANIFEST, USERS
 from sgrec_torchrec.files.sealed_json import CANDIDATES_FORMAT, naming, read_sealed
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sgrec_torchrec.files.full_disk import NoSpaceError
+from sgrec_torchrec.files.full_disk import FULL, NoSpaceError
 from sgrec_torchrec.reward_table.manifest import SegmentFacts
 
 
@@ -55,7 +55,7 @@ def told_of_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in (*FULL, errno.EFBIG):
             raise
         raise NoSpaceError(
             f"{folder}: no space to build the table ({error.strerror}); free 24 bytes "

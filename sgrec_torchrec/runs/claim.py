@@ -138,11 +138,7 @@ class Claim:
         found = other_setting(
             aligned or checkpoint, config.to_json(), free, is_open=is_open
         )
-        if found is not None:
-            raise ValueError(
-                f"{config.run_dir} holds a model of {found}: set {found.field} back, "
-                f"choose another --name{_or_overwrite(config)}"
-            )
+        _refuse(found, config)
 
     def _checkpoint(self, config: RunConfig) -> Path | None:
         """What the call would read, or replace."""
@@ -155,17 +151,27 @@ class Claim:
         return best or kept if self.use == "begin" else best
 
 
-def other_model(config: RunConfig, best: Path) -> OtherSetting | None:
-    """The first setting that a pretrained model was made of otherwise, or None.
+def check_pretrained(config: RunConfig, best: Path) -> None:
+    """Refuse a pretrained model that was made of other settings.
 
     Args:
         best: where the model lies.
+
+    Raises:
+        ValueError: naming the first such setting, and the ways on.
     """
     checkpoint = latest_checkpoint(best)
-    if checkpoint is None:
-        return None
-    free = (*SAME_MODEL, *_chosen_later(config), "align")
-    return other_setting(checkpoint, config.to_json(), free, is_open=True)
+    if checkpoint is not None:
+        free = (*SAME_MODEL, *_chosen_later(config), "align")
+        _refuse(other_setting(checkpoint, config.to_json(), free, is_open=True), config)
+
+
+def _refuse(found: OtherSetting | None, config: RunConfig) -> None:
+    if found is not None:
+        raise ValueError(
+            f"{config.run_dir} holds a model of {found}: set {found.field} back, "
+            f"choose another --name{_or_overwrite(config)}"
+        )
 
 
 def _or_overwrite(config: RunConfig) -> str:

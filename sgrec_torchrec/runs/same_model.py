@@ -1,7 +1,6 @@
 """Would a pipeline go on with a model of other settings? Asked before it begins."""
 
 from sgrec_torchrec.config import RunConfig
-from sgrec_torchrec.files.atomic import next_aside
 from sgrec_torchrec.files.content_key import content_key
 from sgrec_torchrec.files.run_folder import BEST, BEST_WEIGHTS
 from sgrec_torchrec.runs.steps import Step, read_stamp, stamp_path
@@ -25,12 +24,6 @@ def check_same_model(config: RunConfig, step: Step) -> None:
     if not any(run_dir.glob(BEST_WEIGHTS)):
         return
     # Here, for it takes seconds: most calls end above.
-    from sgrec_torchrec.runs.claim import other_model
+    from sgrec_torchrec.runs.claim import check_pretrained
 
-    found = other_model(config, run_dir / BEST)
-    if found is not None:
-        raise ValueError(
-            f"{run_dir} holds a model of {found}: set {found.field} back, choose "
-            f"another --name, or give --overwrite, which moves {run_dir} to "
-            f"{next_aside(run_dir).name} first"
-        )
+    check_pretrained(config, run_dir / BEST)
