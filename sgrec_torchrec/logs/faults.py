@@ -65,6 +65,8 @@ def describe_rows(
     if others:
         next_rows = [f"row {at}: {_shown(found[at])}" for at in others]
         more += f", next: {', '.join(next_rows)}"
+    if found[first] is None and rule.column in staged.lacking:
+        more += f"; {staged.lacking[rule.column]}"
     text = (
         f"{staged.name}, column {staged.their_name(rule.column)}, row {first}: "
         f"{_shown(found[first])} {rule.problem}{more}; {rule.mend}"

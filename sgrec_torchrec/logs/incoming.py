@@ -40,6 +40,8 @@ class Incoming:
     """Canonical column -> its name in ``source``, where the two differ."""
     broken: BrokenRows = field(default_factory=BrokenRows)
     """Rows of a text file that are no rows of a table; known once it is staged."""
+    lacking: Mapping[str, str] = field(default_factory=dict)
+    """Column in ``source`` -> which files of a folder lack it, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,8 @@ class Staged:
     notes: tuple[str, ...]
     """What a reader of the report should know of them."""
     broken: BrokenRows
+    lacking: dict[str, str]
+    """Canonical column -> which files of a folder lack it, in words."""
     num_rows: int
     """Rows of the file, broken ones included."""
 
@@ -120,6 +124,11 @@ def stage(
         ignored=ignored,
         notes=tuple(_note(name, columns, named, arrived[name]) for name in ignored),
         broken=incoming.broken,
+        lacking={
+            ours: incoming.lacking[theirs]
+            for ours, theirs in named.items()
+            if theirs in incoming.lacking
+        },
         num_rows=num_rows + incoming.broken.num_rows,
     )
 

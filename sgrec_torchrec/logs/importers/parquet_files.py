@@ -28,8 +28,12 @@ class _Part:
     partition: dict[str, str | None]
 
 
-def open_parquet(path: Path) -> pa.RecordBatchReader:
+def open_parquet(path: Path) -> tuple[pa.RecordBatchReader, dict[str, str]]:
     """Batches in file order; page checksums are verified where the pages have them.
+
+    Returns:
+        The batches, and of each column that some files lack, which do: what is null
+        there was never written.
 
     Raises:
         ValueError: naming the file that is no readable Parquet, or the two files whose
@@ -51,7 +55,8 @@ def open_parquet(path: Path) -> pa.RecordBatchReader:
     # A part without rows has whatever types its writer guessed.
     parts = [part for part, num_rows in read if num_rows] or [read[0][0]]
     schema = _union(parts)
-    return pa.RecordBatchReader.from_batches(schema, _batches(parts, schema))
+    batches = pa.RecordBatchReader.from_batches(schema, _batches(parts, schema))
+    return batches, _lacking(parts, schema, path)
 
 
 def _is_hidden(file: Path) -> bool:
@@ -91,6 +96,22 @@ def _union(parts: list[_Part]) -> pa.Schema:
                 )
             types[name] = (common, first)
     return pa.schema([(name, known) for name, (known, _) in types.items()])
+
+
+def _lacking(parts: list[_Part], schema: pa.Schema, root: Path) -> dict[str, str]:
+    """Column -> "a.parquet (and 2 more files) has no such column, b.parquet has"."""
+    told = {}
+    for column in schema.names:
+        lacks: list[Path] = []
+        has: list[Path] = []
+        for part in parts:
+            is_there = column in part.schema.names or column in part.partition
+            (has if is_there else lacks).append(part.path)
+        if lacks:
+            first, other = (one[0].relative_to(root) for one in (lacks, has))
+            more = f" (and {len(lacks) - 1} more files)" if lacks[1:] else ""
+            told[column] = f"{first}{more} has no such column, {other} has"
+    return told
 
 
 def _plain(arrived: pa.DataType) -> pa.DataType:

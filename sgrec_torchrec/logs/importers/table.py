@@ -105,8 +105,9 @@ def _open(path: Path, mapping: Mapping[str, str], delimiter: str | None) -> Inco
         raise ValueError(f"{path}: is empty; give a file with data")
     broken = BrokenRows()
     source: pa.RecordBatchReader | JsonLines
+    lacking: dict[str, str] = {}
     if kind == ".parquet":
-        source = open_parquet(path)
+        source, lacking = open_parquet(path)
     elif kind in (".csv", ".tsv"):
         mark = delimiter or ("," if kind == ".csv" else "\t")
         source = open_delimited(path, mark, broken)
@@ -114,4 +115,6 @@ def _open(path: Path, mapping: Mapping[str, str], delimiter: str | None) -> Inco
         source = open_json_lines(path)
     else:
         raise ValueError(f"{path}: unknown kind of file; give one of {_SUFFIXES}")
-    return Incoming(name=str(path), source=source, mapping=mapping, broken=broken)
+    return Incoming(
+        name=str(path), source=source, mapping=mapping, broken=broken, lacking=lacking
+    )

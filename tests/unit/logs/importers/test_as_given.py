@@ -223,6 +223,9 @@ def test_an_ordinal_must_be_whole(tmp_path: Path) -> None:
     refused(path, tmp_path, "'2.5' is no whole number", has_clock=False)
 
 
+EVENT = {"event": "kind"}
+
+
 def part(folder: Path, number: int, **columns: Any) -> Path:
     return parquet(folder / f"part-{number}.parquet", **columns)
 
@@ -235,6 +238,34 @@ def test_a_folder_has_the_columns_of_all_its_files(tmp_path: Path) -> None:
         ("u", "a", NOON_S, None),
         ("v", "a", NOON_S, 2.5),
     ]
+
+
+@pytest.mark.parametrize(
+    ("lacks", "has", "words"),
+    [
+        ([0], [1], "part-0.parquet has no such column, part-1.parquet has"),
+        ([1], [0], "part-1.parquet has no such column, part-0.parquet has"),
+        ([0, 2, 3], [1], r"part-0.parquet \(and 2 more files\) has no such column"),
+    ],
+)
+def test_a_refusal_names_the_files_that_lack_the_column(
+    tmp_path: Path, lacks: list[int], has: list[int], words: str
+) -> None:
+    folder = tmp_path / "log"
+    rows = {"user_id": ["u", "v"], "item_id": ["a", "b"], "timestamp": [NOON_S] * 2}
+    for number in lacks:
+        part(folder, number, **rows)
+    for number in has:
+        part(folder, number, **rows, kind=["buy", "view"])
+    refused(folder, tmp_path, f"'kind' .event.*: null .*; {words}", columns=EVENT)
+
+
+def test_a_null_in_a_column_that_all_files_have_names_none(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    part(folder, 0, user_id=["u"], item_id=["a"], timestamp=[NOON_S], event=["buy"])
+    none = pa.array([None], pa.string())
+    part(folder, 1, user_id=["u"], item_id=["a"], timestamp=[NOON_S], event=none)
+    assert "no such column" not in refused(folder, tmp_path, "row 1: null is not")
 
 
 def test_a_part_without_rows_decides_no_type(tmp_path: Path) -> None:
