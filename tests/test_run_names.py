@@ -30,7 +30,7 @@ AS_EVER = (
     *("graph.json", "evidence", "scorer", "scorer.safetensors", "teacher", "tokens"),
     *("quality.json", "quality.png", "best", "checkpoints", "step-*", "state.json"),
     *("evaluation", "evaluation-pretrained", "results.json", "examples.json"),
-    *("aligned", "gain.json", "misses-*.parquet", "advantages-*.parquet"),
+    *("aligned", "gain.json", "misses-*.parquet", "missed", "advantages-*.parquet"),
     *("candidates", "candidates.parquet", "users.parquet", "labels", "reward_table"),
     *("judge", "judge.json", "report.json", "judged", "part-*.parquet", "index.html"),
     *("logs", "steps", "row.json", "loop", "round-*", "round.json", "begin.json"),

@@ -71,6 +71,9 @@ def align(
         TerminatedError: after SIGTERM, once the state is kept.
     """
     state = _begin(aligner, validate, start_ndcg, resume=resume)
+    missed = aligner.missed
+    if missed:
+        missed.go_on(state.step)
     sample = FusionSample(aligner.folder, aligner.ranks.rank, state.step)
     with Tracker(aligner.folder, enabled=is_main_rank()) as tracker:
         tracker.resume(state.step)
@@ -78,7 +81,8 @@ def align(
             tracker.log(0, {"pretrained NDCG@10": state.start_ndcg}, "valid")
         with Termination() as told:
             state = _run(aligner, tracker, sample, state, validate, told)
-    aligner.write_misses()
+    if missed:
+        missed.write()
     if validate or state.has_collapsed:
         aligner.keeper.load(aligner.keeper.best)
     else:
@@ -137,6 +141,8 @@ def _run(
         is_last = is_last or is_told or state.is_over(settings.patience)
         if is_last or state.step % settings.checkpoint_every_steps == 0:
             sample.write()
+            if aligner.missed:
+                aligner.missed.keep(state.step)
             aligner.keeper.keep(state)
         if is_told:
             told.leave(state.step)

@@ -8,6 +8,7 @@ import numpy as np
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
+from sgrec_torchrec.a2po.missed_so_far import MissedSoFar
 from sgrec_torchrec.a2po.prompts import Prompts, post_training_prompts
 from sgrec_torchrec.a2po.reward import (
     BusinessReward,
@@ -31,13 +32,7 @@ from sgrec_torchrec.distributed.launch import Ranks
 from sgrec_torchrec.distributed.main_rank import is_first_of_host, is_main_rank
 from sgrec_torchrec.distributed.optimizer import build_optimizer
 from sgrec_torchrec.files.content_key import folder_key
-from sgrec_torchrec.files.run_folder import (
-    ALIGNED,
-    BEST,
-    CHECKPOINTS,
-    MISSES,
-    nth,
-)
+from sgrec_torchrec.files.run_folder import ALIGNED, BEST, CHECKPOINTS
 from sgrec_torchrec.generator.model import Tower
 from sgrec_torchrec.generator.trainee import Trainee
 from sgrec_torchrec.logs.features import EventColumns
@@ -112,14 +107,21 @@ class Aligner:
             free_fields=FREE,
         )
 
-    def write_misses(self) -> None:
+    @property
+    def missed(self) -> MissedSoFar | None:
         """Pairs that this rank asked the table for in vain, for the judge's next run.
 
-        Nothing, where there is no table. ``sgrec judge run --pairs`` takes the file.
+        None where there is no table. ``sgrec judge run --pairs`` takes the file.
         """
-        misses = getattr(self.semantic, "misses", None)
-        if misses:
-            misses.write(self.folder / nth(MISSES, self.ranks.rank))
+        log = getattr(self.semantic, "misses", None)
+        if log is None:
+            return None
+        return MissedSoFar(
+            log=log,
+            folder=self.folder,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+        )
 
 
 def check_rewards(split: SplitLog, config: RunConfig) -> None:

@@ -65,6 +65,8 @@ GAIN = "gain.json"
 """What it changed: the figures before and after."""
 MISSES = "misses-*.parquet"
 """Pairs that a rank asked the reward table for in vain."""
+MISSED = "missed"
+"""Folder of the same as it was at each state to go on from."""
 ADVANTAGES = "advantages-*.parquet"
 """A sample of how a rank's rewards were fused."""
 

@@ -1,5 +1,6 @@
 """Pairs that a trainer asked for and the table did not hold -> candidates to judge."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from sgrec_torchrec.files.atomic import atomic_file
 
 FOLD_AT_ROWS = 1 << 16
+COLUMNS = ["user_id", "item_id", "count"]
+NUMBERS_KEY = b"asked, missing, dropped"
 
 
 class MissLog:
@@ -94,16 +97,48 @@ class MissLog:
             pq.write_table(kept.add_column(2, "source", source), temporary)
         return len(kept)
 
+    def save(self, path: Path) -> None:
+        """Write all that the log knows; ``load`` counts on from there."""
+        numbers = json.dumps([self.num_asked, self.num_missing, self.num_dropped])
+        # In the order of the log: ties must be dropped as without an interruption.
+        kept = self._fold().replace_schema_metadata({NUMBERS_KEY: numbers})
+        with atomic_file(path) as temporary:
+            pq.write_table(kept, temporary, write_page_checksum=True)
+
+    def load(self, path: Path) -> None:
+        """Add what a log has saved.
+
+        Raises:
+            ValueError: naming a file that cannot be read.
+        """
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                kept = file.read(columns=COLUMNS)
+                numbers = json.loads(file.schema_arrow.metadata[NUMBERS_KEY])
+            asked, missing, dropped = map(int, numbers)
+            if kept.column_names != COLUMNS:
+                raise ValueError(f"its columns are {kept.column_names}")
+        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): delete it; misses are counted anew"
+            ) from error
+        self.num_asked += asked
+        self.num_missing += missing
+        self.num_dropped += dropped
+        if len(kept):
+            self._pending.append(kept.replace_schema_metadata(None))
+            self._num_pending += len(kept)
+
     def _fold(self) -> pa.Table:
         """Add the pending misses to the kept pairs, within the bound."""
         tables = [*([self._kept] if self._kept is not None else []), *self._pending]
         if not tables:
-            return pa.table({"user_id": [], "item_id": [], "count": []})
+            return pa.table({name: [] for name in COLUMNS})
         if self._pending:
-            keys = ["user_id", "item_id"]
+            keys = COLUMNS[:2]
             summed = pa.concat_tables(tables).group_by(keys, use_threads=False)
             kept = summed.aggregate([("count", "sum")])
-            kept = kept.rename_columns([*keys, "count"])
+            kept = kept.rename_columns(COLUMNS)
             if len(kept) > self._max_pairs:
                 order = pc.array_sort_indices(kept["count"], order="descending")
                 dropped = kept.take(order[self._max_pairs :])

@@ -12,6 +12,7 @@ from sgrec_torchrec.a2po.aligner import (
     is_current,
     restore_aligned,
 )
+from sgrec_torchrec.a2po.missed_so_far import MissedSoFar
 from sgrec_torchrec.distributed.checkpoint import latest_checkpoint, read_extra
 from sgrec_torchrec.distributed.termination import TerminatedError
 from sgrec_torchrec.evaluation.offline import validation_ndcg
@@ -64,6 +65,35 @@ def test_resumed_run_equals_the_one_in_one_go(
     )
     assert len(kept) > 0
     assert kept_again.equals(kept)
+    assert_missed_the_same(resumed, finished)
+
+
+def assert_missed_the_same(one, other) -> None:
+    """All that either asked the table for in vain, in the same order."""
+    logs = [made.aligner.semantic.misses for made in (one, other)]
+    numbers = [(log.num_asked, log.num_missing, log.num_dropped) for log in logs]
+    assert numbers[0] == numbers[1]
+    files = [
+        pq.read_table(made.aligner.folder / "misses-00000.parquet")
+        for made in (one, other)
+    ]
+    assert len(files[0]) > 0
+    assert files[0].equals(files[1])
+
+
+def test_what_was_missed_is_told_by_who_was_killed_after_the_last_step(
+    finished, trial, finished_ranker, table, monkeypatch
+) -> None:
+    real = validation_ndcg(finished_ranker)
+    broken = trial(table=str(table))
+    with monkeypatch.context() as patch:
+        patch.setattr(MissedSoFar, "write", None)
+        with pytest.raises(TypeError):
+            broken.run(real)
+    assert not list(broken.aligner.folder.glob("misses-*"))
+    resumed = trial(table=str(table))
+    assert resumed.run(real, resume=True) == finished.state
+    assert_missed_the_same(resumed, finished)
 
 
 def test_sigterm_keeps_the_step_that_was_done(
@@ -87,6 +117,7 @@ def test_sigterm_keeps_the_step_that_was_done(
     resumed = trial(table=str(table))
     assert resumed.run(real, resume=True) == finished.state
     assert not resumed.moved_since(finished.end)
+    assert_missed_the_same(resumed, finished)
 
 
 def test_sigterm_in_a_validation_keeps_its_step_and_validates_it_first_on_resume(
