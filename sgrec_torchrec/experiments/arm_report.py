@@ -18,6 +18,7 @@ from sgrec_torchrec.experiments.arm_metrics import METRICS, compare_arms
 from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.origin import describe_run
 from sgrec_torchrec.files.run_folder import ARM
+from sgrec_torchrec.files.sealed_json import naming, without_seal
 
 HELD_OUT = "without evidence, valid rows of users not asked"
 LAST_STEP = "without evidence, last step whatever the guard says"
@@ -83,7 +84,8 @@ def write_report(
 
 def _results(config: RunConfig) -> JsonRow:
     path = config.run_dir / ARM
-    results: JsonRow = json.loads(path.read_text(encoding="utf-8"))
+    with naming(path, "delete it, and the arm is measured again"):
+        results: JsonRow = without_seal(json.loads(path.read_bytes()))
     return results
 
 

@@ -52,7 +52,6 @@ from sgrec_torchrec.experiments.arm_report import (
     write_report,
 )
 from sgrec_torchrec.experiments.arms import ARMS, GRPO, PRETRAINED, chosen_arms, heard
-from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.content_key import content_key, folder_key
 from sgrec_torchrec.files.run_folder import (
     ALIGNED,
@@ -61,6 +60,7 @@ from sgrec_torchrec.files.run_folder import (
     METRICS,
     PRIOR_CHOICE,
 )
+from sgrec_torchrec.files.sealed_json import naming, without_seal, write_sealed
 from sgrec_torchrec.files.tracking import read_metrics
 from sgrec_torchrec.generator.pretrain import restore_best
 from sgrec_torchrec.generator.trainee import Trainee
@@ -196,16 +196,18 @@ def _prior_weight(plain: RunConfig, ranks: Ranks) -> float:
 
     def known() -> float | None:
         if path.is_file():
-            chosen = json.loads(path.read_text(encoding="utf-8"))
-            if chosen["key"] == key():
-                return float(chosen["prior_weight"])
+            with naming(path, "delete it, and the run is evaluated again"):
+                chosen = without_seal(json.loads(path.read_bytes()))
+                weight, of = float(chosen["prior_weight"]), chosen["key"]
+            if of == key():
+                return weight
         return None
 
     weight = known()
     if weight is None:
         weight = run(plain, ranks, resume=True, baselines={}).prior_weight
         if is_main_rank():
-            write_json(path, {"key": key(), "prior_weight": weight})
+            write_sealed(path, {"key": key(), "prior_weight": weight})
     return weight
 
 
@@ -262,7 +264,7 @@ def _run_arm(
             "systems": systems,
             "seconds": seconds,
         }
-        write_json(config.run_dir / ARM, results)
+        write_sealed(config.run_dir / ARM, results)
         spent = ", ".join(f"{name} {part:.0f} s" for name, part in seconds.items())
         ndcg = systems[SYSTEMS[0]]["NDCG@10"]
         print(f"{place}: NDCG@10 {ndcg:.4f} of the network alone; {spent}")

@@ -29,6 +29,7 @@ from sgrec_torchrec.files.run_folder import (
     MANIFEST,
     SPLIT,
 )
+from sgrec_torchrec.files.sealed_json import naming, without_seal
 from sgrec_torchrec.files.stage_keys import stage_key
 from sgrec_torchrec.item_graph.choose import GRID
 from sgrec_torchrec.runs.aside import set_aside_run
@@ -196,4 +197,5 @@ def _sums(split_dir: Path) -> Any:
     path = split_dir / MANIFEST
     if not path.is_file():
         return None
-    return json.loads(path.read_text(encoding="utf-8")).get("canonical_files")
+    with naming(path, "prepare the split again"):
+        return without_seal(json.loads(path.read_bytes())).get("canonical_files")

@@ -32,6 +32,7 @@ from sgrec_torchrec import STAGES
 from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.content_key import content_key, file_keys
 from sgrec_torchrec.files.run_folder import LOGS, ROW, STAMPS
+from sgrec_torchrec.files.sealed_json import without_seal, write_sealed
 from sgrec_torchrec.runs.kept import Kept
 
 TRAIN = ("-m", "sgrec_torchrec.train")
@@ -155,9 +156,12 @@ def stamp_path(place: Path, name: str) -> Path:
 
 
 def read_stamp(path: Path) -> Stamp | None:
-    """The stamp, or None where there is none that this version can read."""
+    """The stamp, or None where there is none that this version can read.
+
+    One that is damaged counts as none: its step is done again. Older ones have no seal.
+    """
     try:
-        return Stamp(**json.loads(path.read_text(encoding="utf-8")))
+        return Stamp(**without_seal(json.loads(path.read_text(encoding="utf-8"))))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
@@ -238,7 +242,7 @@ class _Row:
         log = self.place / LOGS / f"{self.number:02d}-{step.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         stamp = asdict(fresh)
-        write_json(path, stamp | {"seconds": round(spent, 6)})
+        write_sealed(path, stamp | {"seconds": round(spent, 6)})
         print(f"{title}: begins", flush=True)
         began_s = time.perf_counter()
         try:
@@ -246,7 +250,7 @@ class _Row:
         finally:
             seconds = time.perf_counter() - began_s
             stamp["seconds"] = round(spent + seconds, 6)
-            write_json(path, stamp)
+            write_sealed(path, stamp)
         if code:
             raise ChildProcessError(
                 f"step {self.number} ({step.name}) ended with code {code}: "
@@ -260,7 +264,7 @@ class _Row:
                 f"step {self.number} ({step.name}) ended well, but {error}; its log is "
                 f"{log}"
             ) from None
-        write_json(path, stamp | {"outputs": outputs, "is_done": True})
+        write_sealed(path, stamp | {"outputs": outputs, "is_done": True})
         print(f"{title}: done in {seconds:.1f} s", flush=True)
         return seconds
 

@@ -96,6 +96,18 @@ def test_resume_on_another_log_of_the_same_name_is_refused(
     assert "was trained on another log than log.source = 'canonical' now holds" in last
     last = refused(*settings, options=(), log=log)
     assert f"or give --overwrite, which moves {runs / 'tiny'} to tiny.1" in last
+    # The checkpoint's own sum of the split is enough, and so are those of the log's
+    # files: a link may be gone, and an older version's checkpoint names no data.
+    link = runs / "tiny" / "split"
+    split = link.readlink()
+    link.unlink()
+    last = refused(*settings, options=("--resume",), log=log)
+    assert "was trained on another log than log.source" in last
+    link.symlink_to(split)
+    for path in (runs / "tiny").glob("*/step-*/manifest.json"):
+        write_sealed(path, json.loads(path.read_text()) | {"trained_on": {}})
+    last = refused(*settings, options=("--resume",), log=log)
+    assert "was trained on another log than log.source" in last
 
 
 def test_checkpoints_whose_settings_are_damaged_are_named(
@@ -232,6 +244,17 @@ def test_a_log_whose_split_is_lost_is_taken_for_the_same(
     split_dir = (runs / "tiny" / "split").resolve()
     (runs / "tiny" / "split").unlink()
     Claim(use="go on").check_resolved(config, split_dir)
+
+
+@pytest.mark.parametrize("options", [(), ("--resume",)], ids=str)
+def test_a_flipped_bit_of_the_split_is_no_other_log(
+    refused: Refused, runs: Path, options: tuple[str, ...]
+) -> None:
+    path = (runs / "tiny" / "split" / "manifest.json").resolve()
+    sums = path.read_bytes().index(b'"canonical_files"')
+    flip(path, 8 * path.read_bytes().index(b"parquet", sums))
+    last = refused(options=options)
+    assert f"{path.name} is damaged (its checksum does not fit): prepare the " in last
 
 
 def test_what_has_no_settings_yet_is_moved_too(tmp_path: Path) -> None:

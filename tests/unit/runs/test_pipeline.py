@@ -17,6 +17,7 @@ from folder_state import folder_state
 from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.config.arguments import override, parse_with
 from sgrec_torchrec.files.atomic import write_json
+from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.files.tracking import read_metrics
 from sgrec_torchrec.runs import pipeline
 from sgrec_torchrec.runs.pipeline import check_judge, pipeline_steps, with_bounds
@@ -111,7 +112,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     path = piped_run / "steps" / "table.json"
     stamp = json.loads(path.read_text())
     with piped_alone:
-        path.write_text(json.dumps(stamp | {"is_done": False, "outputs": {}}))
+        write_sealed(path, stamp | {"is_done": False, "outputs": {}})
         shutil.rmtree(piped_run / "reward_table")
         pipeline.main(piped_arguments(piped_run.parent))
     # The table is the same again, so that nothing after it is done again.

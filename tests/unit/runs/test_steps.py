@@ -272,6 +272,34 @@ def test_a_damaged_stamp_does_the_step_again(
     assert done(run_steps(run_dir, row)) == ["second"]
 
 
+def test_a_flipped_bit_of_a_stamp_does_the_step_again(
+    run_dir: Path, row: list[Step]
+) -> None:
+    """Wherever it is, what the stamp says is not believed."""
+    run_steps(run_dir, row)
+    path = stamp_path(run_dir, "second")
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert read_stamp(path) is None
+    path.write_bytes(whole.replace(b'"is_done": true', b'"is_done":  true'))
+    assert done(run_steps(run_dir, row)) == []
+    path.write_bytes(whole.replace(b'"seconds": ', b'"seconds": 1'))
+    assert done(run_steps(run_dir, row)) == ["second"]
+
+
+def test_a_stamp_of_an_older_version_has_no_seal(
+    run_dir: Path, row: list[Step]
+) -> None:
+    run_steps(run_dir, row)
+    for step in row:
+        path = stamp_path(run_dir, step.name)
+        stamp = json.loads(path.read_text())
+        del stamp["checksum"]
+        path.write_text(json.dumps(stamp))
+    assert done(run_steps(run_dir, row)) == []
+
+
 SLEEP = """
 import sys, time
 from pathlib import Path
