@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from sgrec_torchrec.files.atomic import atomic_file
 from sgrec_torchrec.files.checked_parquet import read_checked
+from sgrec_torchrec.files.listed_sums import check_listed, sums_of
 from sgrec_torchrec.files.run_folder import PARTS, nth
 
 PAIRS_PER_PART = 100_000
@@ -51,6 +52,9 @@ class Journal:
         self.history_hash: dict[str, int] = {}
         """Of the prefix that each judged user was judged at."""
         self.num_pairs = 0
+        check_listed(self.parts, MEND)
+        self.sums = sums_of(self.parts)
+        """Of each part, for the manifest."""
         for path in self.parts:
             self._count(read_checked(path, MEND, list(READ)).to_pylist())
         self._rows: list[Row] = []
@@ -94,6 +98,7 @@ class Journal:
             pq.write_table(
                 table, temporary, compression="zstd", write_page_checksum=True
             )
+        self.sums |= sums_of([path])
         self._file.close()
         self._rows = []
         self._rewrite()

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from sgrec_torchrec.distributed.progress import progress_of
 from sgrec_torchrec.files.atomic import atomic_file
+from sgrec_torchrec.files.listed_sums import SUMS, check_listed, sums_of
 from sgrec_torchrec.files.run_folder import JUDGE_PAGE, MANIFEST, PARTS, USERS
 from sgrec_torchrec.files.sealed_json import Fields, read_sealed, write_sealed
 from sgrec_torchrec.judge.ask.aspects import (
@@ -96,7 +97,11 @@ def judge_requests(
         asked = list(requests)
         judge.files.check_unlearned([one.user_id for one in asked])
         _check_prefixes(asked, journal)
+        check_listed([out / USERS], "delete it, and judge the same candidates again")
+        # Who is killed between the two leaves users of which nothing is said.
+        write_sealed(out / MANIFEST, facts())
         _write_users(asked, judge.reader, out)
+        journal.sums |= sums_of([out / USERS])
         left = [rest for one in asked if (rest := _not_judged(one, judge, journal))]
         write_sealed(out / MANIFEST, facts())
         total, num_left = _num_pairs(asked), _num_pairs(left)
@@ -228,7 +233,9 @@ def _earlier(out: Path, judge: Judge) -> dict[str, Any]:
     path = out / MANIFEST
     if not path.is_file():
         known = (JOURNAL, LOCK, USERS, *(part.name for part in out.glob(PARTS)))
-        strangers = {one.name for one in out.glob("*")} - {*known, JUDGE_PAGE}
+        # Who was killed in its first write has left what was not renamed yet.
+        named = {one.name for one in out.glob("*") if not one.match(".*.tmp")}
+        strangers = named - {*known, JUDGE_PAGE}
         if strangers:
             raise ValueError(
                 f"{out} holds {min(strangers)!r} and no judgements: name a new folder"
@@ -285,6 +292,7 @@ def _facts(
         "written_refused": written.refused + earlier.get("written_refused", 0),
         "seconds_per_pair": round(seconds / pairs, 8) if pairs else None,
         "cost_per_pair": price_per_hour * seconds / 3600 / pairs if pairs else None,
+        SUMS: journal.sums,
     }
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sgrec_torchrec.files.listed_sums import check_listed
 from sgrec_torchrec.files.run_folder import MANIFEST, PARTS, USERS
 from sgrec_torchrec.files.sealed_json import without_seal
 
@@ -169,9 +170,19 @@ class JudgedFolder:
 
 
 def find_judged(path: Path) -> JudgedFolder | None:
-    """The folder, or None where nothing has been judged."""
+    """The folder, or None where nothing has been judged.
+
+    Raises:
+        ValueError: naming a file that is not as the judge wrote it.
+    """
     parts = sorted(path.glob(PARTS))
-    return JudgedFolder(path=path, parts=parts) if parts else None
+    if not parts:
+        return None
+    found = JudgedFolder(path=path, parts=parts)
+    # First, since it says more of a manifest that cannot be read.
+    found.manifest()
+    check_listed([*parts, found.users], "judge again")
+    return found
 
 
 def open_judged(path: Path) -> JudgedFolder:

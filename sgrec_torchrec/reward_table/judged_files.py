@@ -16,13 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sgrec_torchrec.files.run_folder import PARTS, USERS
+from sgrec_torchrec.files.listed_sums import check_listed
+from sgrec_torchrec.files.run_folder import MANIFEST, PARTS, USERS
 from sgrec_torchrec.reward_table.ids import (
     Ids,
     Int64Array,
     Uint64Array,
     texts_from_arrow,
 )
+from sgrec_torchrec.schema import Float32Array
 
 BATCH_ROWS = 1 << 17
 """Columns of a batch stay in the processor's cache from one step to the next."""
@@ -103,12 +105,13 @@ def read_columns(files: Sequence[Path]) -> tuple[Columns, int, range | None]:
     Also the range of the item ids, where they are integers and the files tell it.
 
     Raises:
-        ValueError: naming file and column, for a missing column, a wrong type, a
-            file unlike the first one, one that cannot be read, or no rows at all.
+        ValueError: naming file and column, for a missing column, a wrong type, a file
+            unlike the first one, or its judge's sum, or unreadable, or no rows at all.
     """
     first: Columns | None = None
     num_rows = 0
     item_ranges: list[range | None] = []
+    check_listed(files, f"judge again, or remove {MANIFEST} to take it as it is")
     for path in files:
         with _open(path) as file:
             columns = _columns_of(path, file.schema_arrow)
@@ -348,17 +351,14 @@ class _Checker:
         column = self._column(name)
         if is_text:
             return texts_from_arrow(column)
-        ids: Int64Array = column.to_numpy(zero_copy_only=False).astype(
-            np.int64, copy=False
-        )
+        plain = column.to_numpy(zero_copy_only=False)
+        ids: Int64Array = plain.astype(np.int64, copy=False)
         return ids
 
-    def _scores(
-        self, name: str, allowed: tuple[float, float]
-    ) -> npt.NDArray[np.float32]:
+    def _scores(self, name: str, allowed: tuple[float, float]) -> Float32Array:
         low, high = np.float32(allowed[0]), np.float32(allowed[1])
         raw = self._column(name).to_numpy()
-        scores: npt.NDArray[np.float32] = raw.astype(np.float32, copy=False)
+        scores: Float32Array = raw.astype(np.float32, copy=False)
         # one reduction each: NaN and infinity fail the comparisons too
         if not (scores.min() >= low and scores.max() <= high):
             self._fail(name, ~np.isfinite(raw), "is NaN or infinite")

@@ -14,6 +14,7 @@ from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph
 from sgrec_torchrec.item_graph.text import tf_idf
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 from sgrec_torchrec.judge.ask.prompt import PromptSettings, UserPrompt
+from sgrec_torchrec.judge.judge_requests import Request
 from sgrec_torchrec.judge.learn.labels import LabelledCase
 from sgrec_torchrec.judge.learn.weak_labels import weak_labels
 from sgrec_torchrec.schema import Catalogue, EvalRows, Sequences, SplitLog
@@ -230,3 +231,24 @@ def _by_place(judged: Any) -> Any:
 def fast_training() -> Callable[..., JudgeConfig]:
     """fast_training(**changes): small, two updates of GRPO, one of supervision."""
     return lambda **changes: dataclasses.replace(FAST, **changes)
+
+
+@pytest.fixture
+def requests(reader: CaseReader, next_case, labels) -> list[Request]:
+    """Seven users of two to four candidates, none of them one that taught the judge."""
+    learned = {one.case.user for one in labels if not one.is_held_out}
+    others = [u for u in range(len(reader.split.user_ids)) if u not in learned]
+    made = []
+    for nth, user in enumerate(others[:7]):
+        items = tuple((nth * 3 + n) % 30 for n in range(2 + nth % 3))
+        case = next_case(reader, user, items)
+        made.append(
+            Request(
+                user_id=reader.split.user_ids[user],
+                case=case,
+                sources=("next", *["beam"] * (len(items) - 1)),
+                history_hash=reader.history_hash(case),
+                next_item_id=f"i{items[0]}",
+            )
+        )
+    return made

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.judge import journal as module
 from sgrec_torchrec.judge.journal import JOURNAL, LOCK, Journal
 
@@ -166,6 +167,23 @@ def test_a_damaged_part_is_named_and_can_be_deleted(tmp_path: Path) -> None:
     assert set(journal.done) == {"b", "c", "d"}
     journal.seal()
     assert everything(tmp_path) == [*rows_of("b"), *rows_of("c"), *rows_of("d")]
+
+
+def test_a_part_that_is_not_as_its_manifest_says_is_named(tmp_path: Path) -> None:
+    for user in "ab":
+        journal = begun(tmp_path, user)
+        journal.seal()
+        journal.close()
+        if user == "a":
+            manifest = {"format_version": 2, "sha256": journal.sums}
+            write_sealed(tmp_path / "manifest.json", manifest)
+    # The later part is not listed: its process was killed before it could be.
+    assert set(Journal(tmp_path, SCHEMA).done) == {"a", "b"}
+    whole = tmp_path / "part-00000.parquet"
+    rows = pq.read_table(whole)
+    pq.write_table(rows, whole)
+    with pytest.raises(ValueError, match=r"part-00000.parquet differs from its sha256"):
+        Journal(tmp_path, SCHEMA)
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:

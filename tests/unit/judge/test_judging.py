@@ -19,9 +19,9 @@ from sgrec_torchrec.judge.backends.language_model import load_model
 from sgrec_torchrec.judge.backends.transformers_backend import TransformersBackend
 from sgrec_torchrec.judge.journal import Journal
 from sgrec_torchrec.judge.judge_files import open_judge
-from sgrec_torchrec.judge.judge_requests import Request
 from sgrec_torchrec.judge.judging import Judge, judge_requests
 from sgrec_torchrec.judge.learn.user_weights import weigher
+from sgrec_torchrec.reward_table.build import build_reward_table
 from sgrec_torchrec.reward_table.table import RewardTable
 
 NUM_USERS = 7
@@ -53,27 +53,6 @@ class Counted(TransformersBackend):
         if not self.texts:
             return super().write(prompts, schema, max_tokens)
         return [[self.texts[n] for n in range(len(p.candidates))] for p in prompts]
-
-
-@pytest.fixture
-def requests(reader: CaseReader, next_case, labels) -> list[Request]:
-    """Seven users of two to four candidates, none of them one that taught the judge."""
-    learned = {one.case.user for one in labels if not one.is_held_out}
-    others = [u for u in range(len(reader.split.user_ids)) if u not in learned]
-    made = []
-    for nth, user in enumerate(others[:NUM_USERS]):
-        items = tuple((nth * 3 + n) % 30 for n in range(2 + nth % 3))
-        case = next_case(reader, user, items)
-        made.append(
-            Request(
-                user_id=reader.split.user_ids[user],
-                case=case,
-                sources=("next", *["beam"] * (len(items) - 1)),
-                history_hash=reader.history_hash(case),
-                next_item_id=f"i{items[0]}",
-            )
-        )
-    return made
 
 
 @pytest.fixture
@@ -355,8 +334,6 @@ def test_users_table_shows_what_the_prompt_showed(
 def test_the_reward_table_takes_the_parts(
     requests, make_judge, in_one_go, tmp_path: Path
 ) -> None:
-    from sgrec_torchrec.reward_table.build import build_reward_table
-
     parts = sorted((tmp_path / "whole").glob("part-*.parquet"))
     build_reward_table(parts, tmp_path / "table")
     rows, _ = in_one_go
@@ -366,6 +343,39 @@ def test_the_reward_table_takes_the_parts(
     )
     assert found.all()
     np.testing.assert_allclose(rewards, [row["reward"] for row in rows], atol=1e-4)
+
+
+def test_the_manifest_lists_what_was_written(
+    requests, make_judge, in_one_go, tmp_path: Path
+) -> None:
+    folder = tmp_path / "whole"
+    listed = json.loads((folder / "manifest.json").read_text())["sha256"]
+    assert sorted(listed) == ["part-00000.parquet", "users.parquet"]
+    for name in listed:
+        path = folder / name
+        whole = path.read_bytes()
+        table = pq.read_table(path)
+        pq.write_table(table.slice(1), path)
+        with pytest.raises(ValueError, match=f"{name} differs from its sha256 in mani"):
+            judge_requests(requests, make_judge(), folder)
+        if name != "users.parquet":
+            with pytest.raises(ValueError, match=f"{name} differs .*: judge again, or"):
+                build_reward_table(folder, tmp_path / "table")
+        path.write_bytes(whole)
+    judge_requests(requests, make_judge(), folder)
+
+
+def test_killed_between_users_and_manifest_it_goes_on(
+    requests, make_judge, in_one_go, tmp_path: Path, monkeypatch
+) -> None:
+    folder = tmp_path / "whole"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "sums_of", None)
+        with pytest.raises(TypeError):
+            judge_requests(requests[:3], make_judge(), folder)
+    judge_requests(requests, make_judge(), folder)
+    (folder / "manifest.json").rename(folder / ".manifest.json.0a.tmp")
+    judge_requests(requests, make_judge(), folder)
 
 
 def test_new_pairs_of_a_judged_user_are_judged_and_the_old_ones_are_not(

@@ -217,6 +217,18 @@ def test_a_truncated_or_foreign_file_is_named(write_pairs, refuses) -> None:
         refuses(f"^{file}: cannot be read .* write or copy it again", file)
 
 
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"sha256": "of all"}', '{"sha256": {"other.parquet": "0"}}']
+)
+def test_a_manifest_of_another_tool_is_none_of_ours(
+    write_pairs, tmp_path: Path, text: str
+) -> None:
+    pairs = write_pairs([(1, 1, 0.5)])
+    (pairs.parent / "manifest.json").write_text(text)
+    build_reward_table(pairs, tmp_path / "new")
+    assert RewardTable.open(tmp_path / "new").lookup([1], [1])[1].all()
+
+
 def test_a_flipped_bit_is_found_where_pages_carry_checksums(
     write_pairs, tmp_path: Path
 ) -> None:
