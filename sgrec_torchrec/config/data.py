@@ -92,12 +92,12 @@ class EvidenceConfig:
     """Parts of the users; a training row sees relations made without its own part."""
     max_rows: int = bounded(20_000, 1, 10_000_000)
     """Training rows of the scorer, newest of each user first: bounds its cost."""
-    hidden: int = bounded(64, 1, 4096)
+    hidden: int = bounded(32, 1, 4096)
     """Width of the scorer."""
     num_epochs: int = bounded(16, 0, 10_000)
-    lr: float = bounded(3e-3, 0, 10)
+    lr: float = bounded(6e-3, 0, 10)
     weight_decay: float = bounded(0.01, 0, 10)
-    dropout: float = bounded(0.1, 0, 0.95)
+    dropout: float = bounded(0.0, 0, 0.95)
     batch_size: int = bounded(64, 1, 1 << 20)
     """Rows a step."""
     max_taught: int = bounded(100_000, 0, 1 << 31)

@@ -7,7 +7,9 @@ a sensible prior. Letters: E rows, B rows of a batch, M candidates, F features.
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
@@ -23,6 +25,10 @@ from sgrec_torchrec.files.atomic import atomic_file
 from sgrec_torchrec.schema import Float32Array
 
 WARMUP_STEPS = 20
+BLOCK_ROWS = 1024
+COMPARED = 32
+"""Candidates of a row that a step compares, its target among them."""
+SCALE_ROWS = 4096
 FORMAT_VERSION = "1"
 """Files that name none are older, and hold no sum."""
 STEEPNESS = 4.0
@@ -53,8 +59,15 @@ class EvidenceScorer(nn.Module):
 
     def forward(self, features_BMF: Tensor, is_real_BM: Tensor) -> Tensor:
         """float32 [B, M]: unnormalised log-probabilities, -inf at unused places."""
+        return self.weigh(self.standardise(features_BMF), is_real_BM)
+
+    def standardise(self, features_BMF: Tensor) -> Tensor:
+        """float32 [B, M, F]: what the network takes; no weight is part of it."""
         scaled = STEEPNESS * features_BMF / self.scale_F
-        input_BMF = (torch.log1p(scaled) - self.mean_F) / self.deviation_F
+        return (torch.log1p(scaled) - self.mean_F) / self.deviation_F
+
+    def weigh(self, input_BMF: Tensor, is_real_BM: Tensor) -> Tensor:
+        """``forward`` of features that are standardised."""
         wide = self.dropout(F.silu(self.widen(input_BMF)))
         logit_BM1 = self.linear(input_BMF) + self.narrow(F.silu(self.mix(wide)))
         logits_BM: Tensor = logit_BM1.squeeze(-1)
@@ -62,8 +75,13 @@ class EvidenceScorer(nn.Module):
 
     @torch.no_grad()
     def set_scales(self, held_out: HeldOut) -> None:
-        """Fit the input's scaling: mean of what is not 0, then mean and deviation."""
-        known = torch.from_numpy(held_out.features_EMF[held_out.item_EM >= 0])
+        """Fit the input's scaling: mean of what is not 0, then mean and deviation.
+
+        Of ``SCALE_ROWS`` rows at equal steps, where there are more.
+        """
+        step = -(-max(1, len(held_out.item_EM)) // SCALE_ROWS)
+        is_real_EM = held_out.item_EM[::step] >= 0
+        known = torch.from_numpy(held_out.features_EMF[::step][is_real_EM])
         if not len(known):
             return
         total_F, count_F = known.sum(0), (known > 0).sum(0)
@@ -89,14 +107,22 @@ def fit_scorer(
 ) -> EvidenceScorer:
     """Train on held-out rows with AdamW; deterministic in ``seed``, on the CPU.
 
-    Ranks do not communicate: call it on one.
+    A step compares each target with ``COMPARED`` - 1 others, drawn anew among the row's
+    candidates: of a softmax, any uniform draw of them estimates the same
+    weights (McFadden 1978, "Modelling the choice of residential location").
+
+    Ranks do not communicate: call it on one. Holds the features twice.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         scorer = EvidenceScorer(num_features, config.hidden, config.dropout)
         scorer.set_scales(held_out)
+        rows = _standardised(scorer, held_out)
         optimizer = torch.optim.AdamW(
-            scorer.parameters(), lr=config.lr, weight_decay=config.weight_decay
+            scorer.parameters(),
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         num_rows = len(held_out.item_EM)
         total_steps = config.num_epochs * -(-num_rows // config.batch_size)
@@ -105,28 +131,60 @@ def fit_scorer(
         for _ in progress(epochs, description="evidence scorer", unit="epoch"):
             order = torch.randperm(num_rows)
             for start in range(0, num_rows, config.batch_size):
-                rows_B = order[start : start + config.batch_size]
                 rate = config.lr * warmup_cosine(step, WARMUP_STEPS, total_steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                _step(scorer, optimizer, held_out, rows_B)
+                chosen_B = order[start : start + config.batch_size]
+                _step(scorer, optimizer, *_drawn(rows, chosen_B))
                 step += 1
     return scorer.eval()
+
+
+class _Rows(NamedTuple):
+    """What training reads, again and again."""
+
+    input_EMF: Tensor
+    is_real_EM: Tensor
+    target_place_E: Tensor
+
+
+@torch.no_grad()
+def _standardised(scorer: EvidenceScorer, held_out: HeldOut) -> _Rows:
+    input_EMF = torch.empty(held_out.features_EMF.shape)
+    for start in range(0, len(input_EMF), BLOCK_ROWS):
+        block = held_out.features_EMF[start : start + BLOCK_ROWS]
+        input_EMF[start : start + BLOCK_ROWS] = scorer.standardise(
+            torch.from_numpy(np.array(block))
+        )
+    return _Rows(
+        input_EMF=input_EMF,
+        is_real_EM=torch.from_numpy(held_out.item_EM >= 0),
+        target_place_E=torch.from_numpy(np.array(held_out.target_place_E)),
+    )
+
+
+def _drawn(rows: _Rows, chosen_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs [B, C, F], which are real [B, C], and the target's place [B]."""
+    target_B = rows.target_place_E[chosen_B]
+    num_candidates = rows.is_real_EM.shape[1]
+    if num_candidates <= COMPARED:
+        return rows.input_EMF[chosen_B], rows.is_real_EM[chosen_B], target_B
+    place_BC = torch.randint(num_candidates, (len(chosen_B), COMPARED))
+    is_real_BC = rows.is_real_EM[chosen_B[:, None], place_BC]
+    is_real_BC &= place_BC != target_B[:, None]
+    place_BC[:, 0], is_real_BC[:, 0] = target_B, True
+    input_BCF = rows.input_EMF[chosen_B[:, None], place_BC]
+    return input_BCF, is_real_BC, torch.zeros_like(target_B)
 
 
 def _step(
     scorer: EvidenceScorer,
     optimizer: torch.optim.Optimizer,
-    held_out: HeldOut,
-    rows_B: Tensor,
+    input_BCF: Tensor,
+    is_real_BC: Tensor,
+    target_B: Tensor,
 ) -> None:
-    rows = rows_B.numpy()
-    logits_BM = scorer(
-        torch.from_numpy(held_out.features_EMF[rows]),
-        torch.from_numpy(held_out.item_EM[rows] >= 0),
-    )
-    target_B = torch.from_numpy(held_out.target_place_E[rows])
-    loss = F.cross_entropy(logits_BM, target_B)
+    loss = F.cross_entropy(scorer.weigh(input_BCF, is_real_BC), target_B)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sgrec_torchrec.config import EvidenceConfig
+from sgrec_torchrec.evidence import scorer as module
 from sgrec_torchrec.evidence.gather import Evidence
 from sgrec_torchrec.evidence.held_out import HeldOut
 from sgrec_torchrec.evidence.scorer import (
@@ -75,7 +76,11 @@ def test_without_a_row_training_leaves_the_order_of_votes() -> None:
     assert order_by(scorer.probability(asked)) == order_by(votes_EM)
 
 
-def test_training_finds_the_planted_feature() -> None:
+@pytest.mark.parametrize("compared", [2, 32])
+def test_training_finds_the_planted_feature(
+    monkeypatch: pytest.MonkeyPatch, compared: int
+) -> None:
+    monkeypatch.setattr(module, "COMPARED", compared)
     train, test = planted(400), planted(100, seed=1)
     settings = dataclasses.replace(SETTINGS, num_epochs=12, lr=0.02)
     never = dataclasses.replace(settings, num_epochs=0)
@@ -85,6 +90,45 @@ def test_training_finds_the_planted_feature() -> None:
     assert -np.log(before).mean() > np.log(5) - 0.1
     assert -np.log(after).mean() < 0.2
     assert after.mean() > 0.8
+
+
+def test_a_step_compares_each_target_with_others_of_its_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "COMPARED", 4)
+    held_out = planted(40)
+    inputs = torch.from_numpy(held_out.features_EMF)
+    rows = module._Rows(
+        input_EMF=inputs,
+        is_real_EM=torch.from_numpy(held_out.item_EM >= 0),
+        target_place_E=torch.from_numpy(held_out.target_place_E),
+    )
+    chosen_B = torch.arange(5, 25)
+    target_B = rows.target_place_E[chosen_B]
+    input_BCF, is_real_BC, place_B = module._drawn(rows, chosen_B)
+    assert input_BCF.shape == (20, 4, F)
+    assert not place_B.any()
+    assert is_real_BC[:, 0].all()
+    assert torch.equal(input_BCF[:, 0], inputs[chosen_B, target_B])
+    # Real ones are real candidates of the row, and not the target once more.
+    for row in range(20):
+        candidates = inputs[chosen_B[row], :-1].tolist()
+        own = inputs[chosen_B[row], target_B[row]].tolist()
+        for other in input_BCF[row, 1:][is_real_BC[row, 1:]].tolist():
+            assert other in candidates
+            assert other != own
+    assert 0 < (~is_real_BC).sum() < 40
+
+
+def test_rows_of_few_candidates_are_compared_whole() -> None:
+    held_out = planted(8)
+    rows = module._Rows(
+        input_EMF=torch.from_numpy(held_out.features_EMF),
+        is_real_EM=torch.from_numpy(held_out.item_EM >= 0),
+        target_place_E=torch.from_numpy(held_out.target_place_E),
+    )
+    for whole, drawn in zip(rows, module._drawn(rows, torch.arange(8)), strict=True):
+        assert torch.equal(whole, drawn)
 
 
 def test_training_is_deterministic_in_the_seed() -> None:
