@@ -13,7 +13,10 @@ Distances count baskets (events of one timestamp), since the order within one me
 nothing. Letters: E rows, H events of histories end to end, M candidates, F features.
 """
 
+from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numba
@@ -35,6 +38,10 @@ DECAYS = (0.7, 0.9, 0.98)
 PER_RELATION = 2 + len(DECAYS)
 NUM_OTHERS = 7
 ROWS_PER_TASK = 512
+Scratch = tuple[Float32Array, Int32Array, Int32Array]
+"""Votes [N], all 0; places [N], all -1 (-2: reached in this row; else the candidate's
+place); room for items reached [N]."""
+_SPARE: deque[Scratch] = deque(maxlen=256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +97,8 @@ def gather(
     """Candidates of each history and their features. Ranks do not communicate.
 
     Uses as many threads as torch does; the result does not depend on them. Work grows
-    with ``score_history`` times the neighbours of an item, scratch memory with 12 N
-    bytes a thread.
+    with ``score_history`` times the neighbours of an item, whatever N; scratch memory,
+    which is kept, with 12 N bytes a thread.
 
     Args:
         filter_seen: no item of the history is a candidate.
@@ -103,16 +110,17 @@ def gather(
 
     def fill(start: int) -> None:
         stop = min(start + ROWS_PER_TASK, num_rows)
-        _fill(
-            histories.indptr_E1[start : stop + 1],
-            histories.items_H,
-            histories.baskets_back_H,
-            (relations.indptr_R1, relations.neighbours_E, relations.weights_E),
-            (np.array(DECAYS, dtype=np.float32), config.score_history, filter_seen),
-            relations.num_items,
-            item_EM[start:stop],
-            features_EMF[start:stop],
-        )
+        with _scratch(relations.num_items) as scratch:
+            _fill(
+                histories.indptr_E1[start : stop + 1],
+                histories.items_H,
+                histories.baskets_back_H,
+                (relations.indptr_R1, relations.neighbours_E, relations.weights_E),
+                (np.array(DECAYS, dtype=np.float32), config.score_history, filter_seen),
+                scratch,
+                item_EM[start:stop],
+                features_EMF[start:stop],
+            )
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(fill, range(0, num_rows, ROWS_PER_TASK)))
@@ -126,14 +134,27 @@ def gather(
     return Evidence(item_EM=item_EM, features_EMF=features_EMF)
 
 
+@contextmanager
+def _scratch(num_items: int) -> Iterator[Scratch]:
+    """Made once a thread for a catalogue; each row leaves it as it was."""
+    held = None
+    with suppress(IndexError):
+        held = _SPARE.pop()
+    if held is None or len(held[0]) != num_items:
+        held = (
+            np.zeros(num_items, dtype=np.float32),
+            np.full(num_items, -1, dtype=np.int32),
+            np.empty(num_items, dtype=np.int32),
+        )
+    yield held
+    _SPARE.append(held)
+
+
 @numba.njit(nogil=True, cache=True)
-def _fill(indptr, items, back, edges, settings, num_items, item_EM, features_EMF):  # type: ignore[no-untyped-def]
+def _fill(indptr, items, back, edges, settings, scratch, item_EM, features_EMF):  # type: ignore[no-untyped-def]
     """Both passes of each row: votes that pick candidates, then their features."""
     decays, score_history, _ = settings
-    vote_N = np.zeros(num_items, dtype=np.float32)
-    # -1: not reached in this row; -2: reached; else the candidate's place.
-    place_N = np.full(num_items, -1, dtype=np.int32)
-    reached = np.empty(num_items, dtype=np.int32)
+    vote_N, place_N, reached = scratch
     for row in range(len(indptr) - 1):
         low, high = indptr[row], indptr[row + 1]
         start = max(low, high - score_history)

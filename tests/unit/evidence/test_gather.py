@@ -202,6 +202,27 @@ def test_threads_and_tasks_change_nothing(
     np.testing.assert_array_equal(found.features_EMF, expected.features_EMF)
 
 
+def test_scratch_of_one_call_says_nothing_in_the_next(
+    random_relations, make_relations
+) -> None:
+    histories = laid_end_to_end(random_histories())
+    config = EvidenceConfig(num_candidates=6, score_history=4)
+    expected = gather(random_relations, histories, config, filter_seen=True)
+    other = make_relations(np.ones((1, 4, 4)), [1, 2, 3, 4])
+    small = laid_end_to_end([[(0, 1), (1, 0)], [(3, 0)]])
+    alone = gather(other, small, config, filter_seen=False)
+    module._SPARE.clear()
+    for relations, asked, seen, answer in (
+        (random_relations, histories, True, expected),
+        (random_relations, histories, True, expected),
+        (other, small, False, alone),
+        (random_relations, histories, True, expected),
+    ):
+        found = gather(relations, asked, config, filter_seen=seen)
+        np.testing.assert_array_equal(found.item_EM, answer.item_EM)
+        np.testing.assert_array_equal(found.features_EMF, answer.features_EMF)
+
+
 def test_no_rows_have_no_evidence(random_relations) -> None:
     evidence = gather(
         random_relations,
