@@ -18,7 +18,7 @@ from sgrec_torchrec.evaluation.ranking import metric_values, target_ranks
 from sgrec_torchrec.item_graph.covisitation import fit_ends
 from sgrec_torchrec.item_graph.covisitation import popularity as count_events
 from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph, graph_of
-from sgrec_torchrec.item_graph.row_order import heaviest_product
+from sgrec_torchrec.item_graph.heaviest import heaviest_product
 from sgrec_torchrec.schema import EvalRows, Int32Array, Sequences, SplitLog
 
 NEIGHBOURS = (20, 100, 500)

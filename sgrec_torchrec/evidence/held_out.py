@@ -5,9 +5,9 @@ trust them too much. So users are put into folds, and a fold's rows ask relation
 without that fold (cross-fitting; Wolpert 1992, "Stacked generalization"). Nothing of
 the valid and test periods takes part.
 
-Scale: ``max_rows`` bounds the rows, so the cost beyond it is one more ``relations``
-build per fold, and picking the rows, which holds 70 bytes an event of the period for
-a moment. Beyond 1e9 events give the stage a sample of users: the scorer needs no more.
+Scale: ``max_rows`` bounds the rows, and a fold's relations hold what its rows ask for,
+so beyond that the cost is weighing the counted pairs once a fold, and picking the rows,
+which holds 70 bytes an event of the period for a moment.
 """
 
 from collections.abc import Iterator
@@ -18,9 +18,13 @@ import scipy.sparse as sp
 
 from sgrec_torchrec.config import EvidenceConfig
 from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.evidence.builders import MAX_DISTANCE
 from sgrec_torchrec.evidence.gather import Evidence, gather, histories_of
 from sgrec_torchrec.evidence.relations import Relations, build_relations
 from sgrec_torchrec.hashing import FOLD, hash64
+from sgrec_torchrec.item_graph.graph import spans
+from sgrec_torchrec.item_graph.pair_counts import PairCounts, counted
+from sgrec_torchrec.item_graph.row_order import BoolArray
 from sgrec_torchrec.schema import (
     Catalogue,
     EvalRows,
@@ -62,20 +66,30 @@ def hold_out(
     filter_seen: bool,
     seed: int,
     catalogue: Catalogue | None = None,
+    counts: PairCounts | None = None,
 ) -> HeldOut:
     """Evidence of train rows, each from relations made without its user's fold.
 
     Deterministic in ``seed``, which deals users into folds. Ranks do not communicate.
+
+    Args:
+        counts: as ``folds`` takes them.
     """
     asked = train_rows(sequences, end_U, max_history, config.max_rows, seed)
     parts, order = [], []
     for chosen, relations in folds(
-        sequences, end_U, text, config, asked.rows, seed, catalogue
+        sequences, end_U, text, config, asked.rows, seed, catalogue, counts
     ):
         histories = histories_of(sequences, asked.rows.take(chosen))
         parts.append(gather(relations, histories, config, filter_seen=filter_seen))
         order.append(chosen)
     return _with_target(parts, asked.rows.target_E[np.concatenate(order)])
+
+
+def fold_of_users(num_users: int, config: EvidenceConfig, seed: int) -> Int64Array:
+    """Which fold each user is dealt into, int64 [U]."""
+    hashed_U = hash64(seed, FOLD, np.arange(num_users))
+    return (hashed_U % np.uint64(config.num_folds)).astype(np.int64)
 
 
 def folds(
@@ -86,16 +100,52 @@ def folds(
     rows: EvalRows,
     seed: int,
     catalogue: Catalogue | None = None,
+    counts: PairCounts | None = None,
 ) -> Iterator[tuple[Int64Array, Relations]]:
-    """Yield, fold by fold, its rows and relations made without its users."""
-    fold_U = hash64(seed, FOLD, np.arange(sequences.num_users)) % config.num_folds
+    """Yield, fold by fold, its rows and relations made without its users.
+
+    The relations hold what these rows' histories ask for.
+
+    Args:
+        counts: of this period by these folds, where they are there; counted else.
+    """
+    fold_U = fold_of_users(sequences.num_users, config, seed)
     fold_E = fold_U[rows.user_E]
-    for fold in progress(
-        range(config.num_folds), description="held-out evidence", unit="fold"
-    ):
-        others_end_U = np.where(fold_U == fold, 0, end_U).astype(np.int32)
-        relations = build_relations(sequences, others_end_U, text, config, catalogue)
-        yield np.flatnonzero(fold_E == fold), relations
+    with counted(
+        sequences,
+        end_U,
+        max_distance=MAX_DISTANCE,
+        fold_U=fold_U,
+        num_folds=config.num_folds,
+        given=counts,
+    ) as known:
+        for fold in progress(
+            range(config.num_folds), description="held-out evidence", unit="fold"
+        ):
+            chosen = np.flatnonzero(fold_E == fold)
+            relations = build_relations(
+                sequences,
+                np.where(fold_U == fold, 0, end_U).astype(np.int32),
+                text,
+                config,
+                catalogue,
+                counts=known,
+                without=fold,
+                wanted_N=_asked_items(sequences, rows.take(chosen), config),
+            )
+            yield chosen, relations
+
+
+def _asked_items(
+    sequences: Sequences, rows: EvalRows, config: EvidenceConfig
+) -> BoolArray:
+    """The items whose neighbours are looked up for these rows, bool [N]."""
+    stop_E = sequences.offsets_U1[rows.user_E] + rows.history_end_E
+    length_E = rows.history_end_E - rows.history_start_E
+    start_E = stop_E - np.minimum(length_E, config.score_history)
+    is_asked_N = np.zeros(sequences.num_items, dtype=np.bool_)
+    is_asked_N[sequences.items_R[spans(start_E, stop_E)]] = True
+    return is_asked_N
 
 
 def train_rows(

@@ -17,9 +17,8 @@ stay apart, so that a scorer can weigh them by history and candidate.
 Scale: at most R N max_neighbours edges of 8 bytes for R relations. 1e8 items with the
 six and max_neighbours 50 take 240 GB, memory-mapped; a batch of histories touches only
 the rows of its items.
-Co-visits are counted out of core (``item_graph.covisitation``); recent popularity
-holds 24 bytes an event. Text products grow with the distinct texts: see
-``item_graph.text`` for what to do beyond 1e7 of them.
+Co-visits are counted out of core, once (``item_graph.pair_counts``). Text products grow
+with the distinct texts (``item_graph.text``).
 """
 
 from dataclasses import dataclass
@@ -29,7 +28,13 @@ import scipy.sparse as sp
 
 from sgrec_torchrec.config import EvidenceConfig, GraphConfig
 from sgrec_torchrec.config.registry import RELATIONS
-from sgrec_torchrec.evidence.builders import RelationBuilder, RelationSource
+from sgrec_torchrec.evidence.builders import (
+    MAX_DISTANCE,
+    RelationBuilder,
+    RelationSource,
+)
+from sgrec_torchrec.item_graph.pair_counts import PairCounts, counted
+from sgrec_torchrec.item_graph.row_order import BoolArray
 from sgrec_torchrec.item_graph.text import text_edges
 from sgrec_torchrec.schema import (
     Catalogue,
@@ -39,7 +44,6 @@ from sgrec_torchrec.schema import (
     Sequences,
 )
 
-RECENT_SHARE = 0.2
 ARRAY_TYPES = {
     "indptr_R1": "int64",
     "neighbours_E": "int32",
@@ -122,28 +126,63 @@ def build_relations(
     text: sp.csr_matrix,
     config: EvidenceConfig,
     catalogue: Catalogue | None = None,
+    *,
+    counts: PairCounts | None = None,
+    without: int | None = None,
+    wanted_N: BoolArray | None = None,
 ) -> Relations:
     """``config``'s relations of the first ``end_U[u]`` events of each user.
 
-    Deterministic; ranks do not communicate. The built-in ones read the log three times
-    (more where ``covisitation`` needs passes).
+    Deterministic; ranks do not communicate. The log is read once, or not at all where
+    its pairs are counted already.
 
     Args:
         catalogue: for relations of packages; the built-in ones take the text alone.
+        counts: of the same events, and of those of the fold that is left out.
+        without: that fold; ``end_U`` is 0 for its users.
+        wanted_N: bool, items whose rows are asked for; the others stay empty.
+            None: all.
 
     Raises:
         ValueError: naming the relation whose weights no relation may have.
         ImportError: for a relation of a package that cannot be loaded.
     """
-    source = RelationSource(sequences, end_U, text, config, catalogue)
-    parts = [_built(name, source) for name in config.relation_names()]
-    stacked = sp.vstack(parts, format="csr")
+    with counted(sequences, end_U, max_distance=MAX_DISTANCE, given=counts) as known:
+        source = RelationSource(
+            sequences,
+            end_U,
+            text,
+            config,
+            catalogue,
+            counts=known,
+            without=without,
+            wanted_N=wanted_N,
+        )
+        parts = [_built(name, source) for name in config.relation_names()]
+        return _stacked(parts, source)
+
+
+def _stacked(parts: list[sp.csr_matrix], source: RelationSource) -> Relations:
+    """One CSR of all relations, of the rows that are wanted."""
+    lengths, kept_E = [], []
+    for part in parts:
+        length_N = np.diff(part.indptr)
+        wanted_N = source.wanted_N
+        if wanted_N is None:
+            wanted_N = np.ones(len(length_N), dtype=np.bool_)
+        lengths.append(length_N * wanted_N)
+        kept_E.append(np.repeat(wanted_N, length_N))
+    taken = list(zip(parts, kept_E, strict=True))
     return Relations(
-        indptr_R1=stacked.indptr.astype(np.int64),
-        neighbours_E=stacked.indices.astype(np.int32),
-        weights_E=stacked.data.astype(np.float32),
+        indptr_R1=np.append(0, np.cumsum(np.concatenate(lengths), dtype=np.int64)),
+        neighbours_E=np.concatenate(
+            [part.indices[kept].astype(np.int32) for part, kept in taken]
+        ),
+        weights_E=np.concatenate(
+            [part.data[kept].astype(np.float32) for part, kept in taken]
+        ),
         popularity_N=source.popularity_N,
-        recent_N=recent_popularity(sequences, end_U),
+        recent_N=source.counts.recent(source.without),
     )
 
 
@@ -168,14 +207,3 @@ def _built(name: str, source: RelationSource) -> sp.csr_matrix:
     if not (made.data > 0).all() or not np.isfinite(made.data).all():
         raise ValueError(f"item relation {name!r}: weights must be finite and > 0")
     return made
-
-
-def recent_popularity(sequences: Sequences, end_U: Int32Array) -> Int64Array:
-    """Events of each item among the newest 20 % of those learned from, int64 [N]."""
-    _, known_R = sequences.events_until(end_U)
-    times = sequences.timestamps_R[known_R]
-    if not len(times):
-        return np.zeros(sequences.num_items, dtype=np.int64)
-    oldest = np.quantile(times, 1.0 - RECENT_SHARE)
-    recent = sequences.items_R[known_R[times >= oldest]]
-    return np.bincount(recent, minlength=sequences.num_items)

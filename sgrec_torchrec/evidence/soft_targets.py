@@ -11,6 +11,7 @@ from sgrec_torchrec.config import EvidenceConfig
 from sgrec_torchrec.evidence.gather import Evidence, gather, histories_of
 from sgrec_torchrec.evidence.held_out import folds, train_rows
 from sgrec_torchrec.evidence.scorer import EvidenceScorer
+from sgrec_torchrec.item_graph.pair_counts import PairCounts
 from sgrec_torchrec.logs.sampling import SoftTargets
 from sgrec_torchrec.schema import (
     Catalogue,
@@ -33,21 +34,23 @@ def soft_targets(
     filter_seen: bool,
     seed: int,
     catalogue: Catalogue | None = None,
+    counts: PairCounts | None = None,
 ) -> SoftTargets:
     """The likeliest items of the newest events; events without any are left out.
 
-    Ranks do not communicate. Costs one ``relations`` build a fold, and then grows with
+    Ranks do not communicate. Weighs the counted pairs once a fold, and then grows with
     ``config.max_taught``, 8 bytes for each of its ``taught_items``.
 
     Args:
         seed: the one that dealt the scorer's training rows into folds.
+        counts: as ``folds`` takes them.
     """
     asked = train_rows(sequences, end_U, max_history, config.max_taught, seed)
     shape = (len(asked.event_E), config.taught_items)
     item_EQ = np.full(shape, -1, dtype=np.int32)
     cumulative_EQ = np.zeros(shape, dtype=np.float32)
     for chosen, relations in folds(
-        sequences, end_U, text, config, asked.rows, seed, catalogue
+        sequences, end_U, text, config, asked.rows, seed, catalogue, counts
     ):
         for start in range(0, len(chosen), BLOCK_ROWS):
             block = chosen[start : start + BLOCK_ROWS]

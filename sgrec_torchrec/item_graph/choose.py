@@ -6,31 +6,30 @@ rises, with the graph fitted on the train period alone. Nothing of the test rows
 read. With ``text_weight`` set by hand nothing is searched, so any other form can be
 had too.
 
-Scores are linear in the graph, so a candidate costs one sparse sum over at most
-``MAX_ROWS`` rows: visits and text are scored once per form and decay. The log is
-counted once for each column exponent and backward weight tried, and the text
-multiplied once for each form. On 1e9 events choose on a sample of users and set the
-result by hand.
+Scores are linear in the graph: candidates that differ in decay or text weight alone are
+asked in one walk over the edges of at most ``MAX_ROWS`` histories. The log's pairs
+are counted once and weighed once for each column exponent and backward weight tried;
+the text is multiplied once for each form, for the items of these rows' histories.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.sparse as sp
 
 from sgrec_torchrec.config import GraphConfig
-from sgrec_torchrec.item_graph.covisitation import (
-    covisitation_edges,
-    fit_ends,
-    popularity,
-)
-from sgrec_torchrec.item_graph.graph import histories, history_weights
+from sgrec_torchrec.item_graph.covisitation import covisitation_edges, fit_ends
+from sgrec_torchrec.item_graph.graph import histories
+from sgrec_torchrec.item_graph.pair_counts import PairCounts, counted
+from sgrec_torchrec.item_graph.rank_kernels import rank_targets
 from sgrec_torchrec.item_graph.row_order import rows_of
 from sgrec_torchrec.item_graph.text import text_edges
 from sgrec_torchrec.schema import EvalRows, Int32Array, Int64Array, SplitLog
 
 TEXT_WEIGHTS = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0)
-GRID: tuple[tuple[str, tuple[float, ...]], ...] = (
+Grid = tuple[tuple[str, tuple[float, ...]], ...]
+GRID: Grid = (
     ("text_weight", TEXT_WEIGHTS),
     ("decay", (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9)),
     ("column_exponent", (0.0, 0.15, 0.3)),
@@ -40,6 +39,7 @@ GRID: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("text_weight", TEXT_WEIGHTS),
 )
 MAX_ROWS = 5_000
+TOP = np.arange(1, 11)
 REPEAT_SHARE = 0.01
 
 
@@ -48,7 +48,8 @@ def choose_graph(
     config: GraphConfig,
     *,
     filter_seen: bool | None = None,
-    grid: tuple[tuple[str, tuple[float, ...]], ...] = GRID,
+    grid: Grid = GRID,
+    counts: PairCounts | None = None,
 ) -> GraphConfig:
     """Fill ``text_weight``, and tune the other fields of ``grid``, on the valid rows.
 
@@ -59,6 +60,7 @@ def choose_graph(
         config: returned as it is where ``text_weight`` is set.
         filter_seen: whether items of the history are left out. None: they are if
             fewer than 1 % of the valid targets stand in their own history.
+        counts: of the train period, where they are there; counted else.
 
     Raises:
         ValueError: if there are no valid rows to choose by.
@@ -73,16 +75,20 @@ def choose_graph(
     rows = _some_rows(split.valid)
     if filter_seen is None:
         filter_seen = repeat_share(split, rows) < REPEAT_SHARE
-    trial = _Trial(split, rows, filter_seen)
+    end_U, reach = fit_ends(split.sequences, "train"), config.max_distance
+    with counted(split.sequences, end_U, max_distance=reach, given=counts) as known:
+        return _search(_Trial(split, rows, filter_seen, known), config, grid)
+
+
+def _search(trial: "_Trial", config: GraphConfig, grid: Grid) -> GraphConfig:
+    """Field by field, what raises NDCG@10 of the form before."""
     best = dataclasses.replace(config, text_weight=0.0)
-    best_ndcg = trial.ndcg_at_10(best)
+    (best_ndcg,) = trial.ndcg_at_10([best])
     for name, values in grid:
+        tried = [dataclasses.replace(best, **{name: value}) for value in values]  # type: ignore[arg-type]
         start = best
-        for value in values:
-            candidate = dataclasses.replace(start, **{name: value})  # type: ignore[arg-type]
-            if candidate == start or _says_the_same(candidate, name):
-                continue
-            ndcg = trial.ndcg_at_10(candidate)
+        tried = [one for one in tried if one != start and not _says_the_same(one, name)]
+        for candidate, ndcg in zip(tried, trial.ndcg_at_10(tried), strict=True):
             if ndcg > best_ndcg:
                 best, best_ndcg = candidate, ndcg
     return best
@@ -97,87 +103,117 @@ def repeat_share(split: SplitLog, rows: EvalRows) -> float:
 
 
 def target_ranks(
-    scores: sp.csr_matrix, target_E: Int32Array, popularity_N: Int64Array
+    history: tuple[Int64Array, Int32Array],
+    target_E: Int32Array,
+    popularity_N: Int64Array,
+    edges: tuple[sp.csr_matrix, sp.csr_matrix],
+    *,
+    decays: Sequence[float],
+    text_weights: Sequence[float],
+    score_history: int,
+    filter_seen: bool,
 ) -> Int64Array:
     """Place of each row's target among all items, from 1; 0 where its score is 0.
 
     Args:
-        scores: float64 CSR [E, N], columns sorted, absent means 0.
+        history: as ``histories`` returns it.
+        edges: visits and text, whose rows are those of the histories' items at least.
+        decays, text_weights: D and W forms, all asked with each other.
+
+    Returns:
+        int64 [E, D, W].
     """
-    tie_rank = np.argsort(np.argsort(-popularity_N, kind="stable"))
-    row = rows_of(scores.indptr)
-    own_E = np.asarray(scores[np.arange(len(target_E)), target_E]).ravel()
-    ahead = scores.data > own_E[row]
-    tied = scores.data == own_E[row]
-    ahead |= tied & (tie_rank[scores.indices] < tie_rank[target_E][row])
-    rank_E = 1 + np.bincount(row[ahead], minlength=len(target_E))
-    return np.where(own_E > 0, rank_E, 0)
+    num_items = len(popularity_N)
+    by_popularity = np.argsort(-popularity_N, kind="stable")
+    tie_rank_N = np.empty(num_items, dtype=np.int64)
+    tie_rank_N[by_popularity] = np.arange(num_items)
+    rank_EDW = np.zeros((len(target_E), len(decays), len(text_weights)), np.int64)
+    rank_targets(
+        history,
+        target_E,
+        tuple(
+            (one.indptr.astype(np.int64), one.indices.astype(np.int32), one.data)
+            for one in edges
+        ),
+        (np.array(decays), np.array(text_weights), score_history),
+        filter_seen,
+        tie_rank_N,
+        (np.zeros((num_items, 2, len(decays))), np.empty(num_items + 1, np.int32)),
+        rank_EDW,
+    )
+    return rank_EDW
 
 
 class _Trial:
-    """Scores of the valid rows by each addend of the graph, made once per form."""
+    """The valid rows, asked by forms of the graph; edges are made once per form."""
 
-    def __init__(self, split: SplitLog, rows: EvalRows, filter_seen: bool) -> None:
+    def __init__(
+        self, split: SplitLog, rows: EvalRows, filter_seen: bool, counts: PairCounts
+    ) -> None:
         self.split = split
         self.rows = rows
-        self.end_U = fit_ends(split.sequences, "train")
-        self.popularity_N = popularity(split.sequences, self.end_U)
+        self.filter_seen = filter_seen
+        self.counts = counts
         self.history = histories(split.sequences, rows)
-        num_items = split.sequences.num_items
-        seen_key = rows_of(self.history[0]) * num_items + self.history[1]
-        self.seen_key = np.unique(seen_key) if filter_seen else seen_key[:0]
+        self.is_asked_N = np.zeros(split.sequences.num_items, dtype=np.bool_)
+        self.is_asked_N[self.history[1]] = True
         self.edges: dict[tuple[object, ...], sp.csr_matrix] = {}
-        self.newest: dict[str, tuple[tuple[object, ...], sp.csr_matrix]] = {}
 
-    def ndcg_at_10(self, config: GraphConfig) -> float:
+    def ndcg_at_10(self, configs: Sequence[GraphConfig]) -> list[float]:
         """Mean over the rows of 1 / log2(1 + rank), 0 beyond rank 10.
 
         A target that the graph does not reach counts as missed: the form is chosen
-        for what the graph says, not for how popularity breaks its ties.
+        for what the graph says, not for how popularity breaks its ties. Forms that
+        differ in nothing but decay and text weight are asked together.
         """
-        scores = self._scores("visits", config)
-        if config.text_weight:
-            scores = scores + config.text_weight * self._scores("text", config)
-        rank_E = target_ranks(scores.tocsr(), self.rows.target_E, self.popularity_N)
-        hit = rank_E[(rank_E > 0) & (rank_E <= 10)]
-        return float((1.0 / np.log2(1.0 + hit)).sum() / len(rank_E))
-
-    def _scores(self, kind: str, config: GraphConfig) -> sp.csr_matrix:
-        """Scores by one addend, the newest kept: only beta changes most of the time."""
-        form = _form(kind, config)
-        key = (*form, config.decay)
-        if kind not in self.newest or self.newest[kind][0] != key:
-            indptr, items_H = self.history
-            weights = history_weights(
-                indptr,
-                items_H,
-                decay=config.decay,
-                score_history=config.score_history,
-                num_items=self.split.sequences.num_items,
+        found: dict[GraphConfig, float] = {}
+        for same in _alike(configs):
+            decays = sorted({one.decay for one in same})
+            weights = sorted({float(one.text_weight or 0.0) for one in same})
+            rank_EDW = target_ranks(
+                self.history,
+                self.rows.target_E,
+                self.counts.popularity(),
+                self._edges(same[0], with_text=any(weights)),
+                decays=decays,
+                text_weights=weights,
+                score_history=same[0].score_history,
+                filter_seen=self.filter_seen,
             )
-            edges = self._edges(kind, form, config)
-            self.newest[kind] = (key, self._unseen(weights @ edges))
-        return self.newest[kind][1]
+            # Of whole numbers: equal forms have equal sums, asked with whichever.
+            at_rank = np.stack(
+                [(rank_EDW == rank).sum(axis=0) for rank in TOP], axis=-1
+            )
+            gain = (at_rank / np.log2(1.0 + TOP)).sum(axis=-1) / len(rank_EDW)
+            for one in same:
+                place = weights.index(float(one.text_weight or 0.0))
+                found[one] = float(gain[decays.index(one.decay), place])
+        return [found[one] for one in configs]
 
     def _edges(
-        self, kind: str, form: tuple[object, ...], config: GraphConfig
-    ) -> sp.csr_matrix:
-        if form not in self.edges and kind == "visits":
-            self.edges[form] = covisitation_edges(
-                self.split.sequences, config, self.end_U, self.popularity_N
+        self, config: GraphConfig, *, with_text: bool
+    ) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+        """Visits and text in this form."""
+        visits, text = (_form(kind, config) for kind in ("visits", "text"))
+        if visits not in self.edges:
+            (self.edges[visits],) = covisitation_edges(self.counts, [config])
+        num_items = self.split.sequences.num_items
+        if not with_text:
+            return self.edges[visits], sp.csr_matrix((num_items, num_items))
+        if text not in self.edges:
+            self.edges[text] = text_edges(
+                self.split.catalogue, config, wanted_N=self.is_asked_N
             )
-        elif form not in self.edges:
-            self.edges[form] = text_edges(self.split.catalogue, config)
-        return self.edges[form]
+        return self.edges[visits], self.edges[text]
 
-    def _unseen(self, scores: sp.csr_matrix) -> sp.csr_matrix:
-        """The scores, without the items to be left out."""
-        scores = scores.tocsr()
-        key = rows_of(scores.indptr) * scores.shape[1] + scores.indices
-        scores.data[np.isin(key, self.seen_key)] = 0.0
-        scores.eliminate_zeros()
-        scores.sort_indices()
-        return scores
+
+def _alike(configs: Sequence[GraphConfig]) -> list[list[GraphConfig]]:
+    """Groups that differ in nothing but decay and text weight."""
+    groups: dict[GraphConfig, list[GraphConfig]] = {}
+    for one in configs:
+        plain = dataclasses.replace(one, decay=0.0, text_weight=0.0)
+        groups.setdefault(plain, []).append(one)
+    return list(groups.values())
 
 
 def _form(kind: str, config: GraphConfig) -> tuple[object, ...]:

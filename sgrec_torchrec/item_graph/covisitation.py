@@ -1,4 +1,4 @@
-"""Interaction logs to co-visitation: how often item j stands near item i.
+"""Co-visitation: how often item j stands near item i, weighed and damped.
 
 C[i, j] sums, over pairs of events of one user at most ``max_distance`` places apart,
 ``forward_weight`` / distance^x where j comes after i and ``backward_weight`` /
@@ -7,27 +7,25 @@ distance^x where it comes before, with x the ``distance_exponent``. Events of on
 pair weighs the mean of the two weights both ways, with the distance the shuffle gave.
 In a log of single-event baskets the defaults are the plain formula of ANCHORS.md.
 
-Scale: a log of R events has at most 2 R max_distance pairs. They are counted in
-passes over ranges of source items, each holding at most ``max_pairs`` pairs (28 bytes
-each at the peak, while they are sorted), so memory does not grow with the log; each
-pass reads the log once, front to back, in chunks of whole users, so its columns may be
-memory-mapped. 1e9 events at distance 5 and 2e8 pairs a pass (6 GB) make 50 passes over
-12 GB. An item that alone exceeds ``max_pairs`` gets a pass of its own.
+Pairs are counted once, as integers (``pair_counts``); a form only weighs them. A pair's
+weight is rounded to 2^-20.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
 from sgrec_torchrec.config import GraphConfig, check_choice
-from sgrec_torchrec.distributed.progress import progress
-from sgrec_torchrec.item_graph.row_order import keep_heaviest, rows_of
-from sgrec_torchrec.schema import Float64Array, Int32Array, Int64Array, Sequences
+from sgrec_torchrec.item_graph import pair_kernels as kernels
+from sgrec_torchrec.item_graph.pair_counts import PairCounts
+from sgrec_torchrec.item_graph.pair_layout import UNIT
+from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences
 
-MAX_PAIRS = 20_000_000
 CHUNK_EVENTS = 4_000_000
+Rows = tuple[Int64Array, Int32Array, npt.NDArray[np.float64]]
+"""Entries of each row, columns and weights."""
 
 
 def fit_ends(sequences: Sequences, fit_on: str) -> Int32Array:
@@ -70,112 +68,51 @@ def event_chunks(
         user = after
 
 
-def item_ranges(pairs_N: Int64Array, max_pairs: int) -> list[tuple[int, int]]:
-    """Cut [0, N) into ranges of at most ``max_pairs`` pairs, or of a single item."""
-    total = np.cumsum(pairs_N)
-    ranges, low, done = [], 0, 0
-    while low < len(pairs_N):
-        high = int(np.searchsorted(total, done + max_pairs, side="right"))
-        high = max(high, low + 1)
-        ranges.append((low, high))
-        low, done = high, int(total[high - 1])
-    return ranges
-
-
-def covisitation(
-    sequences: Sequences,
-    config: GraphConfig,
-    end_U: Int32Array,
-    max_pairs: int = MAX_PAIRS,
-) -> Iterator[tuple[int, int, sp.csr_matrix]]:
-    """Yield (low, high, counts): rows low to high of C, float64 CSR [high - low, N].
-
-    Sums run in the order of the log, so the result is the same for every
-    ``max_pairs``. Ranks do not communicate.
-    """
-    bound_N = 2 * config.max_distance * popularity(sequences, end_U)
-    for low, high in progress(
-        item_ranges(bound_N, max_pairs), description="co-visitation", unit="range"
-    ):
-        parts = [
-            part
-            for chunk in event_chunks(sequences, end_U)
-            for part in _pairs(sequences, chunk, config, low, high)
-        ]
-        yield low, high, _count(parts, low, high, sequences.num_items)
-
-
 def covisitation_edges(
-    sequences: Sequences,
-    config: GraphConfig,
-    end_U: Int32Array,
-    popularity_N: Int64Array,
-) -> sp.csr_matrix:
-    """The damped co-visits, cut to ``max_neighbours`` a row: float64 CSR [N, N]."""
-    damping_N = (1.0 + popularity_N) ** -config.row_exponent
-    column_N = (1.0 + popularity_N) ** -config.column_exponent
-    blocks = []
-    for low, high, counts in covisitation(sequences, config, end_U):
-        row = rows_of(counts.indptr)
-        counts.data = counts.data * damping_N[low:high][row]
-        counts.data = counts.data * column_N[counts.indices]
-        blocks.append(keep_heaviest(counts, config.max_neighbours))
-    edges: sp.csr_matrix = sp.vstack(blocks, format="csr")
-    return edges
+    counts: PairCounts, forms: Sequence[GraphConfig], *, without: int | None = None
+) -> list[sp.csr_matrix]:
+    """The damped co-visits of each form, cut to its ``max_neighbours`` a row.
 
+    Reads the counts once, whatever the number of forms.
 
-def _pairs(
-    sequences: Sequences,
-    chunk: tuple[int, int, Int64Array],
-    config: GraphConfig,
-    low: int,
-    high: int,
-) -> Iterator[tuple[Int32Array, Int32Array, Float64Array]]:
-    """Source, target and weight of the chunk's pairs with a source in [low, high)."""
-    start, stop, end_row = chunk
-    items = sequences.items_R[start:stop]
-    times = sequences.timestamps_R[start:stop]
-    row = np.arange(start, stop)
-    forth, back = config.forward_weight, config.backward_weight
-    in_range = (items >= low) & (items < high)
-    for distance in range(1, min(config.max_distance, len(items) - 1) + 1):
-        within = row[:-distance] + distance < end_row[:-distance]
-        earlier, later = items[:-distance], items[distance:]
-        is_basket = times[:-distance] == times[distance:]
-        for source, target, here, weight in (
-            (earlier, later, in_range[:-distance], forth),
-            (later, earlier, in_range[distance:], back),
-        ):
-            kept = np.flatnonzero(within & here)
-            weights = np.where(is_basket[kept], (forth + back) / 2.0, weight)
-            yield (
-                source[kept],
-                target[kept],
-                weights / distance**config.distance_exponent,
+    Args:
+        without: the fold whose events count neither as visits nor as popularity.
+
+    Returns:
+        float64 CSR [N, N] of each form; columns sorted, all entries > 0.
+    """
+    layout = counts.layout
+    popularity_N = 1.0 + counts.popularity(without)
+    weighed: list[list[Rows]] = [[] for _ in forms]
+    for low, high, (words, count_W) in counts.blocks():
+        for rows, form in zip(weighed, forms, strict=True):
+            indptr = np.zeros(high - low + 1, dtype=np.int64)
+            target_W = np.empty(len(words), dtype=np.int32)
+            weight_W = np.empty(len(words), dtype=np.float64)
+            kept = kernels.weigh(
+                words,
+                count_W,
+                layout.units(form, without),
+                layout.bits,
+                (low, high),
+                (
+                    popularity_N**-form.row_exponent,
+                    popularity_N**-form.column_exponent,
+                    UNIT,
+                ),
+                form.max_neighbours,
+                (indptr, target_W, weight_W),
             )
+            rows.append(
+                (np.diff(indptr), target_W[:kept].copy(), weight_W[:kept].copy())
+            )
+    return [_stacked(rows, layout.num_items) for rows in weighed]
 
 
-def _count(
-    parts: list[tuple[Int32Array, Int32Array, Float64Array]],
-    low: int,
-    high: int,
-    num_items: int,
-) -> sp.csr_matrix:
-    """Sum weights of equal (source, target) into a CSR matrix, columns sorted."""
-    if not parts:
-        return sp.csr_matrix((high - low, num_items))
-    source = np.concatenate([part[0] for part in parts]).astype(np.int64)
-    target = np.concatenate([part[1] for part in parts])
-    weight = np.concatenate([part[2] for part in parts])
-    key = (source - low) * num_items + target
-    order = np.argsort(key, kind="stable")
-    key, weight = key[order], weight[order]
-    first: npt.NDArray[np.intp] = np.flatnonzero(
-        np.concatenate([[True], key[1:] != key[:-1]])[: len(key)]
-    )
-    totals = np.add.reduceat(weight, first) if len(first) else weight
-    key = key[first]
-    indptr = np.searchsorted(key, np.arange(high - low + 1) * num_items)
+def _stacked(rows: Sequence[Rows], num_items: int) -> sp.csr_matrix:
+    lengths, targets, weights = zip(*rows, strict=True)
+    indptr = np.append(0, np.cumsum(np.concatenate(lengths)))
     return sp.csr_matrix(
-        (totals, key % num_items, indptr), shape=(high - low, num_items)
+        (np.concatenate(weights), np.concatenate(targets), indptr),
+        shape=(num_items, num_items),
     )

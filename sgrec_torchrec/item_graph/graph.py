@@ -22,11 +22,8 @@ from sgrec_torchrec.config import GraphConfig
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.files.array_folder import read_arrays, write_arrays
 from sgrec_torchrec.files.run_folder import GRAPH_MANIFEST
-from sgrec_torchrec.item_graph.covisitation import (
-    covisitation_edges,
-    fit_ends,
-    popularity,
-)
+from sgrec_torchrec.item_graph.covisitation import covisitation_edges, fit_ends
+from sgrec_torchrec.item_graph.pair_counts import PairCounts, counted
 from sgrec_torchrec.item_graph.row_order import (
     BoolArray,
     first_k,
@@ -207,13 +204,19 @@ class ItemGraph:
 
 
 def build_graph(
-    split: SplitLog, config: GraphConfig, fit_on: str, out_dir: Path | None = None
+    split: SplitLog,
+    config: GraphConfig,
+    fit_on: str,
+    out_dir: Path | None = None,
+    *,
+    counts: PairCounts | None = None,
 ) -> ItemGraph:
     """Fit the graph on the train period, or on train and valid together.
 
     Args:
         fit_on: "train" or "train+valid".
         out_dir: where to save it, if anywhere.
+        counts: of the same period, where they are there; counted else.
 
     Raises:
         ValueError: where ``config.text_weight`` is None or ``fit_on`` unknown.
@@ -222,9 +225,10 @@ def build_graph(
         raise ValueError(
             "graph.text_weight is None: set it, or let choose_graph choose it"
         )
-    end_U = fit_ends(split.sequences, fit_on)
-    popularity_N = popularity(split.sequences, end_U)
-    edges = covisitation_edges(split.sequences, config, end_U, popularity_N)
+    end_U, reach = fit_ends(split.sequences, fit_on), config.max_distance
+    with counted(split.sequences, end_U, max_distance=reach, given=counts) as known:
+        popularity_N = known.popularity()
+        (edges,) = covisitation_edges(known, [config])
     if config.text_weight > 0:
         edges = edges + config.text_weight * text_edges(split.catalogue, config)
     graph = graph_of(edges, popularity_N, config)

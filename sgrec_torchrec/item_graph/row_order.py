@@ -1,18 +1,18 @@
-"""The largest entries of each row of a sparse matrix, without a loop over rows.
+"""The largest entries of each row of a sparse matrix.
 
-Two steps keep it exact and fast: one SIMD sort of packed (row, value) keys finds each
-row's threshold in float32, which lets through a few more than asked; only those are
-then ordered in full precision. Memory: 8 bytes an entry beside the matrix.
+``first_k`` orders them: one SIMD sort of packed (row, value) keys finds each row's
+threshold in float32, which lets through a few more than asked; only those are then
+ordered in full precision. Memory: 8 bytes an entry beside the matrix.
 """
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from sgrec_torchrec.item_graph.pair_kernels import cut_rows
 from sgrec_torchrec.schema import Float64Array, Int32Array, Int64Array
 
 BoolArray = npt.NDArray[np.bool_]
-PRODUCT_ROWS = 2048
 
 
 def rows_of(indptr: npt.NDArray[np.integer]) -> Int64Array:
@@ -59,33 +59,10 @@ def keep_heaviest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
     matrix.eliminate_zeros()
     if matrix.nnz == 0 or int(np.diff(matrix.indptr).max()) <= k:
         return matrix
-    row = rows_of(matrix.indptr)
-    num_rows = matrix.shape[0]
-    near = np.flatnonzero(near_top(row, matrix.data, num_rows, k))
-    order = near[np.lexsort((matrix.indices[near], -matrix.data[near], row[near]))]
-    kept = np.sort(order[place_in_row(row[order], num_rows) < k])
-    indptr = np.searchsorted(row[kept], np.arange(num_rows + 1))
-    return sp.csr_matrix(
-        (matrix.data[kept], matrix.indices[kept], indptr), shape=matrix.shape
-    )
-
-
-def heaviest_product(
-    left: sp.csr_matrix, right: sp.csr_matrix, k: int
-) -> sp.csr_matrix:
-    """``left @ right``, each row cut to its k largest entries at once.
-
-    Goes in blocks of rows, so the whole product is never held.
-
-    Args:
-        left, right: CSR with values >= 0.
-    """
-    blocks = [
-        keep_heaviest((left[low : low + PRODUCT_ROWS] @ right).tocsr(), k)
-        for low in range(0, max(1, left.shape[0]), PRODUCT_ROWS)
-    ]
-    product: sp.csr_matrix = sp.vstack(blocks, format="csr")
-    return product
+    indptr = matrix.indptr.astype(np.int64)
+    columns, values = matrix.indices.copy(), matrix.data.copy()
+    kept = cut_rows(indptr, columns, values, k)
+    return sp.csr_matrix((values[:kept], columns[:kept], indptr), shape=matrix.shape)
 
 
 def first_k(

@@ -5,14 +5,12 @@ TF-IDF as in ANCHORS.md: lower case, terms [a-z0-9]+, weight (1 + ln count) ln(N
 the graph.
 
 Scale: terms and weights are columnar (arrow), 16 bytes per (item, term). S is never
-held: rows are multiplied in blocks and cut to their heaviest ``max_neighbours`` at
-once. What grows too fast is the work, sum of df^2 over terms: beyond MAX_PRODUCTS the
-most frequent terms (whose ln(N / df) is smallest) leave the product, though not the
-norms. Towards 1e8 items exact products stop paying even so: build with text_weight 0
-and take text neighbours from an approximate index over text embeddings instead.
+held: each row is cut to its heaviest ``max_neighbours`` as it is made. What would grow
+too fast is the work, sum of df^2 over terms: the most frequent terms (whose ln(N / df)
+is smallest) leave the product, though not the norms, until PRODUCTS_PER_ITEM are left
+for each item. A catalogue of up to FREE_PRODUCTS loses none.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,12 +19,12 @@ import pyarrow.compute as pc
 import scipy.sparse as sp
 
 from sgrec_torchrec.config import GraphConfig
-from sgrec_torchrec.distributed.progress import progress
-from sgrec_torchrec.item_graph.row_order import keep_heaviest
+from sgrec_torchrec.item_graph.heaviest import heaviest_product
+from sgrec_torchrec.item_graph.row_order import BoolArray, keep_heaviest
 from sgrec_torchrec.schema import Catalogue, Int64Array
 
-MAX_PRODUCTS = 2e10
-BLOCK_ENTRIES = 8_000_000
+FREE_PRODUCTS = 2e8
+PRODUCTS_PER_ITEM = 2e3
 SPREAD_ROWS = 1024
 
 
@@ -70,51 +68,62 @@ def tf_idf(texts: list[str], *, binary: bool = False) -> sp.csr_matrix:
 
 
 def squared_similarity(
-    terms_NV: sp.csr_matrix, *, floor: float = 0.0, max_neighbours: int
+    terms_NV: sp.csr_matrix,
+    *,
+    floor: float = 0.0,
+    max_neighbours: int,
+    wanted_N: BoolArray | None = None,
 ) -> sp.csr_matrix:
     """S^2 of the most similar ``max_neighbours`` items of each item.
 
     Args:
         terms_NV: rows as ``tf_idf`` returns them.
         floor: similarities (not squared) under this are dropped.
+        wanted_N: bool, rows that are asked for; the others stay empty. None: all.
 
     Returns:
         float64 CSR [N, N], diagonal zero, columns sorted.
     """
     terms_NV = _drop_frequent(terms_NV)
-    transposed = terms_NV.T.tocsr()
-    blocks = []
-    for low, high in progress(
-        list(_row_blocks(terms_NV)), description="text similarity", unit="block"
-    ):
-        block = (terms_NV[low:high] @ transposed).tocoo()
-        kept = (block.data >= floor) & (block.col != block.row + low)
-        squared = sp.csr_matrix(
-            (block.data[kept] ** 2, (block.row[kept], block.col[kept])),
-            shape=block.shape,
-        )
-        blocks.append(keep_heaviest(squared, max_neighbours))
-    similar: sp.csr_matrix = sp.vstack(blocks, format="csr")
+    similar = heaviest_product(
+        terms_NV,
+        terms_NV.T.tocsr(),
+        max_neighbours,
+        wanted_N=wanted_N,
+        floor=floor,
+        with_self=False,
+        description="text similarity",
+    )
+    similar.data **= 2
     return similar
 
 
-def text_edges(catalogue: Catalogue, config: GraphConfig) -> sp.csr_matrix:
+def text_edges(
+    catalogue: Catalogue, config: GraphConfig, *, wanted_N: BoolArray | None = None
+) -> sp.csr_matrix:
     """S^2, cut to ``max_neighbours`` a row: float64 CSR [N, N].
 
     Items of one text have one row: it is multiplied once, then spread over them, so
     the work grows with the distinct texts (the Complete Journey has five items a text).
+
+    Args:
+        wanted_N: bool, items whose rows are asked for; others may be empty. None: all.
     """
     texts = item_texts(catalogue)
     terms_NV = tf_idf(texts, binary=config.binary_text)
-    known: dict[str, int] = {}
-    text_N = np.array([known.setdefault(text, len(known)) for text in texts], np.int64)
+    coded: Any = pa.array(texts, type=pa.large_string()).dictionary_encode()
+    text_N = coded.indices.to_numpy().astype(np.int64)
     first_D = np.unique(text_N, return_index=True)[1]
+    wanted_D = None
+    if wanted_N is not None:
+        wanted_D = np.bincount(text_N[wanted_N], minlength=len(first_D)) > 0
     similar = squared_similarity(
         terms_NV[first_D],
         floor=config.text_floor,
         max_neighbours=config.max_neighbours,
+        wanted_N=wanted_D,
     )
-    if len(known) == len(texts):
+    if len(first_D) == len(texts):
         return similar
     is_telling_D = np.diff(terms_NV.indptr)[first_D] > 0
     similar = similar + sp.diags_array(is_telling_D.astype(np.float64))
@@ -144,31 +153,16 @@ def _spread(
 
 
 def _drop_frequent(terms_NV: sp.csr_matrix) -> sp.csr_matrix:
-    """Leave out the most frequent terms until the product costs MAX_PRODUCTS."""
+    """Leave out the most frequent terms, until the product costs what is allowed."""
     document_count = np.bincount(terms_NV.indices, minlength=terms_NV.shape[1])
     rare_first = np.argsort(document_count, kind="stable")
     work = np.cumsum(document_count[rare_first].astype(np.float64) ** 2)
-    frequent = rare_first[work > MAX_PRODUCTS]
-    if not len(frequent):
+    allowed = max(FREE_PRODUCTS, PRODUCTS_PER_ITEM * terms_NV.shape[0])
+    is_frequent = np.zeros(terms_NV.shape[1], dtype=np.bool_)
+    is_frequent[rare_first[work > allowed]] = True
+    if not is_frequent.any():
         return terms_NV
     reduced = terms_NV.copy()
-    reduced.data[np.isin(reduced.indices, frequent)] = 0.0
+    reduced.data[is_frequent[reduced.indices]] = 0.0
     reduced.eliminate_zeros()
     return reduced
-
-
-def _row_blocks(terms_NV: sp.csr_matrix) -> Iterator[tuple[int, int]]:
-    """Row ranges whose products have at most BLOCK_ENTRIES entries (or one row)."""
-    num_items = terms_NV.shape[0]
-    document_count = np.bincount(terms_NV.indices, minlength=terms_NV.shape[1])
-    reach = np.add.accumulate(np.concatenate([[0], document_count[terms_NV.indices]]))[
-        terms_NV.indptr
-    ]
-    entries = np.minimum(np.diff(reach), num_items)
-    total = np.concatenate([[0], np.cumsum(entries)])
-    low = 0
-    while low < num_items:
-        high = int(np.searchsorted(total, total[low] + BLOCK_ENTRIES, side="right")) - 1
-        high = max(high, low + 1)
-        yield low, high
-        low = high

@@ -20,8 +20,9 @@ from sgrec_torchrec.config import (
 )
 from sgrec_torchrec.config.registry import IMPORTERS, RELATIONS
 from sgrec_torchrec.distributed.main_rank import is_main_rank
+from sgrec_torchrec.evidence.builders import MAX_DISTANCE
 from sgrec_torchrec.evidence.gather import num_features
-from sgrec_torchrec.evidence.held_out import hold_out
+from sgrec_torchrec.evidence.held_out import fold_of_users, hold_out
 from sgrec_torchrec.evidence.prior import (
     FIRST_RELATIONS,
     EvidencePrior,
@@ -40,6 +41,7 @@ from sgrec_torchrec.files.run_folder import (
     EVIDENCE,
     GRAPH,
     GRAPH_FORM,
+    PAIRS,
     PREPARED,
     SCORER,
     SCORER_WEIGHTS,
@@ -51,6 +53,7 @@ from sgrec_torchrec.files.sealed_json import naming, read_sealed, write_sealed
 from sgrec_torchrec.item_graph.choose import choose_graph
 from sgrec_torchrec.item_graph.covisitation import fit_ends
 from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph
+from sgrec_torchrec.item_graph.pair_counts import PairCounts, count_pairs
 from sgrec_torchrec.item_tokens.build import build_tokens, load_tokens
 from sgrec_torchrec.logs.importers import import_log
 from sgrec_torchrec.logs.importers.locate import fingerprint
@@ -63,8 +66,9 @@ from sgrec_torchrec.runs.log_room import check_room_for_log
 from sgrec_torchrec.runs.stage_links import StageLinks
 from sgrec_torchrec.schema import ItemTokens, SplitLog
 
-FORMAT = 1
-"""Raise it when a stage's output changes meaning: older folders are made again."""
+FORMATS = {GRAPH_FORM: 2, GRAPH: 2, EVIDENCE: 2}
+"""Raised from 1 when a stage's output changes meaning: folders of the one before serve
+the runs that were trained on them, and no others."""
 FORM = "settings.json"
 FORM_FORMAT = 1
 """Of what that file says."""
@@ -124,6 +128,29 @@ def prepare_log(
     return split, known
 
 
+def _pairs(
+    split: SplitLog, config: RunConfig, links: StageLinks, fit_on: str
+) -> PairCounts:
+    """The counted pairs of a period: the graph's, and by fold the evidence's."""
+    reach = max(MAX_DISTANCE, config.graph.max_distance)
+    folds, seed = config.evidence.num_folds, config.log.seed
+
+    def count(folder: Path) -> None:
+        sequences = split.sequences
+        count_pairs(
+            sequences,
+            fit_ends(sequences, fit_on),
+            folder,
+            max_distance=reach,
+            fold_U=fold_of_users(sequences.num_users, config.evidence, seed),
+            num_folds=folds,
+        )
+
+    split_name = links.name_of(SPLIT)
+    inputs = [split_name, fit_on, reach, folds, seed]
+    return PairCounts.load(_made(config, PAIRS, inputs, count))
+
+
 def prepare_graph(
     split: SplitLog, config: RunConfig, links: StageLinks
 ) -> tuple[ItemGraph, RunConfig]:
@@ -131,7 +158,13 @@ def prepare_graph(
     split_name = links.name_of(SPLIT)
 
     def choose(folder: Path) -> None:
-        chosen = choose_graph(split, config.graph, filter_seen=config.log.filter_seen)
+        is_open = config.graph.text_weight is None
+        chosen = choose_graph(
+            split,
+            config.graph,
+            filter_seen=config.log.filter_seen,
+            counts=_pairs(split, config, links, "train") if is_open else None,
+        )
         with atomic_folder(folder) as temporary:
             facts = {"format_version": FORM_FORMAT, **dataclasses.asdict(chosen)}
             write_sealed(temporary / FORM, facts)
@@ -145,13 +178,12 @@ def prepare_graph(
     )
     settings = read_form(form_dir / FORM)
     fit_on = config.log.fit_on
-    folder = _once(
-        config,
-        links,
-        GRAPH,
-        [split_name, settings, fit_on],
-        lambda folder: build_graph(split, settings, fit_on, folder),
-    )
+
+    def build(folder: Path) -> None:
+        counts = _pairs(split, config, links, fit_on)
+        build_graph(split, settings, fit_on, folder, counts=counts)
+
+    folder = _once(config, links, GRAPH, [split_name, settings, fit_on], build)
     return ItemGraph.load(folder), dataclasses.replace(config, graph=settings)
 
 
@@ -183,7 +215,7 @@ def prepare_evidence(
         links,
         EVIDENCE,
         [links.name_of(SPLIT), settings, log.fit_on, filter_seen],
-        lambda folder: _gather(split, config, folder),
+        lambda folder: _gather(split, config, links, folder),
     )
     relations = load_relations(folder, settings.relation_names())
     width = num_features(relations.num_relations)
@@ -221,6 +253,7 @@ def prepare_teacher(
             filter_seen=evidence.filter_seen,
             seed=config.log.seed,
             catalogue=split.catalogue,
+            counts=_pairs(split, config, links, config.log.fit_on),
         )
         facts = {"format_version": TAUGHT_FORMAT}
         write_arrays(folder / TAUGHT, taught._asdict(), facts)
@@ -241,8 +274,11 @@ def read_taught(folder: Path) -> SoftTargets:
     return SoftTargets(**arrays)
 
 
-def _gather(split: SplitLog, config: RunConfig, folder: Path) -> None:
+def _gather(
+    split: SplitLog, config: RunConfig, links: StageLinks, folder: Path
+) -> None:
     sequences, settings = split.sequences, config.evidence
+    counts = _pairs(split, config, links, config.log.fit_on)
     end_U = fit_ends(sequences, config.log.fit_on)
     text = text_relation(split.catalogue, settings)
     held_out = hold_out(
@@ -254,8 +290,11 @@ def _gather(split: SplitLog, config: RunConfig, folder: Path) -> None:
         filter_seen=bool(config.log.filter_seen),
         seed=config.log.seed,
         catalogue=split.catalogue,
+        counts=counts,
     )
-    relations = build_relations(sequences, end_U, text, settings, split.catalogue)
+    relations = build_relations(
+        sequences, end_U, text, settings, split.catalogue, counts=counts
+    )
     save_evidence(folder, relations, held_out, settings)
 
 
@@ -281,7 +320,10 @@ def _once(
     build: Callable[[Path], object],
 ) -> Path:
     """Build the stage's folder unless it is there; note it among the links."""
-    folder = _made(config, stage, inputs, build)
+    older = _place(config, stage, inputs, FORMATS.get(stage, 1) - 1)
+    folder = older
+    if not links.leads_to(stage, older):
+        folder = _made(config, stage, inputs, build)
     links.add(stage, folder)
     return folder
 
@@ -301,7 +343,7 @@ def _made(
     Raises:
         FileNotFoundError: on another rank that does not see the folder.
     """
-    folder = Path(config.out_dir) / PREPARED / f"{stage}-{_key(stage, *inputs)}"
+    folder = _place(config, stage, inputs, FORMATS.get(stage, 1))
     if folder.exists():
         return folder
     if not is_main_rank():
@@ -310,8 +352,12 @@ def _made(
     return folder
 
 
-def _key(*parts: object) -> str:
-    return content_key([FORMAT, *map(_plain, parts)])[:16]
+def _place(
+    config: RunConfig, stage: str, inputs: Sequence[object], version: int
+) -> Path:
+    """Where a stage made of these inputs lies, in a version of its meaning."""
+    key = content_key([version, stage, *map(_plain, inputs)])[:16]
+    return Path(config.out_dir) / PREPARED / f"{stage}-{key}"
 
 
 def _plain(part: object) -> object:

@@ -33,6 +33,11 @@ class StageLinks:
         """Of the folder that a stage lies in: it stands for all that made it."""
         return self._folders[stage].name
 
+    def leads_to(self, stage: str, folder: Path) -> bool:
+        """Does the run's link lead to this folder, which is there?"""
+        link = self.run_dir / stage
+        return link.exists() and folder.exists() and link.samefile(folder)
+
     def move(self) -> None:
         """Move every link that leads elsewhere, each by one rename.
 

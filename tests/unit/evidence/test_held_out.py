@@ -9,14 +9,20 @@ import scipy.sparse as sp
 
 from sgrec_torchrec.config import EvidenceConfig
 from sgrec_torchrec.evidence.gather import gather, histories_of
-from sgrec_torchrec.evidence.held_out import HeldOut, hold_out, train_rows
+from sgrec_torchrec.evidence.held_out import (
+    HeldOut,
+    fold_of_users,
+    folds,
+    hold_out,
+    train_rows,
+)
 from sgrec_torchrec.evidence.relations import build_relations
 from sgrec_torchrec.schema import Sequences
 
 SETTINGS = EvidenceConfig(num_candidates=8, num_folds=3)
 ARRAYS = ("item_EM", "features_EMF", "target_place_E")
 # Places of features: 6 relations with 5 each, 3 of repeats, the vote, two counts.
-REPEATS, EVENTS = 30, 34
+REPEATS, EVENTS, RECENT = 30, 34, 35
 
 
 def no_text(num_items: int) -> sp.csr_matrix:
@@ -105,6 +111,32 @@ def test_relations_saw_all_other_folds(make_sequences) -> None:
     np.testing.assert_allclose(
         held_out.features_EMF[place][:, 0], others / np.sqrt(1 + others), rtol=1e-5
     )
+
+
+def test_evidence_of_a_fold_is_that_of_a_log_without_it(random_log) -> None:
+    """Whole relations of a log in which the fold's users have no events."""
+    near = np.zeros((15, 15))
+    near[2, 3] = near[3, 2] = 0.5
+    end_U, text = random_log.train_end_U, sp.csr_matrix(near)
+    asked = train_rows(random_log, end_U, 100, 1000, 0).rows
+    fold_U = fold_of_users(random_log.num_users, SETTINGS, 4)
+    num_rows = 0
+    for chosen, relations in folds(random_log, end_U, text, SETTINGS, asked, 4):
+        users = np.unique(fold_U[asked.user_E[chosen]])
+        assert len(users) == 1
+        others_U = np.where(fold_U == users[0], 0, end_U).astype(np.int32)
+        alone = build_relations(random_log, others_U, text, SETTINGS)
+        histories = histories_of(random_log, asked.take(chosen))
+        found, expected = (
+            gather(one, histories, SETTINGS, filter_seen=False)
+            for one in (relations, alone)
+        )
+        np.testing.assert_array_equal(found.item_EM, expected.item_EM)
+        # The newest 20 % are those of the whole period.
+        found.features_EMF[..., RECENT] = expected.features_EMF[..., RECENT] = 0.0
+        np.testing.assert_array_equal(found.features_EMF, expected.features_EMF)
+        num_rows += len(chosen)
+    assert num_rows == len(asked) > 50
 
 
 def test_rows_whose_target_is_no_candidate_are_left_out_and_counted(

@@ -13,7 +13,6 @@ from sgrec_torchrec.evidence.relations import (
     RELATIONS,
     Relations,
     build_relations,
-    recent_popularity,
     text_relation,
 )
 from sgrec_torchrec.schema import Catalogue
@@ -212,10 +211,12 @@ def test_recent_events_are_the_newest_fifth(make_sequences) -> None:
         timestamps=[[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]],
     )
     end_U = sequences.train_end_U
-    assert recent_popularity(sequences, end_U).tolist() == [0, 2, 0, 0]
+    found = build_relations(sequences, end_U, no_text(4), SETTINGS)
+    assert found.recent_N.tolist() == [0, 2, 0, 0]
     # Seconds 0, 2, 4 and 1, 3, 5, 7 of the shorter period: the quantile is 4.8.
     end_U = np.array([3, 4], dtype=np.int32)
-    assert recent_popularity(sequences, end_U).tolist() == [0, 0, 0, 2]
+    found = build_relations(sequences, end_U, no_text(4), SETTINGS)
+    assert found.recent_N.tolist() == [0, 0, 0, 2]
 
 
 @pytest.mark.parametrize(

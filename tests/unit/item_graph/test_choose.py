@@ -48,25 +48,69 @@ def test_the_choice_is_deterministic_and_never_reads_test(random_split) -> None:
     assert choose_graph(random_split, GraphConfig()) == first
 
 
-def test_target_ranks_equal_places_in_the_graphs_own_lists(random_split) -> None:
-    graph = build_graph(random_split, GraphConfig(text_weight=0.4), "train")
+def ranks_of(scores: list[list[float]], targets: list[int], **settings) -> np.ndarray:
+    """Of histories of one event each, whose visits are the scores."""
+    num_rows, num_items = np.shape(scores)
+    visits = np.zeros((num_items, num_items))
+    visits[:num_rows] = scores
+    plain = {"decays": [0.5], "text_weights": [0.0], "score_history": 9}
+    return target_ranks(
+        (np.arange(num_rows + 1), np.arange(num_rows, dtype=np.int32)),
+        np.array(targets, dtype=np.int32),
+        settings.pop("popularity_N", np.array([5, 5, 9, 1])),
+        (sp.csr_matrix(visits), settings.pop("text", sp.csr_matrix(visits.shape))),
+        **{"filter_seen": False, **plain, **settings},
+    )
+
+
+@pytest.mark.parametrize("text_weight", [0.0, 0.4])
+@pytest.mark.parametrize("decay", [0.3, 0.9])
+def test_target_ranks_equal_places_in_the_graphs_own_lists(
+    random_split, text_weight: float, decay: float
+) -> None:
+    config = GraphConfig(text_weight=text_weight, decay=decay, score_history=4)
+    graph = build_graph(random_split, config, "train")
     rows = random_split.valid
-    scores = graph.score(*histories(random_split.sequences, rows))
-    rank_E = target_ranks(scores, rows.target_E, graph.popularity_N)
+    whole = graph.edges_from(np.arange(graph.num_items, dtype=np.int32))
+    rank_EDW = target_ranks(
+        histories(random_split.sequences, rows),
+        rows.target_E,
+        graph.popularity_N,
+        (whole.astype(np.float64), sp.csr_matrix(whole.shape)),
+        decays=[0.1, decay],
+        text_weights=[0.0],
+        score_history=4,
+        filter_seen=False,
+    )
     lists = graph.top_items(random_split.sequences, rows, 23, filter_seen=False)
     place_E = (lists == rows.target_E[:, None]).argmax(axis=1) + 1
+    rank_E = rank_EDW[:, 1, 0]
     reached = rank_E > 0
     assert reached.sum() > 20
     np.testing.assert_array_equal(rank_E[reached], place_E[reached])
 
 
 def test_tied_targets_stand_behind_more_popular_then_smaller_items() -> None:
-    scores = sp.csr_matrix([[2.0, 2.0, 2.0, 3.0], [2.0, 2.0, 2.0, 0.0]])
-    popularity_N = np.array([5, 5, 9, 1])
+    scores = [[2.0, 2.0, 2.0, 3.0], [2.0, 2.0, 2.0, 0.0]]
     # Row 0: 3 leads, then 2 (popularity 9), 0, 1: place 4. Row 1: 2, 0: place 2.
-    ranks = target_ranks(scores, np.array([1, 0]), popularity_N)
-    assert ranks.tolist() == [4, 2]
-    assert target_ranks(scores, np.array([1, 3]), popularity_N)[1] == 0
+    assert ranks_of(scores, [1, 0])[:, 0, 0].tolist() == [4, 2]
+    assert ranks_of(scores, [1, 3])[1, 0, 0] == 0
+
+
+def test_all_text_weights_are_asked_with_all_decays() -> None:
+    # History 0: by visits 1 leads 2; a text weight of 2 puts 2 first. 3 by text alone.
+    text = sp.csr_matrix(np.array([[0, 0, 1.0, 0.5], *[[0.0] * 4] * 3]))
+    visits = [[0.0, 2.0, 1.0, 0.0]]
+    found = ranks_of(visits, [2], text=text, decays=[0.2, 0.9], text_weights=[0.0, 2.0])
+    assert found.tolist() == [[[2, 1], [2, 1]]]
+    found = ranks_of(visits, [3], text=text, text_weights=[0.0, 2.0, 8.0])
+    assert found.tolist() == [[[0, 3, 2]]]
+
+
+def test_a_row_leaves_nothing_to_the_next() -> None:
+    alone = ranks_of([[0.0, 1.0, 0.0, 0.0]], [1])
+    after = ranks_of([[9.0, 0.0, 9.0, 9.0], [0.0, 1.0, 0.0, 0.0]], [1, 1])
+    assert after[1].tolist() == alone[0].tolist()
 
 
 def test_seen_items_count_only_where_they_can_be_listed(make_split) -> None:

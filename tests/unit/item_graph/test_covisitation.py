@@ -1,26 +1,36 @@
-"""Co-visitation counts are the plain formula, however they are passed over."""
+"""Co-visits are the plain formula, however they are counted and cut."""
+
+import dataclasses
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
 from sgrec_torchrec.config import GraphConfig
-from sgrec_torchrec.item_graph import covisitation as module
 from sgrec_torchrec.item_graph.covisitation import (
-    covisitation,
     covisitation_edges,
     fit_ends,
-    item_ranges,
     popularity,
 )
+from sgrec_torchrec.item_graph.pair_counts import counted
 from sgrec_torchrec.schema import Int32Array, Sequences
 
+UNDAMPED = {"row_exponent": 0.0, "column_exponent": 0.0}
+ROUNDED = {"rtol": 1e-5, "atol": 2e-5}
+"""A pair's weight is rounded to 2^-20."""
 
-def counts(
-    sequences: Sequences, config: GraphConfig, end_U: Int32Array, max_pairs: int = 10**9
-) -> np.ndarray:
-    blocks = covisitation(sequences, config, end_U, max_pairs)
-    return sp.vstack([block for _, _, block in blocks]).toarray()
+
+def edges_of(
+    sequences: Sequences, config: GraphConfig, end_U: Int32Array
+) -> sp.csr_matrix:
+    with counted(sequences, end_U, max_distance=config.max_distance) as pairs:
+        (edges,) = covisitation_edges(pairs, [config])
+    return edges
+
+
+def counts(sequences: Sequences, config: GraphConfig, end_U: Int32Array) -> np.ndarray:
+    undamped = dataclasses.replace(config, **UNDAMPED)
+    return edges_of(sequences, undamped, end_U).toarray()
 
 
 def reference(
@@ -52,7 +62,7 @@ def test_pairs_weigh_one_over_distance_forward_and_less_backward(make_split) -> 
     expected[1, 0] = expected[2, 1] = 0.3
     expected[2, 0] = 0.3 / 2
     found = counts(sequences, config, sequences.train_end_U)
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(found, expected, **ROUNDED)
 
 
 def test_pairs_of_one_basket_weigh_the_same_both_ways(make_split) -> None:
@@ -60,7 +70,7 @@ def test_pairs_of_one_basket_weigh_the_same_both_ways(make_split) -> None:
     sequences = make_split([[0, 1, 2]], 3, timestamps=[[5, 5, 9]]).sequences
     found = counts(sequences, GraphConfig(max_distance=1), sequences.train_end_U)
     expected = [[0, 0.65, 0], [0.65, 0, 1.0], [0, 0.3, 0]]
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(found, expected, **ROUNDED)
 
 
 def test_forward_weight_and_distance_exponent_by_hand(make_split) -> None:
@@ -69,18 +79,18 @@ def test_forward_weight_and_distance_exponent_by_hand(make_split) -> None:
     config = GraphConfig(forward_weight=3.0, backward_weight=1.0, distance_exponent=2.0)
     found = counts(sequences, config, sequences.train_end_U)
     expected = [[0, 2, 3 / 2**2], [2, 0, 3], [1 / 2**2, 1, 0]]
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(found, expected, **ROUNDED)
 
 
 def test_a_direction_of_weight_zero_has_no_edges(make_split) -> None:
     sequences = make_split([[0, 1, 2]], 3).sequences
-    end_U, popularity_N = sequences.train_end_U, np.ones(3, dtype=np.int64)
+    end_U = sequences.train_end_U
     config = GraphConfig(forward_weight=0.0, backward_weight=1.0)
-    edges = covisitation_edges(sequences, config, end_U, popularity_N)
+    edges = edges_of(sequences, config, end_U)
     assert edges.nnz == 3
     assert (np.triu(edges.toarray()) == 0).all()
     config = GraphConfig(backward_weight=0.0)
-    edges = covisitation_edges(sequences, config, end_U, popularity_N)
+    edges = edges_of(sequences, config, end_U)
     assert edges.nnz == 3
     assert (np.tril(edges.toarray()) == 0).all()
 
@@ -90,19 +100,6 @@ def test_events_after_the_cut_and_other_users_never_pair(make_split) -> None:
     sequences = split.sequences
     found = counts(sequences, GraphConfig(), sequences.train_end_U)
     assert set(zip(*np.nonzero(found), strict=True)) == {(0, 1), (1, 0)}
-
-
-@pytest.mark.parametrize("max_pairs", [1, 50, 700, 10**9])
-@pytest.mark.parametrize("chunk_events", [1, 37, 10**6])
-def test_passes_and_chunks_change_nothing(
-    random_split, monkeypatch, max_pairs, chunk_events
-) -> None:
-    monkeypatch.setattr(module, "CHUNK_EVENTS", chunk_events)
-    sequences = random_split.sequences
-    config = GraphConfig(max_distance=4, backward_weight=0.5)
-    end_U = fit_ends(sequences, "train")
-    found = counts(sequences, config, end_U, max_pairs)
-    np.testing.assert_allclose(found, reference(sequences, config, end_U), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +118,7 @@ def test_baskets_agree_with_the_formula_on_a_random_log(
     )
     end_U = sequences.valid_end_U
     found = counts(sequences, config, end_U)
-    np.testing.assert_allclose(found, reference(sequences, config, end_U), rtol=1e-12)
+    np.testing.assert_allclose(found, reference(sequences, config, end_U), **ROUNDED)
 
 
 def test_popularity_counts_learned_events_only(make_split) -> None:
@@ -131,19 +128,14 @@ def test_popularity_counts_learned_events_only(make_split) -> None:
 
 
 def test_edges_are_damped_by_row_and_column(make_split) -> None:
-    sequences = make_split([[0, 1]], 2).sequences
+    # Items 0 and 1 once each in the pair; 0 thrice and 1 eight times in all.
+    users = [[0, 1], *[[0]] * 2, *[[1]] * 7]
+    sequences = make_split(users, 2).sequences
     config = GraphConfig(row_exponent=0.5, column_exponent=1.0)
-    popularity_N = np.array([3, 8])
-    edges = covisitation_edges(sequences, config, sequences.train_end_U, popularity_N)
+    edges = edges_of(sequences, config, sequences.train_end_U)
     # C[0, 1] = 1, / sqrt(1 + 3) / (1 + 8); C[1, 0] = .3, / sqrt(1 + 8) / (1 + 3)
     expected = [[0, 1 / 2 / 9], [0.3 / 3 / 4, 0]]
-    np.testing.assert_allclose(edges.toarray(), expected, rtol=1e-12)
-
-
-def test_item_ranges_hold_the_bound_or_a_single_item() -> None:
-    # 4 + 4 fit in 9; 20 alone; 1 + 8 fit; the empty item goes with its neighbours.
-    pairs_N = np.array([4, 4, 20, 1, 0, 8])
-    assert item_ranges(pairs_N, 9) == [(0, 2), (2, 3), (3, 6)]
+    np.testing.assert_allclose(edges.toarray(), expected, rtol=1e-5)
 
 
 def test_an_empty_log_has_no_edges(make_split) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sgrec_torchrec.config import GraphConfig
+from sgrec_torchrec.item_graph import heaviest
 from sgrec_torchrec.item_graph import text as module
 from sgrec_torchrec.item_graph.text import (
     item_texts,
@@ -52,7 +53,7 @@ def test_weights_by_hand() -> None:
 def test_squared_similarity_is_the_formula(
     random_split, monkeypatch, binary, block_entries
 ) -> None:
-    monkeypatch.setattr(module, "BLOCK_ENTRIES", block_entries)
+    monkeypatch.setattr(heaviest, "BLOCK_ENTRIES", block_entries)
     texts = item_texts(random_split.catalogue)
     found = squared_similarity(tf_idf(texts, binary=binary), max_neighbours=100)
     expected = reference(texts, binary=binary) ** 2
@@ -80,7 +81,8 @@ def test_only_the_most_similar_items_are_kept(random_split) -> None:
 def test_frequent_terms_leave_the_product_when_it_costs_too_much(monkeypatch) -> None:
     # df: pen 3, red 2, blue 2, box 1; 1 + 4 + 4 products are allowed, 9 more are not.
     texts = ["pen red", "pen red", "pen blue", "blue", "box"]
-    monkeypatch.setattr(module, "MAX_PRODUCTS", 9)
+    monkeypatch.setattr(module, "FREE_PRODUCTS", 9)
+    monkeypatch.setattr(module, "PRODUCTS_PER_ITEM", 0)
     found = squared_similarity(tf_idf(texts), max_neighbours=100).toarray()
     assert found[0, 1] > 0
     assert found[2, 3] > 0
@@ -178,3 +180,15 @@ def test_own_item_does_not_take_a_neighbours_place(make_split) -> None:
     assert [row.tolist() for row in rows] == [
         *([1, 2], [0, 2], [0, 1], [0, 1], [0, 1], [0, 1], [])
     ]
+
+
+@pytest.mark.parametrize(
+    "titles", [SHARED, [f"{text} {n}" for n, text in enumerate(SHARED)]]
+)
+def test_rows_that_are_asked_for_are_those_of_the_whole(make_split, titles) -> None:
+    catalogue = make_split([[0]], len(titles), titles=titles).catalogue
+    wanted_N = np.arange(len(titles)) % 3 == 0
+    found = text_edges(catalogue, GraphConfig(), wanted_N=wanted_N).toarray()
+    whole = text_edges(catalogue, GraphConfig()).toarray()
+    np.testing.assert_array_equal(found[wanted_N], whole[wanted_N])
+    assert whole[~wanted_N].any()

@@ -1,5 +1,6 @@
 """Prepared stages are made once, shared, and made again only where inputs changed."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -147,13 +148,36 @@ def test_a_changed_setting_rebuilds_only_what_depends_on_it(
     assert [stage for stage in STAGES if after[stage] != before[stage]] == rebuilt
 
 
-def test_keys_of_older_folders_stay_what_they_were() -> None:
+def test_keys_of_older_folders_stay_what_they_were(config: RunConfig) -> None:
     """Computed by the code from before relations had names."""
-    asked = ("split-0123456789abcdef", EvidenceConfig(max_history=200), "train", True)
-    assert prepare._key("evidence", *asked) == "423d069886d3cdaa"
-    assert prepare._key("canonical", "movielens", None, []) == "a35ef6561977c812"
-    named = EvidenceConfig(max_history=200, relations=",".join(FIRST_RELATIONS))
-    assert prepare._key("evidence", asked[0], named, *asked[2:]) == "423d069886d3cdaa"
+    then = EvidenceConfig(max_history=200, hidden=64, lr=3e-3, dropout=0.1)
+    named = dataclasses.replace(then, relations=",".join(FIRST_RELATIONS))
+    for one in (then, named):
+        asked = ("split-0123456789abcdef", one, "train", True)
+        place = prepare._place(config, "evidence", asked, 1)
+        assert place.name == "evidence-423d069886d3cdaa"
+    place = prepare._place(config, "canonical", ("movielens", None, []), 1)
+    assert place.name == "canonical-a35ef6561977c812"
+
+
+def test_a_run_keeps_stages_of_the_meaning_before_and_another_does_not_take_them(
+    config: RunConfig, built: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "FORMATS", {})
+    prepare_all(config)
+    before = folders(config)
+    monkeypatch.undo()
+    built.clear()
+    prepare_all(config)
+    assert folders(config) == before
+    other = dataclasses.replace(config, name="other")
+    prepare_all(other)
+    later = [stage for stage in STAGES if folders(other)[stage] != before[stage]]
+    assert later == list(STAGES[2:])
+    # Where they are gone, they are made as they are made now.
+    (config.run_dir / "graph").resolve().rename(config.run_dir / "lost")
+    prepare_all(config)
+    assert folders(config)["graph"] == folders(other)["graph"]
 
 
 def test_relations_are_part_of_the_key(
@@ -214,7 +238,9 @@ def test_an_interrupted_build_leaves_nothing_and_is_made_anew(
     prepared = Path(config.out_dir) / "prepared"
     made = [path.name for path in prepared.iterdir()] if prepared.exists() else []
     earlier = STAGES[: STAGES.index(stage)]
-    assert sorted(name.rpartition("-")[0] for name in made) == sorted(earlier)
+    # Pairs that were counted stay: several stages weigh them.
+    stages = {name.rpartition("-")[0] for name in made} - {"pairs"}
+    assert stages == set(earlier)
     assert not (config.run_dir / stage).exists()
     prepare_all(config)
     assert set(folders(config)) == set(STAGES)

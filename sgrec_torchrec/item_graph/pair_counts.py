@@ -1,0 +1,214 @@
+"""Interaction logs -> how often item j stands near item i, as integers that add up.
+
+Of every two events of one user at most ``max_distance`` places apart it is kept which
+items they are of, which came first (or that they share a basket), how far apart they
+are, and the user's fold; equal ones are counted. Any weight of visits is a sum over
+these counts in units of 2^-20: neither the order of the log nor how it was cut changes
+a bit, and a fold is left out by not adding it.
+
+    pairs.parquet   words and how many of each, by rising word (``pair_kernels`` says
+                    what a word holds); row groups of ranges of items
+    popularity_FN.npy, recent_FN.npy   events of each item by fold
+    pairs.json      sealed: what was counted, the ranges, sums of the files
+
+Scale: the log is read once. R events have at most 2 R max_distance pairs; they are
+sorted in runs of ``max_pairs``, 8 bytes each, which go to disk. Then ranges of items
+are joined from all runs, 24 bytes for each of ``max_pairs``: memory does not grow with
+the log, and time does by one pass over the pairs for each doubling of the runs. On disk
+a kept pair takes about 4 bytes, of a run 12 until the end.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from sgrec_torchrec.files.array_folder import read_arrays
+from sgrec_torchrec.files.atomic import atomic_folder, sha256_file
+from sgrec_torchrec.files.sealed_json import write_sealed
+from sgrec_torchrec.item_graph.pair_layout import Layout
+from sgrec_torchrec.item_graph.pair_runs import (
+    SCHEMA,
+    Run,
+    item_ranges,
+    join_runs,
+    write_runs,
+)
+from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences
+
+FORMAT_VERSION = 1
+MANIFEST, PAIRS = "pairs.json", "pairs.parquet"
+MAX_PAIRS = 20_000_000
+RECENT_SHARE = 0.2
+ARRAYS = ("popularity_FN", "recent_FN")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairCounts:
+    """The pairs of a period, in a folder, and how often each item occurs in it."""
+
+    folder: Path
+    layout: Layout
+    ranges: Sequence[tuple[int, int, int]]
+    """First item, the one after the last, and how many row groups they take."""
+    popularity_FN: Int64Array
+    recent_FN: Int64Array
+    """Events among the newest 20 % of the whole period."""
+
+    def popularity(self, without: int | None = None) -> Int64Array:
+        """Events of each item, int64 [N]."""
+        return _total(self.popularity_FN, without)
+
+    def recent(self, without: int | None = None) -> Int64Array:
+        """Events of each item among the newest 20 %, int64 [N]."""
+        return _total(self.recent_FN, without)
+
+    def blocks(self) -> Iterator[tuple[int, int, Run]]:
+        """Yield (low, high, run): all words whose source is in [low, high)."""
+        with pq.ParquetFile(
+            self.folder / PAIRS, page_checksum_verification=True
+        ) as file:
+            first = 0
+            for low, high, num_groups in self.ranges:
+                table = file.read_row_groups(list(range(first, first + num_groups)))
+                words, count_W = (table[name].to_numpy() for name in SCHEMA.names)
+                yield low, high, (words, count_W)
+                first += num_groups
+
+    @classmethod
+    def load(cls, folder: Path) -> "PairCounts":
+        """Read what ``count_pairs`` wrote.
+
+        Raises:
+            FileNotFoundError, ValueError: as ``read_arrays``.
+        """
+        arrays, facts = read_arrays(
+            folder / MANIFEST,
+            ARRAYS,
+            {"layout": dict, "ranges": list, "pairs_sha256": str},
+            format_version=FORMAT_VERSION,
+            what="the pair counts",
+        )
+        if sha256_file(folder / PAIRS) != facts["pairs_sha256"]:
+            raise ValueError(
+                f"{folder / PAIRS} is damaged (its SHA-256 is not that of {MANIFEST}): "
+                "build the pair counts again"
+            )
+        return cls(
+            folder=folder,
+            layout=Layout(**facts["layout"]),
+            ranges=[(low, high, groups) for low, high, groups in facts["ranges"]],
+            **arrays,
+        )
+
+
+def count_pairs(
+    sequences: Sequences,
+    end_U: Int32Array,
+    folder: Path,
+    *,
+    max_distance: int,
+    fold_U: Int64Array | None = None,
+    num_folds: int = 1,
+    max_pairs: int = MAX_PAIRS,
+) -> PairCounts:
+    """Count the pairs among the first ``end_U[u]`` events of each user u.
+
+    Deterministic, whatever ``max_pairs``. Ranks do not communicate.
+
+    Args:
+        folder: is written whole or not at all.
+        fold_U: below ``num_folds``, for each user; None puts all into fold 0.
+        max_pairs: bounds memory.
+
+    Raises:
+        ValueError: where pairs of so many items do not fit a word.
+    """
+    folds = np.zeros(sequences.num_users, np.int64) if fold_U is None else fold_U
+    layout = Layout(
+        num_items=sequences.num_items,
+        num_folds=num_folds,
+        max_distance=max_distance,
+    )
+    popularity_FN, recent_FN = _occurrences(sequences, end_U, folds, layout)
+    per_item = 2 * max_distance * popularity_FN.sum(axis=0)
+    ranges = item_ranges(per_item, max_pairs)
+    with atomic_folder(folder) as temporary:
+        np.save(temporary / "popularity_FN.npy", popularity_FN)
+        np.save(temporary / "recent_FN.npy", recent_FN)
+        with tempfile.TemporaryDirectory(dir=temporary) as place:
+            runs = write_runs(sequences, end_U, folds, layout, Path(place), max_pairs)
+            groups = join_runs(runs, layout, ranges, temporary / PAIRS)
+        facts = {
+            "format_version": FORMAT_VERSION,
+            "layout": {
+                "num_items": layout.num_items,
+                "num_folds": layout.num_folds,
+                "max_distance": layout.max_distance,
+            },
+            "ranges": [(*one, size) for one, size in zip(ranges, groups, strict=True)],
+            "sha256": {name: sha256_file(temporary / f"{name}.npy") for name in ARRAYS},
+            "pairs_sha256": sha256_file(temporary / PAIRS),
+        }
+        write_sealed(temporary / MANIFEST, facts)
+    return PairCounts.load(folder)
+
+
+@contextmanager
+def counted(
+    sequences: Sequences,
+    end_U: Int32Array,
+    *,
+    max_distance: int,
+    fold_U: Int64Array | None = None,
+    num_folds: int = 1,
+    given: PairCounts | None = None,
+) -> Iterator[PairCounts]:
+    """``count_pairs`` into a folder that goes at the end; or what is given."""
+    if given is not None:
+        yield given
+        return
+    with tempfile.TemporaryDirectory(prefix="pairs-") as place:
+        yield count_pairs(
+            sequences,
+            end_U,
+            Path(place) / "pairs",
+            max_distance=max_distance,
+            fold_U=fold_U,
+            num_folds=num_folds,
+        )
+
+
+def _occurrences(
+    sequences: Sequences,
+    end_U: Int32Array,
+    folds: Int64Array,
+    layout: Layout,
+) -> tuple[Int64Array, Int64Array]:
+    """Events of each item by fold, int64 [F, N]: all, and the newest 20 %."""
+    length_U = np.diff(sequences.offsets_U1)
+    place_R = np.arange(len(sequences.items_R)) - np.repeat(
+        sequences.offsets_U1[:-1], length_U
+    )
+    known_R = place_R < np.repeat(end_U, length_U)
+    del place_R
+    times = sequences.timestamps_R[known_R]
+    oldest = np.quantile(times, 1.0 - RECENT_SHARE) if len(times) else 0
+    shape = (layout.num_folds, layout.num_items)
+    place = (
+        np.repeat(folds.astype(np.int64), length_U)[known_R] * layout.num_items
+        + sequences.items_R[known_R]
+    )
+    size = shape[0] * shape[1]
+    all_FN = np.bincount(place, minlength=size).reshape(shape)
+    recent_FN = np.bincount(place[times >= oldest], minlength=size).reshape(shape)
+    return all_FN.astype(np.int64), recent_FN.astype(np.int64)
+
+
+def _total(count_FN: Int64Array, without: int | None) -> Int64Array:
+    total_N: Int64Array = count_FN.sum(axis=0)
+    return total_N if without is None else total_N - count_FN[without]

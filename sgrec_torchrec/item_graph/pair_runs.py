@@ -1,0 +1,154 @@
+"""Events of users -> sorted runs of pairs -> one file, by ranges of items."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.item_graph import pair_kernels as kernels
+from sgrec_torchrec.item_graph.pair_layout import Layout
+from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences
+
+GROUP_ROWS = 1 << 24
+SCHEMA = pa.schema(
+    [
+        pa.field("word", pa.uint64(), nullable=False),
+        pa.field("count", pa.uint32(), nullable=False),
+    ]
+)
+Run = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]
+"""Rising words, and how many of each."""
+
+
+def item_ranges(pairs_N: Int64Array, max_pairs: int) -> list[tuple[int, int]]:
+    """Cut [0, N) into ranges of at most ``max_pairs`` pairs, or of a single item."""
+    total = np.cumsum(pairs_N)
+    ranges, low, done = [], 0, 0
+    while low < len(pairs_N):
+        high = int(np.searchsorted(total, done + max_pairs, side="right"))
+        high = max(high, low + 1)
+        ranges.append((low, high))
+        low, done = high, int(total[high - 1])
+    return ranges
+
+
+def _user_chunks(
+    end_U: Int32Array, max_distance: int, max_pairs: int
+) -> list[tuple[int, int, int]]:
+    """(first user, the one after the last, words): of about ``max_pairs`` words."""
+    length_U = end_U.astype(np.int64)
+    near_U = np.clip(length_U - 1, 0, max_distance)
+    words_U = 2 * near_U * length_U - near_U * (near_U + 1)
+    total = np.cumsum(words_U)
+    return [
+        (low, high, int(words_U[low:high].sum()))
+        for low, high in item_ranges(words_U, max_pairs)
+        if total[high - 1] > (total[low - 1] if low else 0)
+    ]
+
+
+def write_runs(
+    sequences: Sequences,
+    end_U: Int32Array,
+    folds: Int64Array,
+    layout: Layout,
+    place: Path,
+    max_pairs: int,
+) -> list[Run]:
+    """Words of whole users, sorted and counted, mapped from files of ``place``."""
+    chunks = _user_chunks(end_U, layout.max_distance, max_pairs)
+    first_U = sequences.offsets_U1[:-1]
+
+    def write(number: int) -> Run:
+        low, high, num_words = chunks[number]
+        words = np.empty(num_words, dtype=np.uint64)
+        kernels.emit(
+            first_U[low:high],
+            first_U[low:high] + end_U[low:high],
+            folds[low:high],
+            sequences.items_R,
+            sequences.timestamps_R,
+            layout.max_distance,
+            layout.bits,
+            words,
+        )
+        words.sort()
+        count_W = np.empty(num_words, dtype=np.uint32)
+        kept = kernels.run_lengths(words, count_W)
+        paths = place / f"{number}-words.npy", place / f"{number}-counts.npy"
+        np.save(paths[0], words[:kept])
+        np.save(paths[1], count_W[:kept])
+        return np.load(paths[0], mmap_mode="r"), np.load(paths[1], mmap_mode="r")
+
+    return list(
+        progress(
+            map(write, range(len(chunks))),
+            description="co-visits",
+            total=len(chunks),
+            unit="run",
+        )
+    )
+
+
+def join_runs(
+    runs: Sequence[Run],
+    layout: Layout,
+    ranges: Sequence[tuple[int, int]],
+    path: Path,
+) -> list[int]:
+    """All runs -> one file; returns how many row groups each range of items takes."""
+    cuts = np.array([*(low for low, _ in ranges), layout.num_items])
+    firsts = layout.first_words(cuts)
+    places = [
+        # The last may be past 64 bits: all words are before it.
+        np.append(np.searchsorted(words, firsts[:-1]), len(words))
+        for words, _ in runs
+    ]
+    groups = []
+    with pq.ParquetWriter(
+        path,
+        SCHEMA,
+        compression="zstd",
+        use_dictionary=["count"],  # type: ignore[arg-type]
+        column_encoding={"word": "DELTA_BINARY_PACKED"},
+        write_page_checksum=True,
+        version="2.6",
+    ) as writer:
+        for number in progress(
+            range(len(ranges)), description="joining co-visits", unit="range"
+        ):
+            slices = [
+                (
+                    words[at[number] : at[number + 1]],
+                    count_W[at[number] : at[number + 1]],
+                )
+                for (words, count_W), at in zip(runs, places, strict=True)
+            ]
+            words, count_W = _joined(slices)
+            groups.append(-(-len(words) // GROUP_ROWS))
+            if len(words):
+                arrays = [pa.array(words), pa.array(count_W)]
+                table = pa.table(arrays, schema=SCHEMA)
+                writer.write_table(table, row_group_size=GROUP_ROWS)
+    return groups
+
+
+def _joined(runs: list[Run]) -> Run:
+    """The runs as one, joined by twos."""
+    if not runs:
+        return np.empty(0, np.uint64), np.empty(0, np.uint32)
+    while len(runs) > 1:
+        joined = [_joined_two(*runs[at : at + 2]) for at in range(0, len(runs) - 1, 2)]
+        runs = joined + (runs[-1:] if len(runs) % 2 else [])
+    return runs[0]
+
+
+def _joined_two(first: Run, second: Run) -> Run:
+    size = len(first[0]) + len(second[0])
+    words, count_W = np.empty(size, np.uint64), np.empty(size, np.uint32)
+    kept = kernels.join(*first, *second, words, count_W)
+    return words[:kept], count_W[:kept]
