@@ -1,0 +1,213 @@
+"""What preparing a log costs, stage by stage: CPU seconds and peak memory.
+
+    python benchmarks/bench_prepare.py [--events 1e6 1e7] [--json PATH]
+
+Logs are generated (``prepare/zipf_log.py``): a tenth as many items as events. Each size
+is imported by ``sgrec import table`` and prepared by the functions that training calls,
+in a process of its own. Kernels are compiled before on a small log. Goals are for 2
+cores; CPU seconds count all threads.
+"""
+
+import argparse
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from prepare.zipf_log import write_zipf_log
+
+from sgrec_torchrec.config import LogConfig, RunConfig, TokenConfig
+from sgrec_torchrec.files.atomic import write_json
+from sgrec_torchrec.files.origin import describe_run
+from sgrec_torchrec.runs.prepare import (
+    prepare_evidence,
+    prepare_graph,
+    prepare_log,
+    prepare_teacher,
+    prepare_tokens,
+)
+from sgrec_torchrec.runs.stage_links import StageLinks
+
+CPU, MEMORY, WALL = "CPU-s", "GiB", "s"
+WARM_EVENTS = 20_000
+CPU_GOALS = {1_000_000: 45.0, 10_000_000: 450.0, 100_000_000: 5_850.0}
+MEMORY_GOALS = {10_000_000: 4.0, 100_000_000: 8.0}
+MAX_GROWTH = 1.3
+KIB = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One figure beside what is asked of it."""
+
+    name: str
+    unit: str
+    ours: float
+    goal: float | None
+    met: bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Of one stage."""
+
+    stage: str
+    cpu_s: float
+    wall_s: float
+    peak_gib: float
+    """Of the process while the stage ran, what it held before included."""
+
+
+def main() -> int:
+    """Measure each size; 1 where a goal was missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--events", type=lambda word: int(float(word)), nargs="+", default=[1_000_000]
+    )
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--folder", type=Path, help="where logs are made, and go")
+    parser.add_argument("--stages-of", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.stages_of:
+        print(json.dumps([dataclasses.asdict(one) for one in stages(given.stages_of)]))
+        return 0
+    measure(WARM_EVENTS, given.folder)
+    costs = {
+        num_events: measure(num_events, given.folder) for num_events in given.events
+    }
+    rows = [row for size, spent in costs.items() for row in rows_of(size, spent)]
+    rows += growth(costs)
+    for row in rows:
+        met = {None: "", True: "met", False: "MISSED"}[row.met]
+        goal = "" if row.goal is None else f"(goal {row.goal:g})"
+        print(f"{row.name:<52} {row.ours:12.4g} {row.unit:<6} {goal:<14} {met}")
+    if given.json:
+        records = [dataclasses.asdict(row) for row in rows]
+        write_json(given.json, {"meta": describe_run(), "rows": records})
+    return int(any(row.met is False for row in rows))
+
+
+def measure(num_events: int, folder: Path | None) -> list[Cost]:
+    """All stages of a generated log, which goes at the end."""
+    with tempfile.TemporaryDirectory(prefix="prepare-", dir=folder) as name:
+        place = Path(name)
+        write_zipf_log(place, num_events)
+        words = ("-m", "sgrec_torchrec.cli", "import", "table", "--path")
+        words += (str(place / "log.parquet"), "--items", str(place / "items.parquet"))
+        imported, _ = in_child("import", (*words, "--out", str(place / "canonical")))
+        _, said = in_child("stages", (__file__, "--stages-of", str(place)))
+        return [imported, *(Cost(**one) for one in json.loads(said))]
+
+
+def in_child(stage: str, words: Sequence[str]) -> tuple[Cost, str]:
+    """Run Python on these words; what it cost, and the last line that it said."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *words], stdout=subprocess.PIPE, text=True, check=True
+    )
+    wall_s = time.perf_counter() - begin
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    cost = Cost(
+        stage=stage,
+        cpu_s=cpu_s,
+        wall_s=wall_s,
+        peak_gib=after.ru_maxrss * KIB / 2**30,
+    )
+    return cost, done.stdout.strip().splitlines()[-1]
+
+
+def stages(place: Path) -> list[Cost]:
+    """Split, graph, evidence, teacher and tokens, in this process."""
+    config = settings(place)
+    links = StageLinks(run_dir=config.run_dir)
+    costs: list[Cost] = []
+    with metered("split", costs):
+        split, config = prepare_log(config, links)
+    with metered("graph", costs):
+        graph, config = prepare_graph(split, config, links)
+    with metered("evidence", costs):
+        evidence = prepare_evidence(split, config, links)
+    with metered("teacher", costs):
+        prepare_teacher(split, evidence, config, links)
+    with metered("tokens", costs):
+        prepare_tokens(split, graph, config, links)
+    return costs
+
+
+def settings(place: Path) -> RunConfig:
+    """Defaults, but for tokens of the vectors that the log brings."""
+    config = RunConfig(name="timed", out_dir=str(place / "runs"))
+    return dataclasses.replace(
+        config,
+        log=LogConfig(source="canonical", path=str(place / "canonical")),
+        tokens=TokenConfig(source="embedding"),
+    )
+
+
+@contextmanager
+def metered(stage: str, costs: list[Cost]) -> Iterator[None]:
+    """Add what the body cost."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    cpu_s, wall_s = time.process_time(), time.perf_counter()
+    yield
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM"))
+    costs.append(
+        Cost(
+            stage=stage,
+            cpu_s=time.process_time() - cpu_s,
+            wall_s=time.perf_counter() - wall_s,
+            peak_gib=int(peak) * KIB / 2**30,
+        )
+    )
+
+
+def rows_of(num_events: int, costs: Sequence[Cost]) -> list[Row]:
+    """Each stage's cost, and the whole beside its goal."""
+    size = f"{num_events:.0e} events"
+    rows = []
+    for one in costs:
+        rows += [
+            Row(name=f"{size}: {one.stage}", unit=unit, ours=ours, goal=None, met=None)
+            for unit, ours in (
+                (CPU, one.cpu_s),
+                (WALL, one.wall_s),
+                (MEMORY, one.peak_gib),
+            )
+        ]
+    cpu_s = sum(one.cpu_s for one in costs)
+    peak_gib = max(one.peak_gib for one in costs)
+    rows.append(bounded(f"{size}: whole", CPU, cpu_s, CPU_GOALS.get(num_events)))
+    goal = MEMORY_GOALS.get(num_events)
+    rows.append(bounded(f"{size}: whole", MEMORY, peak_gib, goal))
+    return rows
+
+
+def growth(costs: dict[int, list[Cost]]) -> Iterator[Row]:
+    """CPU time an event of the largest log over that of the smallest."""
+    each = {
+        size: sum(one.cpu_s for one in spent) / size for size, spent in costs.items()
+    }
+    low, high = min(each), max(each)
+    if low < high:
+        name = f"an event, {low:.0e} -> {high:.0e}"
+        yield bounded(name, "times", each[high] / each[low], MAX_GROWTH)
+
+
+def bounded(name: str, unit: str, ours: float, goal: float | None) -> Row:
+    """The row of a figure that is to be at most the goal, where there is one."""
+    met = None if goal is None else ours <= goal
+    return Row(name=name, unit=unit, ours=ours, goal=goal, met=met)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What bench_prepare prepares, and how it is measured."""
