@@ -26,7 +26,15 @@ OTHER_THINGS = {
 AS_EVER = (
     *("config.json", "meta.json", "metrics.jsonl", "tensorboard", "seconds.json"),
     *("report.html", "published.json", "pretrained.json", "arm.json", "manifest.json"),
-    *("prepared", "canonical", "split", "items.parquet", "graph-form", "graph"),
+    *(
+        "prepared",
+        "canonical",
+        "covisits",
+        "split",
+        "items.parquet",
+        "graph-form",
+        "graph",
+    ),
     *("graph.json", "evidence", "scorer", "scorer.safetensors", "teacher", "tokens"),
     *("quality.json", "quality.png", "best", "checkpoints", "step-*", "state.json"),
     *("evaluation", "evaluation-pretrained", "results.json", "examples.json"),

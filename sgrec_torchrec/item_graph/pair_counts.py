@@ -6,10 +6,10 @@ are, and the user's fold; equal ones are counted. Any weight of visits is a sum 
 these counts in units of 2^-20: neither the order of the log nor how it was cut changes
 a bit, and a fold is left out by not adding it.
 
-    pairs.parquet   words and how many of each, by rising word (``pair_kernels`` says
-                    what a word holds); row groups of ranges of items
-    popularity_FN.npy, recent_FN.npy   events of each item by fold
-    pairs.json      sealed: what was counted, the ranges, sums of the files
+    covisits.parquet    words and how many of each, by rising word (``pair_kernels``
+                        says what a word holds); row groups of ranges of items
+    popularity_FN.npy, recent_FN.npy    events of each item by fold
+    covisits.json       sealed: what was counted, the ranges, sums of the files
 
 Scale: the log is read once. R events have at most 2 R max_distance pairs; they are
 sorted in runs of ``max_pairs``, 8 bytes each, which go to disk. Then ranges of items
@@ -41,7 +41,7 @@ from sgrec_torchrec.item_graph.pair_runs import (
 from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences
 
 FORMAT_VERSION = 1
-MANIFEST, PAIRS = "pairs.json", "pairs.parquet"
+MANIFEST, PAIRS = "covisits.json", "covisits.parquet"
 MAX_PAIRS = 20_000_000
 RECENT_SHARE = 0.2
 ARRAYS = ("popularity_FN", "recent_FN")
@@ -172,11 +172,11 @@ def counted(
     if given is not None:
         yield given
         return
-    with tempfile.TemporaryDirectory(prefix="pairs-") as place:
+    with tempfile.TemporaryDirectory(prefix="covisits-") as place:
         yield count_pairs(
             sequences,
             end_U,
-            Path(place) / "pairs",
+            Path(place) / "counts",
             max_distance=max_distance,
             fold_U=fold_U,
             num_folds=num_folds,

@@ -38,10 +38,10 @@ from sgrec_torchrec.files.atomic import atomic_folder
 from sgrec_torchrec.files.content_key import content_key
 from sgrec_torchrec.files.run_folder import (
     CANONICAL,
+    COVISITS,
     EVIDENCE,
     GRAPH,
     GRAPH_FORM,
-    PAIRS,
     PREPARED,
     SCORER,
     SCORER_WEIGHTS,
@@ -148,7 +148,7 @@ def _pairs(
 
     split_name = links.name_of(SPLIT)
     inputs = [split_name, fit_on, reach, folds, seed]
-    return PairCounts.load(_made(config, PAIRS, inputs, count))
+    return PairCounts.load(_made(config, COVISITS, inputs, count))
 
 
 def prepare_graph(

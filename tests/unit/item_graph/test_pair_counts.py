@@ -131,7 +131,7 @@ def test_what_is_written_is_read_again(log, tmp_path) -> None:
     assert len(list((tmp_path / "pairs").iterdir())) == 4
 
 
-@pytest.mark.parametrize("name", ["pairs.parquet", "popularity_FN.npy", MANIFEST])
+@pytest.mark.parametrize("name", ["covisits.parquet", "popularity_FN.npy", MANIFEST])
 def test_a_flipped_bit_is_refused_by_name(log, tmp_path, name: str) -> None:
     counted(log, tmp_path / "pairs")
     path = tmp_path / "pairs" / name

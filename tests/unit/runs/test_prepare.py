@@ -161,20 +161,20 @@ def test_keys_of_older_folders_stay_what_they_were(config: RunConfig) -> None:
 
 
 def test_a_run_keeps_stages_of_the_meaning_before_and_another_does_not_take_them(
-    config: RunConfig, built: list[str], monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare, "FORMATS", {})
     prepare_all(config)
     before = folders(config)
     monkeypatch.undo()
-    built.clear()
     prepare_all(config)
     assert folders(config) == before
     other = dataclasses.replace(config, name="other")
     prepare_all(other)
-    later = [stage for stage in STAGES if folders(other)[stage] != before[stage]]
-    assert later == list(STAGES[2:])
-    # Where they are gone, they are made as they are made now.
+    assert [one for one in STAGES if folders(other)[one] != before[one]] == [
+        *STAGES[2:]
+    ]
+    # Where it is gone, it is made as it is made now.
     (config.run_dir / "graph").resolve().rename(config.run_dir / "lost")
     prepare_all(config)
     assert folders(config)["graph"] == folders(other)["graph"]
@@ -238,9 +238,8 @@ def test_an_interrupted_build_leaves_nothing_and_is_made_anew(
     prepared = Path(config.out_dir) / "prepared"
     made = [path.name for path in prepared.iterdir()] if prepared.exists() else []
     earlier = STAGES[: STAGES.index(stage)]
-    # Pairs that were counted stay: several stages weigh them.
-    stages = {name.rpartition("-")[0] for name in made} - {"pairs"}
-    assert stages == set(earlier)
+    # What was counted stays: several stages weigh it.
+    assert {name.rpartition("-")[0] for name in made} - {"covisits"} == set(earlier)
     assert not (config.run_dir / stage).exists()
     prepare_all(config)
     assert set(folders(config)) == set(STAGES)
@@ -369,28 +368,19 @@ def test_a_run_without_a_teacher_builds_none(
     assert not (config.run_dir / "teacher").exists()
 
 
-@pytest.mark.parametrize("name", SoftTargets._fields)
-def test_a_damaged_array_of_the_teacher_is_named(config: RunConfig, name: str) -> None:
+@pytest.mark.parametrize("name", [*SoftTargets._fields, "teacher"])
+def test_a_damaged_file_of_the_teacher_is_named(config: RunConfig, name: str) -> None:
     soft_targets_of(config)
     path = config.run_dir / "teacher" / f"{name}.npy"
+    if name == "teacher":
+        path = path.with_name(prepare.TAUGHT)
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+    content[-4] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name}\.npy is damaged.*the soft targets"):
+    with pytest.raises(ValueError, match=rf"{path.name} is damaged.*build"):
         soft_targets_of(config)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{name}\.npy is missing"):
-        soft_targets_of(config)
-
-
-def test_a_damaged_manifest_of_the_teacher_is_named(config: RunConfig) -> None:
-    soft_targets_of(config)
-    path = config.run_dir / "teacher" / prepare.TAUGHT
-    path.write_text("{")
-    with pytest.raises(ValueError, match=r"teacher\.json is damaged .*: build the"):
-        soft_targets_of(config)
-    path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"teacher\.json is missing"):
+    with pytest.raises(FileNotFoundError, match=rf"{path.name} is missing"):
         soft_targets_of(config)
 
 
