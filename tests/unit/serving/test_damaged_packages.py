@@ -1,4 +1,9 @@
-"""Packages damaged at random: refused by name, or whole enough to answer."""
+"""Packages damaged at random: refused by name, or whole enough to answer.
+
+A case loads a whole package, so each run of the tests has a thousand of them. The ten
+thousand are ``slow`` and part of ``.ci/run``; ``make faults`` flips bits of packages
+that a command reads.
+"""
 
 import contextlib
 import hashlib
@@ -18,7 +23,7 @@ from sgrec_torchrec.serving import Recommender
 from sgrec_torchrec.serving.package import EVIDENCE, NEEDED
 
 FUZZ = settings.get_profile("fuzz")
-CASES = 10_000
+CASES, MANY_CASES = 1_000, 10_000
 FILES = (*NEEDED, *EVIDENCE)
 EDGE = 600
 """Bytes at either end, where headers and footers lie."""
@@ -114,13 +119,13 @@ def places(value: object) -> Iterator[tuple[Any, Any]]:
             yield from places(value[key])
 
 
-def test_damaged_files_are_refused_or_answer(shelf: Shelf) -> None:
+def check_files(shelf: Shelf, num_cases: int) -> None:
     """With the sums of the whole files all are refused; with sums that lie some can
     be: what is refused is named, and nothing else than ValueError comes out."""
     outcomes = set()
 
     @given(name=st.sampled_from(FILES), edits=EDITS, lies=st.booleans())
-    @settings(FUZZ, max_examples=CASES * 7 // 10)
+    @settings(FUZZ, max_examples=num_cases * 7 // 10)
     def run(name: str, edits: list[tuple[str, int, int]], lies: bool) -> None:
         content = edited(shelf.content[name], edits)
         shelf.write(name, content)
@@ -138,11 +143,11 @@ def test_damaged_files_are_refused_or_answer(shelf: Shelf) -> None:
     assert shelf.load()
 
 
-def test_damaged_manifests_are_refused_or_answer(shelf: Shelf) -> None:
+def check_manifests(shelf: Shelf, num_cases: int) -> None:
     outcomes = set()
 
     @given(data=st.data())
-    @settings(FUZZ, max_examples=CASES * 3 // 10)
+    @settings(FUZZ, max_examples=num_cases * 3 // 10)
     def run(data: st.DataObject) -> None:
         manifest = json.loads(json.dumps(shelf.manifest))
         for _ in range(data.draw(st.integers(1, 2))):
@@ -160,3 +165,17 @@ def test_damaged_manifests_are_refused_or_answer(shelf: Shelf) -> None:
         shelf.write_manifest(shelf.manifest)
     assert outcomes == {True, False}
     assert shelf.load()
+
+
+def test_damaged_files_are_refused_or_answer(shelf: Shelf) -> None:
+    check_files(shelf, CASES)
+
+
+def test_damaged_manifests_are_refused_or_answer(shelf: Shelf) -> None:
+    check_manifests(shelf, CASES)
+
+
+@pytest.mark.slow
+def test_ten_thousand_damaged_packages_are_refused_or_answer(shelf: Shelf) -> None:
+    check_files(shelf, MANY_CASES)
+    check_manifests(shelf, MANY_CASES)
