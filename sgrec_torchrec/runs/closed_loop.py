@@ -40,8 +40,10 @@ from sgrec_torchrec.runs.steps import (
     TRAIN,
     Step,
     alone,
+    read_stamp,
     run_steps,
     set_words,
+    stamp_path,
 )
 
 NEEDED = (
@@ -191,7 +193,11 @@ class _OneRound:
         num_missed = self._collect(max_pairs)
         num_judged = 0
         if num_missed:
-            run_steps(self.run_dir, self._judge(), f"{self.home}/judge")
+            row, (judge, append) = f"{self.home}/judge", self._judge()
+            stamp = read_stamp(stamp_path(self.run_dir / row, append.name))
+            is_begun = stamp is not None and not stamp.is_done
+            is_told = is_begun and self._was_appended()
+            run_steps(self.run_dir, [judge] if is_told else [judge, append], row)
             manifest = _read(self.folder / names.JUDGED / names.MANIFEST)
             num_judged = int(manifest["pairs"])
         results = _read(self.run_dir / names.FIGURES)
@@ -325,6 +331,19 @@ class _OneRound:
                 grown=(names.TABLE,),
             ),
         ]
+
+    def _was_appended(self) -> bool:
+        """Did a killed call append the judgements, and not come to say so?
+
+        The table would hold them twice, in a segment more to look into.
+        """
+        parts = sorted((self.folder / names.JUDGED).glob(names.PARTS))
+        manifest = self.run_dir / names.TABLE
+        newest = _read(manifest)["segments"][-1]
+        made_s = manifest.stat().st_mtime
+        return newest["sources"] == list(map(str, parts)) and all(
+            part.stat().st_mtime <= made_s for part in parts
+        )
 
 
 def _check_copy(folder: Path) -> None:

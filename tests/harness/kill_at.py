@@ -4,7 +4,7 @@
 
 A change is a file that is opened to be written, or anything made, renamed or removed
 below the folder; the process ends before the change is done. What the process says last
-is how many there were, where it got to its end.
+is how many there were, where it got to its end. Its children run PYTHON_OF_CHILDREN.
 """
 
 import atexit
@@ -52,4 +52,5 @@ if __name__ == "__main__":
     where, count, module, *words = sys.argv[1:]
     kill_at(where, int(count))
     sys.argv = [module, *words]
+    sys.executable = os.environ.get("PYTHON_OF_CHILDREN", sys.executable)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

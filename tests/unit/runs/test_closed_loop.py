@@ -1,6 +1,7 @@
 """Two rounds over a run that went through the pipeline: judged anew, published."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -194,6 +195,29 @@ def test_misses_of_all_ranks_are_one_file_within_the_bound(aligned: Path) -> Non
     # b: 1 + 4 in all, a: 3.
     assert pairs == [{"user_id": "u", "item_id": "b", "source": "miss", "count_sum": 5}]
     assert closed_loop._OneRound(run_dir=aligned / "none", number=1)._collect(5) == 0
+
+
+def test_what_the_newest_segment_was_made_of_is_appended(tmp_path: Path) -> None:
+    one = closed_loop._OneRound(run_dir=tmp_path, number=1)
+    part = one.folder / "judged" / "part-00000.parquet"
+    part.parent.mkdir(parents=True)
+    part.touch()
+    manifest = tmp_path / "reward_table" / "manifest.json"
+    manifest.parent.mkdir()
+
+    def table_of(*sources: object) -> bool:
+        segments = [{"sources": ["older"]}, {"sources": list(map(str, sources))}]
+        manifest.write_text(json.dumps({"segments": segments}))
+        return one._was_appended()
+
+    assert table_of(part)
+    assert not table_of(part.parent / "part-00001.parquet")
+    assert not table_of(part, part.parent / "part-00001.parquet")
+    # Judged anew since then.
+    assert table_of(part)
+    later_s = manifest.stat().st_mtime + 1
+    os.utime(part, (later_s, later_s))
+    assert not one._was_appended()
 
 
 def test_rounds_are_shown_as_a_table(capsys) -> None:

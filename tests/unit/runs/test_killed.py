@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -25,7 +26,9 @@ from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.files.content_key import content_key
 from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.reward_table import RewardTable
+from sgrec_torchrec.reward_table.manifest import read_manifest
 from sgrec_torchrec.runs import pipeline
+from sgrec_torchrec.runs.closed_loop import close_loop, read_published
 from sgrec_torchrec.runs.pipeline import pipeline_steps, with_bounds
 from sgrec_torchrec.runs.steps import stamp_path
 from sgrec_torchrec.serving import Recommender
@@ -146,10 +149,7 @@ def test_a_killed_command_harms_nothing_and_ends_well_when_given_again(
     Recommender.load(run_dir)
     for table in ("reward_table", "grown"):
         RewardTable.open(run_dir / table).verify()
-    monkeypatch.setattr(sys, "argv", ["sgrec", *words])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 0, number
+    assert sgrec(monkeypatch, words) == 0, number
     assert untouched(run_dir, written) == before
     Recommender.load(run_dir)
 
@@ -157,14 +157,20 @@ def test_a_killed_command_harms_nothing_and_ends_well_when_given_again(
 @pytest.fixture
 def python_that_dies(
     warm_python: Path, run_dir: Path, tmp_path: Path
-) -> Callable[[int], str]:
-    """python_that_dies(n): a program to put in place of ``sys.executable``."""
+) -> Callable[..., str]:
+    """python_that_dies(n, of=words): a program to put in place of ``sys.executable``.
 
-    def make(number: int) -> str:
+    ``of``: only whose command holds these words is killed.
+    """
+
+    def make(number: int, of: str = "") -> str:
         path = tmp_path / "python"
         words = shlex.join(map(str, (warm_python, KILL_AT, run_dir, number)))
         # The first word is -m.
-        path.write_text(f'#!/bin/sh\nshift\nexec {words} "$@"\n')
+        path.write_text(
+            f'#!/bin/sh\ncase "$*" in *{shlex.quote(of)}*) shift; exec {words} "$@";; '
+            f'esac\nexec {shlex.quote(str(warm_python))} "$@"\n'
+        )
         path.chmod(0o755)
         return str(path)
 
@@ -177,7 +183,7 @@ def test_a_pipeline_whose_process_is_killed_puts_back_what_was_and_ends_well_aga
     run_dir: Path,
     piped_arguments: Callable[..., list[str]],
     warm_python: Path,
-    python_that_dies: Callable[[int], str],
+    python_that_dies: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     seed: int,
@@ -210,6 +216,100 @@ def test_a_pipeline_whose_process_is_killed_puts_back_what_was_and_ends_well_aga
     assert not list((run_dir / "steps").glob("*.kept"))
 
 
+LOOP = "loop RUN --rounds 2 --max-pairs 30 --set align.checkpoint_every_steps=2"
+LOOPED = ("loop", "published.json", "reward_table", *TRAINED)
+DIES = {
+    # "": the loop itself; words of a child -> changes of the folder at least
+    "": 30,
+    "sgrec_torchrec.train": 100,
+    "judge run": 10,
+    "table append": 15,
+}
+
+
+def made_by_loop(run_dir: Path) -> dict[str, Any]:
+    """All that two rounds come to, without times."""
+    rounds = [run_dir / "loop" / f"round-{number:03d}" for number in (1, 2)]
+    pairs = [
+        pq.read_table(path).to_pylist()
+        for one in rounds
+        for path in one.glob("pairs.parquet")
+    ]
+    weights = run_dir.glob("aligned/best/*/*.distcp")
+    evaluated = json.loads((run_dir / "evaluation" / "results.json").read_text())
+    published = read_published(run_dir)
+    assert published is not None
+    # Of a manifest, which holds the time.
+    del published["sha256"]
+    return {
+        "rounds": [json.loads((one / "round.json").read_text()) for one in rounds],
+        "published": published,
+        "pairs": pairs,
+        "table": read_manifest(run_dir / "reward_table"),
+        "weights": {path.parent.name: sha256_file(path) for path in weights},
+        "figures": [one["metrics"] for one in evaluated["systems"]],
+    }
+
+
+@pytest.fixture(scope="module")
+def loop_unkilled(whole_runs: Path, warm_python: Path) -> dict[str, Any]:
+    """What is left where nobody is killed."""
+    shutil.rmtree(whole_runs)
+    shutil.copytree(whole_runs.with_name("whole"), whole_runs, symlinks=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(warm_python))
+        close_loop(whole_runs / "tiny", 2, 30, ["align.checkpoint_every_steps=2"])
+    return made_by_loop(whole_runs / "tiny")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("of", DIES)
+def test_a_killed_loop_goes_on_to_what_an_unkilled_one_leaves(
+    loop_unkilled: dict[str, Any],
+    run_dir: Path,
+    words_of: Callable[[str], list[str]],
+    warm_python: Path,
+    python_that_dies: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    of: str,
+    seed: int,
+) -> None:
+    before = untouched(run_dir, LOOPED)
+    number = random.Random(f"loop {of} {seed}").randint(1, DIES[of])
+    words = words_of(LOOP)
+    if of:
+        monkeypatch.setattr(sys, "executable", python_that_dies(number, of))
+        assert sgrec(monkeypatch, words) == 2
+    else:
+        line = (warm_python, KILL_AT, run_dir, number, "sgrec_torchrec.cli", *words)
+        killed = subprocess.run(
+            [str(word) for word in line],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHON_OF_CHILDREN": str(warm_python)},
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert untouched(run_dir, LOOPED) == before
+    Recommender.load(run_dir)
+    RewardTable.open(run_dir / "reward_table").verify()
+    read_published(run_dir)
+    monkeypatch.setattr(sys, "executable", str(warm_python))
+    assert sgrec(monkeypatch, words) == 0, number
+    assert made_by_loop(run_dir) == loop_unkilled, number
+    assert untouched(run_dir, LOOPED) == before
+    Recommender.load(run_dir)
+
+
+def sgrec(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> object:
+    """The command in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["sgrec", *words])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return stopped.value.code
+
+
 def restamp(run_dir: Path, argv: list[str], *, but: str) -> None:
     """The copy's steps are done with the copy's paths; of one, with other settings."""
     config, args = parse_with(pipeline._parser(), argv)
@@ -219,4 +319,4 @@ def restamp(run_dir: Path, argv: list[str], *, but: str) -> None:
         stamp = json.loads(path.read_text()) | {"command": content_key(step.command)}
         if step.name != but:
             stamp["settings"] = content_key(step.settings)
-        path.write_text(json.dumps(stamp))
+        write_sealed(path, stamp)
