@@ -61,7 +61,7 @@ bench: $(VENV)/.ready  ## measure speed against peers; JSON_DIR=folder keeps the
 		echo "== $$script"; $(PY) "$$script" $$json $(ARGS) || exit 1; done
 
 # Not part of bench: over half an hour. ARGS="--share 0.1" is a quick look.
-faults: $(VENV)/.ready  ## kills, flipped bits, full disks, hostile requests: what comes of them
+faults: $(VENV)/.ready  ## kills, flipped bits, full disks, hostile requests, all mixed: what comes of them
 	@OMP_NUM_THREADS=1 $(PY) benchmarks/bench_faults.py $(ARGS)
 
 # Not part of check: over an hour. The copy that is broken lies in mutants/.

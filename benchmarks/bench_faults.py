@@ -1,4 +1,4 @@
-"""The product under faults: kills, flipped bits, full disks, hostile requests.
+"""The product under faults: kills, flipped bits, full disks, hostile requests, a soak.
 
     python benchmarks/bench_faults.py [--json PATH] [--only kills] [--share 1.0]
 
@@ -22,6 +22,7 @@ from faults.inputs import input_rows
 from faults.kills import kill_rows
 from faults.outcome import FaultRow, show, write_rows
 from faults.processes import serve_forks
+from faults.soak import soak_rows
 
 Group = Callable[[Field, float, int], Iterator[FaultRow]]
 GROUPS: dict[str, Group] = {
@@ -29,6 +30,7 @@ GROUPS: dict[str, Group] = {
     "flips": flip_rows,
     "inputs": input_rows,
     "server": server_rows,
+    "soak": soak_rows,
 }
 
 

@@ -79,7 +79,7 @@ def flip_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
 
     for kind in KINDS:
         count = part(kind.count, share)
-        damages = flips(_files(run_dir, kind.patterns), count, draw)
+        damages = flips(files_of(run_dir, kind.patterns), count, draw)
         out = (field.root / "exported",) if kind.reader == "export" else ()
         yield row(f"bit flips: {kind.name}", ASKED, damages, kind.reader, run_dir, *out)
     for reader, source in (
@@ -90,12 +90,12 @@ def flip_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
         copy = field.root / f"damaged-{reader}"
         shutil.copytree(source, copy)
         count = part(200 if "package" in reader else ASKED, share)
-        damages = flips(_files(copy, ("*", "*/*")), count, draw)
+        damages = flips(files_of(copy, ("*", "*/*")), count, draw)
         yield row(f"bit flips: {reader}", ASKED, damages, reader, copy)
-    everything = _files(run_dir, tuple(p for kind in KINDS for p in kind.patterns))
+    everything = files_of(run_dir, tuple(p for kind in KINDS for p in kind.patterns))
     other = field.runs(seed=1) / NAME
-    for how, asked, count in (("cut", 100, 60), ("swap", 100, 60), ("poison", 20, 20)):
-        count = part(count, share)
+    for how, asked in (("cut", 100), ("swap", 100), ("poison", 20)):
+        count = part(asked, share)
         damages = (
             swaps(run_dir, everything, other, count, draw)
             if how == "swap"
@@ -110,7 +110,7 @@ def flip_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
         yield row(f"another run's folders: {reader}", 5, damages, reader, run_dir)
 
 
-def _files(folder: Path, patterns: Sequence[str]) -> list[Path]:
+def files_of(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """Without what is no input: pictures, locks, records of time."""
     found = {path for pattern in patterns for path in folder.glob(pattern)}
     return sorted(

@@ -28,12 +28,12 @@ def server_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
     """The rows of this module, one after another."""
     draw = random.Random(seed)
     with serving(field.package) as server:
-        asyncio.run(_attack(server, WARM_REQUESTS, random.Random(seed + 1)))
+        asyncio.run(attack(server, WARM_REQUESTS, random.Random(seed + 1)))
         before = server.resident_mib
         health = Health(server.port)
         count = part(NUM_REQUESTS, share)
-        attack = _done(_attack(server, count, draw, health))
-        yield run_trials("hostile requests", NUM_REQUESTS, attack)
+        said = _done(attack(server, count, draw, health))
+        yield run_trials("hostile requests", NUM_REQUESTS, said)
         yield _worst("worst /healthz among them", health)
         growth = server.resident_mib / before - 1
         yield measured("memory they leave behind", "more", growth, GROWTH)
@@ -42,7 +42,7 @@ def server_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
         yield run_trials("slow clients, all at once", NUM_SLOW, slow)
         yield _worst("worst /healthz among those", health)
     count = max(2, round(NUM_RELOADS * share))
-    yield run_trials("reloads under load", NUM_RELOADS, _reloads(field, count, draw))
+    yield run_trials("reloads under load", NUM_RELOADS, reloads(field, count, draw))
 
 
 def _done(calls: Coroutine[None, None, list[str | None]]) -> Iterator[str | None]:
@@ -55,7 +55,7 @@ def _worst(name: str, health: Health) -> FaultRow:
     return measured(name, "s", worst, STALL_S)
 
 
-async def _attack(
+async def attack(
     server: Server, count: int, draw: random.Random, health: Health | None = None
 ) -> list[str | None]:
     """Each is answered by 2xx or 4xx, or its connection is closed."""
@@ -140,16 +140,11 @@ def _head(method: str, path: str, size: int | str) -> bytes:
     ).encode()
 
 
-def _reloads(field: Field, count: int, draw: random.Random) -> Iterator[str | None]:
+def reloads(field: Field, count: int, draw: random.Random) -> Iterator[str | None]:
     """Good packages and bad ones by turns; every answer is of one of the good."""
     place = field.root / "served"
-    place.mkdir()
-    _export(field, place / "b")
-    shutil.copytree(field.package, place / "a")
-    for name, size in (("cut", 100), ("empty", 0)):
-        shutil.copytree(field.package, place / name)
-        for path in (place / name).glob("*.safetensors"):
-            path.write_bytes(path.read_bytes()[:size])
+    if not place.is_dir():
+        _make_packages(field, place)
     _lead(place, "a")
     history = [f"i{n}" for n in draw.sample(range(NUM_ITEMS), 5)]
     with serving(place) as server:
@@ -160,9 +155,11 @@ def _reloads(field: Field, count: int, draw: random.Random) -> Iterator[str | No
 
         def load() -> None:
             while not done.is_set():
-                got = server.items(history)
+                body = {"history": history, "k": 10}
+                status, answer = server.ask("POST", "/recommend", body)
+                got = [one["item_id"] for one in answer.get("items", ())]
                 if got not in lists.values():
-                    wrong.append(f"an answer of neither package: {got}")
+                    wrong.append(f"neither package's answer: {status}, {answer}")
 
         clients = [threading.Thread(target=load) for _ in range(4)]
         for client in clients:
@@ -184,6 +181,17 @@ def _reloads(field: Field, count: int, draw: random.Random) -> Iterator[str | No
         for client in clients:
             client.join()
         yield from wrong
+
+
+def _make_packages(field: Field, place: Path) -> None:
+    """Two good ones, a and b, and two that no server may take."""
+    place.mkdir()
+    _export(field, place / "b")
+    shutil.copytree(field.package, place / "a")
+    for name, size in (("cut", 100), ("empty", 0)):
+        shutil.copytree(field.package, place / name)
+        for path in (place / name).glob("*.safetensors"):
+            path.write_bytes(path.read_bytes()[:size])
 
 
 def _export(field: Field, out: Path) -> None:

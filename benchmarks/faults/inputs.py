@@ -26,12 +26,14 @@ def input_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
     """The rows of this module, one after another."""
     draw = random.Random(seed)
     count = part(60, share)
-    yield run_trials("bad rewards, missing, duplicates", 60, _pairs(field, count, draw))
+    yield run_trials(
+        "bad rewards, missing, duplicates", 60, bad_pairs(field, count, draw)
+    )
     count = part(20, share)
-    yield run_trials("disk full", 20, _full_disks(field, count, draw))
+    yield run_trials("disk full", 20, full_disks(field, count, draw))
 
 
-def _pairs(field: Field, count: int, draw: random.Random) -> Iterator[str | None]:
+def bad_pairs(field: Field, count: int, draw: random.Random) -> Iterator[str | None]:
     """One row of many is wrong: the file and the row are named, nothing is built."""
     for trial in range(count):
         folder = Path(tempfile.mkdtemp(dir=field.root))
@@ -67,8 +69,14 @@ def _pairs(field: Field, count: int, draw: random.Random) -> Iterator[str | None
         remove(folder)
 
 
-def _full_disks(field: Field, count: int, draw: random.Random) -> Iterator[str | None]:
-    """A file system of its own, too small by a part of what the command writes."""
+def full_disks(
+    field: Field, count: int, draw: random.Random, only: Sequence[str] = ()
+) -> Iterator[str | None]:
+    """A file system of its own, too small by a part of what the command writes.
+
+    Args:
+        only: names of commands; none stands for all.
+    """
     commands = {
         "import": (
             ["import", "table", "--path", str(field.root / "log.csv"), "--out", "log"],
@@ -88,7 +96,7 @@ def _full_disks(field: Field, count: int, draw: random.Random) -> Iterator[str |
             field.root / "aligned",
         ),
     }
-    names = list(commands)
+    names = list(only or commands)
     for trial in range(count):
         name = names[trial % len(names)]
         words, whole = commands[name]

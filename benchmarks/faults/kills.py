@@ -29,7 +29,7 @@ def kill_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
     def row(
         name: str, asked: int, trial: Callable[[Field, Path, random.Random], str | None]
     ) -> FaultRow:
-        trials = (_in_folder(trial, field, draw) for _ in range(part(asked, share)))
+        trials = (in_folder(trial, field, draw) for _ in range(part(asked, share)))
         return run_trials(name, asked, trials)
 
     yield row("kill -9 at a random step, 1 rank", 18, _killed_on(1))
@@ -51,7 +51,7 @@ def _side_by_side(
     seeds = [draw.randrange(1 << 30) for _ in range(part(10, share))]
     with ThreadPoolExecutor(NUM_AT_ONCE) as pool:
         yield from pool.map(
-            lambda seed: _in_folder(_stopped_a_rank, field, random.Random(seed)), seeds
+            lambda seed: in_folder(_stopped_a_rank, field, random.Random(seed)), seeds
         )
 
 
@@ -189,7 +189,7 @@ def _described(ended: Ended) -> str:
     return ended.fault or f"exit code {ended.code}: {ended.last_line}"
 
 
-def _in_folder(
+def in_folder(
     trial: Callable[[Field, Path, random.Random], str | None],
     field: Field,
     draw: random.Random,

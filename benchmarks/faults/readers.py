@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from faults.damage import command
 from faults.field import NUM_ITEMS, NUM_USERS, figures
+from sgrec_torchrec.files.run_folder import CANDIDATE_PAIRS, CANDIDATES
 from sgrec_torchrec.reward_table import RewardTable
 
 
@@ -48,6 +50,17 @@ def table(folder: Path) -> str:
     """All pairs, as a table is opened elsewhere; its rows are not read before."""
     _lookups(folder, verify=False)
     return "answered"
+
+
+def candidates(run_dir: Path) -> str:
+    """Whom to judge on what."""
+    rows = pq.read_table(run_dir / CANDIDATES / CANDIDATE_PAIRS).to_pylist()
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
+def say(reader: str, path: Path) -> None:
+    """Print what one of the above answers: for a process of its own."""
+    print(globals()[reader](path))
 
 
 def _lookups(folder: Path, *, verify: bool) -> str:
