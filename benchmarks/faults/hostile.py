@@ -157,7 +157,7 @@ def reloads(field: Field, count: int, draw: random.Random) -> Iterator[str | Non
             while not done.is_set():
                 body = {"history": history, "k": 10}
                 status, answer = server.ask("POST", "/recommend", body)
-                got = [one["item_id"] for one in answer.get("items", ())]
+                got = [one["item_id"] for one in (answer or {}).get("items", ())]
                 if got not in lists.values():
                     wrong.append(f"neither package's answer: {status}, {answer}")
 
