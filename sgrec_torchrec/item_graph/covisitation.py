@@ -11,7 +11,7 @@ Pairs are counted once, as integers (``pair_counts``); a form only weighs them. 
 weight is rounded to 2^-20.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -41,31 +41,19 @@ def fit_ends(sequences: Sequences, fit_on: str) -> Int32Array:
 def popularity(sequences: Sequences, end_U: Int32Array) -> Int64Array:
     """Events of each item among the first ``end_U[u]`` of each user, int64 [N]."""
     count_N = np.zeros(sequences.num_items, dtype=np.int64)
-    for start, stop, end_row in event_chunks(sequences, end_U):
-        learned = np.arange(start, stop) < end_row
-        items = sequences.items_R[start:stop][learned]
-        count_N += np.bincount(items, minlength=sequences.num_items)
-    return count_N
-
-
-def event_chunks(
-    sequences: Sequences, end_U: Int32Array
-) -> Iterator[tuple[int, int, Int64Array]]:
-    """Yield (start, stop, end_row) of whole users, about CHUNK_EVENTS events each.
-
-    ``end_row`` int64 [stop - start] is, for each event, the row just past its user's
-    last event that may be learned from.
-    """
-    offsets = sequences.offsets_U1
-    user = 0
+    offsets, user = sequences.offsets_U1, 0
     while user < sequences.num_users:
         limit = offsets[user] + CHUNK_EVENTS
         after = int(np.searchsorted(offsets, limit, side="right")) - 1
         after = max(after, user + 1)
         end_row = offsets[user:after] + end_U[user:after]
-        lengths = np.diff(offsets[user : after + 1])
-        yield int(offsets[user]), int(offsets[after]), np.repeat(end_row, lengths)
+        row = np.arange(offsets[user], offsets[after])
+        is_learned = row < np.repeat(end_row, np.diff(offsets[user : after + 1]))
+        count_N += np.bincount(
+            sequences.items_R[row[is_learned]], minlength=sequences.num_items
+        )
         user = after
+    return count_N
 
 
 def covisitation_edges(
@@ -82,10 +70,14 @@ def covisitation_edges(
         float64 CSR [N, N] of each form; columns sorted, all entries > 0.
     """
     layout = counts.layout
-    popularity_N = 1.0 + counts.popularity(without)
+    damped_N = 1.0 + counts.popularity(without)
+    factors = [
+        (damped_N**-form.row_exponent, damped_N**-form.column_exponent, UNIT)
+        for form in forms
+    ]
     weighed: list[list[Rows]] = [[] for _ in forms]
     for low, high, (words, count_W) in counts.blocks():
-        for rows, form in zip(weighed, forms, strict=True):
+        for rows, form, factor in zip(weighed, forms, factors, strict=True):
             indptr = np.zeros(high - low + 1, dtype=np.int64)
             target_W = np.empty(len(words), dtype=np.int32)
             weight_W = np.empty(len(words), dtype=np.float64)
@@ -95,11 +87,7 @@ def covisitation_edges(
                 layout.units(form, without),
                 layout.bits,
                 (low, high),
-                (
-                    popularity_N**-form.row_exponent,
-                    popularity_N**-form.column_exponent,
-                    UNIT,
-                ),
+                factor,
                 form.max_neighbours,
                 (indptr, target_W, weight_W),
             )

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from sgrec_torchrec.files.array_folder import read_arrays
 from sgrec_torchrec.files.atomic import atomic_folder, sha256_file
+from sgrec_torchrec.files.room import check_room
 from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.item_graph.pair_layout import Layout
 from sgrec_torchrec.item_graph.pair_runs import (
@@ -36,6 +37,7 @@ from sgrec_torchrec.item_graph.pair_runs import (
     Run,
     item_ranges,
     join_runs,
+    words_of_users,
     write_runs,
 )
 from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences
@@ -43,6 +45,8 @@ from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences
 FORMAT_VERSION = 1
 MANIFEST, PAIRS = "covisits.json", "covisits.parquet"
 MAX_PAIRS = 20_000_000
+WORD_BYTES = 16
+"""On disk: 12 in a run, and what stays of it."""
 RECENT_SHARE = 0.2
 ARRAYS = ("popularity_FN", "recent_FN")
 
@@ -127,6 +131,7 @@ def count_pairs(
 
     Raises:
         ValueError: where pairs of so many items do not fit a word.
+        OSError: where the disk has no room for them, before anything is written.
     """
     folds = np.zeros(sequences.num_users, np.int64) if fold_U is None else fold_U
     layout = Layout(
@@ -135,6 +140,8 @@ def count_pairs(
         max_distance=max_distance,
     )
     popularity_FN, recent_FN = _occurrences(sequences, end_U, folds, layout)
+    num_words = int(words_of_users(end_U, max_distance).sum())
+    check_room(folder.parent, WORD_BYTES * num_words, "the counted pairs of the log")
     per_item = 2 * max_distance * popularity_FN.sum(axis=0)
     ranges = item_ranges(per_item, max_pairs)
     with atomic_folder(folder) as temporary:

@@ -36,19 +36,21 @@ def item_ranges(pairs_N: Int64Array, max_pairs: int) -> list[tuple[int, int]]:
     return ranges
 
 
-def _user_chunks(
-    end_U: Int32Array, max_distance: int, max_pairs: int
-) -> list[tuple[int, int, int]]:
-    """(first user, the one after the last, words): of about ``max_pairs`` words."""
+def words_of_users(end_U: Int32Array, max_distance: int) -> Int64Array:
+    """How many words the first ``end_U[u]`` events of each user make, int64 [U]."""
     length_U = end_U.astype(np.int64)
     near_U = np.clip(length_U - 1, 0, max_distance)
-    words_U = 2 * near_U * length_U - near_U * (near_U + 1)
-    total = np.cumsum(words_U)
-    return [
+    words_U: Int64Array = 2 * near_U * length_U - near_U * (near_U + 1)
+    return words_U
+
+
+def _user_chunks(words_U: Int64Array, max_pairs: int) -> list[tuple[int, int, int]]:
+    """(first user, the one after the last, words): of about ``max_pairs`` words."""
+    chunks = [
         (low, high, int(words_U[low:high].sum()))
         for low, high in item_ranges(words_U, max_pairs)
-        if total[high - 1] > (total[low - 1] if low else 0)
     ]
+    return [chunk for chunk in chunks if chunk[2]]
 
 
 def write_runs(
@@ -60,7 +62,7 @@ def write_runs(
     max_pairs: int,
 ) -> list[Run]:
     """Words of whole users, sorted and counted, mapped from files of ``place``."""
-    chunks = _user_chunks(end_U, layout.max_distance, max_pairs)
+    chunks = _user_chunks(words_of_users(end_U, layout.max_distance), max_pairs)
     first_U = sequences.offsets_U1[:-1]
 
     def write(number: int) -> Run:

@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from sgrec_torchrec.config import GraphConfig
+from sgrec_torchrec.item_graph import covisitation
 from sgrec_torchrec.item_graph.covisitation import (
     covisitation_edges,
     fit_ends,
@@ -125,6 +126,18 @@ def test_popularity_counts_learned_events_only(make_split) -> None:
     sequences = make_split([[0, 1, 1], [1, 2]], 4, train_end=[2, 2]).sequences
     assert popularity(sequences, sequences.train_end_U).tolist() == [1, 2, 1, 0]
     assert popularity(sequences, sequences.valid_end_U).tolist() == [1, 3, 1, 0]
+
+
+@pytest.mark.parametrize("chunk_events", [1, 37, 10**6])
+def test_popularity_does_not_depend_on_how_the_log_is_read(
+    random_split, monkeypatch: pytest.MonkeyPatch, chunk_events: int
+) -> None:
+    monkeypatch.setattr(covisitation, "CHUNK_EVENTS", chunk_events)
+    sequences = random_split.sequences
+    _, known_R = sequences.events_until(sequences.train_end_U)
+    expected = np.bincount(sequences.items_R[known_R], minlength=sequences.num_items)
+    found = popularity(sequences, sequences.train_end_U)
+    assert found.tolist() == expected.tolist()
 
 
 def test_edges_are_damped_by_row_and_column(make_split) -> None:

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -160,6 +161,20 @@ def test_a_form_that_reaches_farther_than_the_counts_is_refused(log, tmp_path) -
     counts = counted(log, tmp_path / "pairs")
     with pytest.raises(ValueError, match="counted up to distance 5, not 6"):
         covisitation_edges(counts, [GraphConfig(max_distance=6)])
+
+
+def test_a_disk_without_room_is_named_before_anything_is_written(
+    make_split, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Three events make 3 pairs, 6 words; two of another user 2.
+    sequences = make_split([[0, 1, 2], [0, 1]], 3).sequences
+    needed = 16 * 8
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1))
+    with pytest.raises(OSError, match="needed for the counted pairs of the log"):
+        counted(sequences, tmp_path / "pairs")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed))
+    counted(sequences, tmp_path / "pairs")
 
 
 def test_item_ranges_hold_the_bound_or_a_single_item() -> None:
