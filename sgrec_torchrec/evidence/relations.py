@@ -147,6 +147,7 @@ def build_relations(
         ValueError: naming the relation whose weights no relation may have.
         ImportError: for a relation of a package that cannot be loaded.
     """
+    assert without is None or counts is not None, "folds are counted before"
     with counted(sequences, end_U, max_distance=MAX_DISTANCE, given=counts) as known:
         source = RelationSource(
             sequences,

@@ -108,8 +108,9 @@ def fit_scorer(
     """Train on held-out rows with AdamW; deterministic in ``seed``, on the CPU.
 
     A step compares each target with ``COMPARED`` - 1 others, drawn anew among the row's
-    candidates: of a softmax, any uniform draw of them estimates the same
-    weights (McFadden 1978, "Modelling the choice of residential location").
+    candidates, with replacement: what a softmax over uniform draws estimates does not
+    depend on their number (McFadden 1978, "Modelling the choice of residential
+    location").
 
     Ranks do not communicate: call it on one. Holds the features twice.
     """
@@ -169,9 +170,10 @@ def _drawn(rows: _Rows, chosen_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     num_candidates = rows.is_real_EM.shape[1]
     if num_candidates <= COMPARED:
         return rows.input_EMF[chosen_B], rows.is_real_EM[chosen_B], target_B
-    place_BC = torch.randint(num_candidates, (len(chosen_B), COMPARED))
-    is_real_BC = rows.is_real_EM[chosen_B[:, None], place_BC]
-    is_real_BC &= place_BC != target_B[:, None]
+    # Real ones lie first.
+    count_B1 = rows.is_real_EM[chosen_B].sum(dim=1, keepdim=True)
+    place_BC = (torch.rand(len(chosen_B), COMPARED) * count_B1).long()
+    is_real_BC = place_BC != target_B[:, None]
     place_BC[:, 0], is_real_BC[:, 0] = target_B, True
     input_BCF = rows.input_EMF[chosen_B[:, None], place_BC]
     return input_BCF, is_real_BC, torch.zeros_like(target_B)

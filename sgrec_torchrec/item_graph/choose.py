@@ -115,6 +115,8 @@ def target_ranks(
 ) -> Int64Array:
     """Place of each row's target among all items, from 1; 0 where its score is 0.
 
+    Holds 17 D + 4 bytes an item.
+
     Args:
         history: as ``histories`` returns it.
         edges: visits and text, whose rows are those of the histories' items at least.
@@ -132,13 +134,21 @@ def target_ranks(
         history,
         target_E,
         tuple(
-            (one.indptr.astype(np.int64), one.indices.astype(np.int32), one.data)
+            (
+                one.indptr.astype(np.int64),
+                one.indices.astype(np.int32, copy=False),
+                one.data,
+            )
             for one in edges
         ),
         (np.array(decays), np.array(text_weights), score_history),
         filter_seen,
         tie_rank_N,
-        (np.zeros((num_items, 2, len(decays))), np.empty(num_items + 1, np.int32)),
+        (
+            np.zeros((num_items, 2, len(decays))),
+            np.zeros(num_items, dtype=np.bool_),
+            np.empty(num_items + 1, dtype=np.int32),
+        ),
         rank_EDW,
     )
     return rank_EDW

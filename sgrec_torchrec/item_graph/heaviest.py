@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.item_graph import product_kernels as kernels
 from sgrec_torchrec.item_graph.row_order import BoolArray
+from sgrec_torchrec.schema import Float64Array, Int32Array, Int64Array
 
 BLOCK_ENTRIES = 1 << 24
 
@@ -40,10 +41,7 @@ def heaviest_product(
     left, right = left.tocsr(), right.tocsr()
     shape = (left.shape[0], right.shape[1])
     wanted = np.ones(shape[0], dtype=np.bool_) if wanted_N is None else wanted_N
-    one, other = (
-        (factor.indptr.astype(np.int64), factor.indices.astype(np.int32), factor.data)
-        for factor in (left, right)
-    )
+    factors = _arrays(left), _arrays(right)
     scratch = (np.zeros(shape[1]), np.empty(shape[1], dtype=np.int32))
     rows = max(1, BLOCK_ENTRIES // k)
     lengths, columns, values = [np.zeros(1, np.int64)], [], []
@@ -55,8 +53,8 @@ def heaviest_product(
         indptr = np.zeros(high - low + 1, dtype=np.int64)
         column_E, value_E = np.empty(room, np.int32), np.empty(room)
         kept = kernels.multiply(
-            one,
-            other,
+            factors[0],
+            factors[1],
             (low, high),
             wanted,
             floor,
@@ -73,3 +71,9 @@ def heaviest_product(
     column_E = np.concatenate([empty[0], *columns])
     value_E = np.concatenate([empty[1], *values])
     return sp.csr_matrix((value_E, column_E, indptr), shape=shape)
+
+
+def _arrays(matrix: sp.csr_matrix) -> tuple[Int64Array, Int32Array, Float64Array]:
+    """As the kernels take them."""
+    indptr = matrix.indptr.astype(np.int64)
+    return indptr, matrix.indices.astype(np.int32, copy=False), matrix.data

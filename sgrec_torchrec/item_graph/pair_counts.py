@@ -14,8 +14,9 @@ a bit, and a fold is left out by not adding it.
 Scale: the log is read once. R events have at most 2 R max_distance pairs; they are
 sorted in runs of ``max_pairs``, 8 bytes each, which go to disk. Then ranges of items
 are joined from all runs, 24 bytes for each of ``max_pairs``: memory does not grow with
-the log, and time does by one pass over the pairs for each doubling of the runs. On disk
-a kept pair takes about 4 bytes, of a run 12 until the end.
+the log's pairs, and time does by one pass over them for each doubling of the runs. On
+disk a kept pair takes about 4 bytes, of a run 12 until the end. Counting how often each
+item occurs takes 32 bytes an event for a moment, and 16 N for each fold.
 """
 
 import tempfile
@@ -29,7 +30,6 @@ import pyarrow.parquet as pq
 
 from sgrec_torchrec.files.array_folder import read_arrays
 from sgrec_torchrec.files.atomic import atomic_folder, sha256_file
-from sgrec_torchrec.files.room import check_room
 from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.item_graph.pair_layout import Layout
 from sgrec_torchrec.item_graph.pair_runs import (
@@ -37,7 +37,6 @@ from sgrec_torchrec.item_graph.pair_runs import (
     Run,
     item_ranges,
     join_runs,
-    words_of_users,
     write_runs,
 )
 from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences
@@ -45,8 +44,6 @@ from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences
 FORMAT_VERSION = 1
 MANIFEST, PAIRS = "covisits.json", "covisits.parquet"
 MAX_PAIRS = 20_000_000
-WORD_BYTES = 16
-"""On disk: 12 in a run, and what stays of it."""
 RECENT_SHARE = 0.2
 ARRAYS = ("popularity_FN", "recent_FN")
 
@@ -131,7 +128,6 @@ def count_pairs(
 
     Raises:
         ValueError: where pairs of so many items do not fit a word.
-        OSError: where the disk has no room for them, before anything is written.
     """
     folds = np.zeros(sequences.num_users, np.int64) if fold_U is None else fold_U
     layout = Layout(
@@ -140,8 +136,6 @@ def count_pairs(
         max_distance=max_distance,
     )
     popularity_FN, recent_FN = _occurrences(sequences, end_U, folds, layout)
-    num_words = int(words_of_users(end_U, max_distance).sum())
-    check_room(folder.parent, WORD_BYTES * num_words, "the counted pairs of the log")
     per_item = 2 * max_distance * popularity_FN.sum(axis=0)
     ranges = item_ranges(per_item, max_pairs)
     with atomic_folder(folder) as temporary:
@@ -150,6 +144,7 @@ def count_pairs(
         with tempfile.TemporaryDirectory(dir=temporary) as place:
             runs = write_runs(sequences, end_U, folds, layout, Path(place), max_pairs)
             groups = join_runs(runs, layout, ranges, temporary / PAIRS)
+            del runs  # mapped files cannot go everywhere
         facts = {
             "format_version": FORMAT_VERSION,
             "layout": {

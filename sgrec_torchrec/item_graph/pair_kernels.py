@@ -105,10 +105,10 @@ def weigh(words, count_W, units_T, bits, span, factors, limit, edges):  # type: 
             while at < len(words) and words[at] >> tag_bits == pair:
                 total += units_T[words[at] & tag_mask] * np.int64(count_W[at])
                 at += 1
-            if total > 0:
-                target = np.int32(pair & item_mask)
-                target_W[written] = target
-                weight_W[written] = total * unit * row_N[item] * column_N[target]
+            target = np.int32(pair & item_mask)
+            weight = total * unit * row_N[item] * column_N[target]
+            if weight > 0.0:
+                target_W[written], weight_W[written] = target, weight
                 written += 1
         written = begin + cut_row(
             target_W[begin:written], weight_W[begin:written], limit

@@ -62,7 +62,8 @@ class Layout:
             without: the fold that is left out.
 
         Raises:
-            ValueError: where ``form`` reaches farther than was counted.
+            ValueError: where ``form`` reaches farther than was counted, or weighs less
+                than a unit.
         """
         if form.max_distance > self.max_distance:
             raise ValueError(
@@ -76,6 +77,11 @@ class Layout:
         by_kind[[kernels.AFTER, kernels.BEFORE]] = forth, back
         by_kind[kernels.BASKET] = (forth + back) / 2.0
         units = np.rint(by_kind[:, None] * nearness / UNIT).astype(np.int64).ravel()
+        if by_kind.any() and not units.any():
+            raise ValueError(
+                f"graph.forward_weight = {forth} and graph.backward_weight = {back}: "
+                f"weights under {UNIT:.0e} count as nothing, raise both"
+            )
         by_fold = np.tile(units, (self.num_folds, 1))
         if without is not None:
             by_fold[without] = 0

@@ -1,6 +1,7 @@
 """Events of users -> sorted runs of pairs -> one file, by ranges of items."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from sgrec_torchrec.item_graph.pair_layout import Layout
 from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences
 
 GROUP_ROWS = 1 << 24
+WORD_BYTES = 16
+"""On disk: 12 in a run, and what stays of it."""
 SCHEMA = pa.schema(
     [
         pa.field("word", pa.uint64(), nullable=False),
@@ -34,6 +37,11 @@ def item_ranges(pairs_N: Int64Array, max_pairs: int) -> list[tuple[int, int]]:
         ranges.append((low, high))
         low, done = high, int(total[high - 1])
     return ranges
+
+
+def bytes_for_pairs(end_U: Int32Array, max_distance: int) -> int:
+    """At most on disk, while the pairs of so many events of each user are counted."""
+    return WORD_BYTES * int(words_of_users(end_U, max_distance).sum())
 
 
 def words_of_users(end_U: Int32Array, max_distance: int) -> Int64Array:
@@ -61,39 +69,36 @@ def write_runs(
     place: Path,
     max_pairs: int,
 ) -> list[Run]:
-    """Words of whole users, sorted and counted, mapped from files of ``place``."""
+    """Words of whole users, sorted and counted; mapped from two files of ``place``."""
     chunks = _user_chunks(words_of_users(end_U, layout.max_distance), max_pairs)
     first_U = sequences.offsets_U1[:-1]
-
-    def write(number: int) -> Run:
-        low, high, num_words = chunks[number]
-        words = np.empty(num_words, dtype=np.uint64)
-        kernels.emit(
-            first_U[low:high],
-            first_U[low:high] + end_U[low:high],
-            folds[low:high],
-            sequences.items_R,
-            sequences.timestamps_R,
-            layout.max_distance,
-            layout.bits,
-            words,
-        )
-        words.sort()
-        count_W = np.empty(num_words, dtype=np.uint32)
-        kept = kernels.run_lengths(words, count_W)
-        paths = place / f"{number}-words.npy", place / f"{number}-counts.npy"
-        np.save(paths[0], words[:kept])
-        np.save(paths[1], count_W[:kept])
-        return np.load(paths[0], mmap_mode="r"), np.load(paths[1], mmap_mode="r")
-
-    return list(
-        progress(
-            map(write, range(len(chunks))),
-            description="co-visits",
-            total=len(chunks),
-            unit="run",
-        )
-    )
+    paths, cuts = (place / "words", place / "counts"), [0]
+    with paths[0].open("wb") as word_file, paths[1].open("wb") as count_file:
+        for low, high, num_words in progress(
+            chunks, description="co-visits", unit="run"
+        ):
+            words = np.empty(num_words, dtype=np.uint64)
+            kernels.emit(
+                first_U[low:high],
+                first_U[low:high] + end_U[low:high],
+                folds[low:high],
+                sequences.items_R,
+                sequences.timestamps_R,
+                layout.max_distance,
+                layout.bits,
+                words,
+            )
+            words.sort()
+            count_W = np.empty(num_words, dtype=np.uint32)
+            kept = kernels.run_lengths(words, count_W)
+            words[:kept].tofile(word_file)
+            count_W[:kept].tofile(count_file)
+            cuts.append(cuts[-1] + kept)
+    if not chunks:
+        return []
+    words_W = np.memmap(paths[0], dtype=np.uint64, mode="r")
+    counts_W = np.memmap(paths[1], dtype=np.uint32, mode="r")
+    return [(words_W[low:high], counts_W[low:high]) for low, high in pairwise(cuts)]
 
 
 def join_runs(

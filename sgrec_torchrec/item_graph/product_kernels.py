@@ -69,7 +69,7 @@ def _take(total_N, reached, without, floor, column_E, limit):  # type: ignore[no
     tied = np.empty(len(reached) if threshold >= 0.0 else 0, dtype=np.int32)
     for column in reached:
         value = total_N[column]
-        if column == without or value < floor:
+        if column == without or not value >= floor:
             continue
         if value > threshold:
             column_E[kept] = column

@@ -15,12 +15,12 @@ def rank_targets(history, targets, edges, forms, filter_seen, ties, scratch, ran
         forms: decays [D], weights of the text [W], newest events that are asked.
         filter_seen: whether items of the history stand nowhere.
         ties: int64 [N], of equal scores the item of the smaller one stands before.
-        scratch: float64 [N, 2, D] of zeros, left as zeros; int32 [N + 1].
+        scratch: float64 [N, 2, D] and bool [N] of zeros, left as zeros; int32 [N + 1].
         ranks: int64 [rows, D, W], to be filled.
     """
     indptr, items = history
     decay_D, weight_W, score_history = forms
-    score_N2D, reached = scratch
+    score_N2D, is_reached_N, reached = scratch
     visit_C, text_C = np.empty(len(reached)), np.empty(len(reached))
     for row in range(len(targets)):
         low, high = indptr[row], indptr[row + 1]
@@ -29,6 +29,7 @@ def rank_targets(history, targets, edges, forms, filter_seen, ties, scratch, ran
             edges,
             decay_D,
             score_N2D,
+            is_reached_N,
             reached,
         )
         if filter_seen:
@@ -51,13 +52,14 @@ def rank_targets(history, targets, edges, forms, filter_seen, ties, scratch, ran
                     reached,
                 )
         for at in range(count):
+            is_reached_N[reached[at]] = False
             for kind in range(2):
                 for decay in range(len(decay_D)):
                     score_N2D[reached[at], kind, decay] = 0.0
 
 
 @numba.njit(nogil=True, cache=True)
-def _reach(items, edges, decay_D, score_N2D, reached):  # type: ignore[no-untyped-def]
+def _reach(items, edges, decay_D, score_N2D, is_reached_N, reached):  # type: ignore[no-untyped-def]
     """Add up what each event gives, by kind; returns how many items are reached."""
     count = 0
     num_decays = len(decay_D)
@@ -71,8 +73,8 @@ def _reach(items, edges, decay_D, score_N2D, reached):  # type: ignore[no-untype
                 column, weight = columns[edge], weights[edge]
                 # No branch: whether an item is new cannot be foretold.
                 reached[count] = column
-                before = score_N2D[column, 0, 0] + score_N2D[column, 1, 0]
-                count += before == 0.0
+                count += not is_reached_N[column]
+                is_reached_N[column] = True
                 for decay in range(num_decays):
                     score_N2D[column, kind, decay] += share_D[decay] * weight
     return count

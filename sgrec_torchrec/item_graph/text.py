@@ -23,7 +23,7 @@ from sgrec_torchrec.item_graph.heaviest import heaviest_product
 from sgrec_torchrec.item_graph.row_order import BoolArray, keep_heaviest
 from sgrec_torchrec.schema import Catalogue, Int64Array
 
-FREE_PRODUCTS = 2e8
+FREE_PRODUCTS = 2e9
 PRODUCTS_PER_ITEM = 2e3
 SPREAD_ROWS = 1024
 

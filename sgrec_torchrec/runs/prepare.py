@@ -36,6 +36,7 @@ from sgrec_torchrec.evidence.soft_targets import soft_targets
 from sgrec_torchrec.files.array_folder import read_arrays, write_arrays
 from sgrec_torchrec.files.atomic import atomic_folder
 from sgrec_torchrec.files.content_key import content_key
+from sgrec_torchrec.files.room import check_room
 from sgrec_torchrec.files.run_folder import (
     CANONICAL,
     COVISITS,
@@ -54,6 +55,7 @@ from sgrec_torchrec.item_graph.choose import choose_graph
 from sgrec_torchrec.item_graph.covisitation import fit_ends
 from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph
 from sgrec_torchrec.item_graph.pair_counts import PairCounts, count_pairs
+from sgrec_torchrec.item_graph.pair_runs import bytes_for_pairs
 from sgrec_torchrec.item_tokens.build import build_tokens, load_tokens
 from sgrec_torchrec.logs.importers import import_log
 from sgrec_torchrec.logs.importers.locate import fingerprint
@@ -136,10 +138,12 @@ def _pairs(
     folds, seed = config.evidence.num_folds, config.log.seed
 
     def count(folder: Path) -> None:
-        sequences = split.sequences
+        sequences, end_U = split.sequences, fit_ends(split.sequences, fit_on)
+        needed = bytes_for_pairs(end_U, reach)
+        check_room(folder.parent, needed, "the log's counted pairs")
         count_pairs(
             sequences,
-            fit_ends(sequences, fit_on),
+            end_U,
             folder,
             max_distance=reach,
             fold_U=fold_of_users(sequences.num_users, config.evidence, seed),

@@ -215,8 +215,6 @@ def test_settings_that_cannot_work_are_refused_by_name(assignment):
 
 UNBOUNDED = {
     *("log.seed", "tokens.seed", "evaluation.seed"),
-    *("graph.row_exponent", "graph.column_exponent", "graph.text_floor"),
-    "tokens.behaviour_weight",
     "candidates.seed",
     "judge.seed",
 }

@@ -107,6 +107,23 @@ def test_all_text_weights_are_asked_with_all_decays() -> None:
     assert found.tolist() == [[[0, 3, 2]]]
 
 
+@pytest.mark.parametrize("decays", [[0.0], [0.0, 0.9], [1e-5, 0.9]])
+def test_an_event_that_counts_for_nothing_reaches_an_item_once(decays) -> None:
+    # Item 3 is reached by all of 300 events; the older ones' shares are 0 by decay.
+    visits = sp.csr_matrix(np.array([[0, 1.0, 0.5, 2.0], *[[0.0] * 4] * 3]))
+    ranks = target_ranks(
+        (np.array([0, 300]), np.zeros(300, dtype=np.int32)),
+        np.array([2], dtype=np.int32),
+        np.array([5, 5, 9, 1]),
+        (visits, sp.csr_matrix((4, 4))),
+        decays=decays,
+        text_weights=[0.0],
+        score_history=300,
+        filter_seen=False,
+    )
+    assert ranks[0, :, 0].tolist() == [3] * len(decays)
+
+
 def test_a_row_leaves_nothing_to_the_next() -> None:
     alone = ranks_of([[0.0, 1.0, 0.0, 0.0]], [1])
     after = ranks_of([[9.0, 0.0, 9.0, 9.0], [0.0, 1.0, 0.0, 0.0]], [1, 1])

@@ -54,6 +54,11 @@ def test_small_entries_and_the_diagonal_can_be_left_out() -> None:
     np.testing.assert_array_equal(found, [[0, 5], [5, 0]])
 
 
+def test_a_floor_that_is_no_number_leaves_nothing() -> None:
+    square = sp.csr_matrix(np.ones((4, 4)))
+    assert heaviest_product(square, square, 2, floor=float("nan")).nnz == 0
+
+
 def test_products_that_vanish_reach_nothing() -> None:
     tiny = sp.csr_matrix(np.array([[1e-200, 1e-200, 1.0]]))
     right = sp.csr_matrix(np.array([[1e-200, 0.0], [1e-200, 0.0], [0.0, 2.0]]))

@@ -1,8 +1,8 @@
 """Pairs are counted once: no cut, order or fold changes a bit; damage is refused."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from sgrec_torchrec.item_graph import pair_runs
 from sgrec_torchrec.item_graph.covisitation import covisitation_edges
 from sgrec_torchrec.item_graph.pair_counts import MANIFEST, PairCounts, count_pairs
 from sgrec_torchrec.item_graph.pair_layout import Layout
-from sgrec_torchrec.item_graph.pair_runs import item_ranges
+from sgrec_torchrec.item_graph.pair_runs import item_ranges, join_runs
 from sgrec_torchrec.schema import Sequences
 
 FORMS = (
@@ -157,24 +157,47 @@ def test_words_of_too_many_items_are_refused_by_the_setting() -> None:
         Layout(num_items=1 << 28, num_folds=5, max_distance=20)
 
 
+def test_weights_under_a_unit_are_refused_and_no_edge_weighs_nothing(
+    log, tmp_path
+) -> None:
+    counts = counted(log, tmp_path / "pairs")
+    light = GraphConfig(forward_weight=4e-7, backward_weight=0.0)
+    with pytest.raises(ValueError, match="weights under 1e-06 count as nothing"):
+        covisitation_edges(counts, [light])
+    assert covisitation_edges(counts, [replace(light, forward_weight=0.0)])[0].nnz == 0
+
+
+def test_edges_that_are_damped_to_nothing_are_none(make_split, tmp_path) -> None:
+    # Popularities of 11 and 1: 12^-10 stays, its product with 12^-300 does not.
+    users = [[0, 1], *[[0]] * 10]
+    counts = counted(make_split(users, 2).sequences, tmp_path / "pairs")
+    object.__setattr__(counts, "popularity_FN", np.full((1, 2), 1e40))
+    form = GraphConfig(row_exponent=9.0, column_exponent=9.0)
+    assert covisitation_edges(counts, [form])[0].nnz == 0
+
+
+def test_any_number_of_runs_holds_few_files(
+    log, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def spy(runs, *arguments):
+        opened.append((len(runs), len(list(Path("/proc/self/fd").iterdir()))))
+        return join_runs(runs, *arguments)
+
+    monkeypatch.setattr("sgrec_torchrec.item_graph.pair_counts.join_runs", spy)
+    counted(log, tmp_path / "few")
+    counted(log, tmp_path / "many", max_pairs=1)
+    (few, fewest), (many, most) = opened
+    assert few == 1
+    assert many > 20
+    assert most <= fewest + 2
+
+
 def test_a_form_that_reaches_farther_than_the_counts_is_refused(log, tmp_path) -> None:
     counts = counted(log, tmp_path / "pairs")
     with pytest.raises(ValueError, match="counted up to distance 5, not 6"):
         covisitation_edges(counts, [GraphConfig(max_distance=6)])
-
-
-def test_a_disk_without_room_is_named_before_anything_is_written(
-    make_split, tmp_path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Three events make 3 pairs, 6 words; two of another user 2.
-    sequences = make_split([[0, 1, 2], [0, 1]], 3).sequences
-    needed = 16 * 8
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed - 1))
-    with pytest.raises(OSError, match="needed for the counted pairs of the log"):
-        counted(sequences, tmp_path / "pairs")
-    assert not list(tmp_path.iterdir())
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=needed))
-    counted(sequences, tmp_path / "pairs")
 
 
 def test_item_ranges_hold_the_bound_or_a_single_item() -> None:

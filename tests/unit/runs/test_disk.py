@@ -9,10 +9,13 @@ import pytest
 from folder_state import folder_state
 
 from sgrec_torchrec.config import RunConfig
+from sgrec_torchrec.config.arguments import parse_run
 from sgrec_torchrec.distributed.checkpoint_files import open_reader, read_manifest
+from sgrec_torchrec.item_graph.pair_runs import bytes_for_pairs
 from sgrec_torchrec.logs.split import load_split
 from sgrec_torchrec.runs import pipeline
 from sgrec_torchrec.runs.disk import checkpoint_bytes
+from sgrec_torchrec.runs.prepare import prepare_graph, prepare_log
 from sgrec_torchrec.runs.stage_links import StageLinks
 
 pytestmark = pytest.mark.long
@@ -24,6 +27,24 @@ def free(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return lambda num: monkeypatch.setattr(
         "shutil.disk_usage", lambda _: SimpleNamespace(free=num)
     )
+
+
+def test_pairs_that_would_not_fit_are_refused_before_they_are_counted(
+    planted_log, tiny_arguments, tmp_path: Path, free: Callable[[int], None]
+) -> None:
+    config, _ = parse_run(tiny_arguments(planted_log(3), tmp_path / "runs"))
+    links = StageLinks(run_dir=config.run_dir)
+    split, config = prepare_log(config, links)
+    sequences = split.sequences
+    needed = bytes_for_pairs(sequences.train_end_U, 20)
+    # Users of so few events have pairs of all of them, both ways.
+    assert needed == sum(16 * n * (n - 1) for n in sequences.train_end_U.tolist())
+    free(needed - 1)
+    with pytest.raises(OSError, match="needed for the log's counted pairs"):
+        prepare_graph(split, config, links)
+    assert not list((tmp_path / "runs" / "prepared").glob("covisits-*"))
+    free(needed)
+    prepare_graph(split, config, links)
 
 
 def test_a_checkpoint_is_as_large_as_its_tensors(finished_run: Path) -> None:
