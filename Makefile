@@ -35,12 +35,16 @@ MOST = not slow and not gpu and not multi_gpu
 test: $(VENV)/.ready  ## all tests but the slow ones and those that need a GPU
 	@$(PYTEST) -m "$(MOST)" $(ARGS)
 
-# Commands, servers, arms, pages and what reads others' files are no pure functions, and
-# their imports take longest.
-FAST = tests/unit $(addprefix --ignore=tests/unit/,candidates distributed experiments \
-	judge/backends judge/test_commands.py logs/importers report \
-	reward_table/test_concurrent.py runs serving test_cli.py test_train.py \
-	test_trl_peer.py)
+# Commands, servers, arms, pages and what reads others' files are no pure functions, nor
+# are loops of training or damage by the hundred; their imports take longest.
+FAST = tests/unit $(addprefix --ignore=tests/unit/,a2po/test_align.py a2po/test_aligner.py \
+	a2po/test_training_command.py candidates distributed evaluation/test_baselines.py \
+	evaluation/test_generate.py evaluation/test_offline.py experiments \
+	generator/test_pretrain.py generator/test_trainee.py judge/backends judge/learn \
+	judge/test_commands.py judge/test_judging.py logs/importers report \
+	reward_table/test_concurrent.py reward_table/test_damaged.py \
+	reward_table/test_segments.py reward_table/test_verify.py runs serving test_cli.py \
+	test_doctor.py test_train.py test_trl_peer.py)
 
 test-fast: $(VENV)/.ready  ## of these, what needs no processes and no trained models
 	@$(PYTEST) -m "$(MOST) and not long" $(FAST) $(ARGS)
