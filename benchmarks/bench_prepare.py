@@ -11,7 +11,7 @@ cores; CPU seconds count all threads.
 import argparse
 import dataclasses
 import json
-import resource
+import os
 import subprocess
 import sys
 import tempfile
@@ -108,21 +108,23 @@ def measure(num_events: int, folder: Path | None) -> list[Cost]:
 
 def in_child(stage: str, words: Sequence[str]) -> tuple[Cost, str]:
     """Run Python on these words; what it cost, and the last line that it said."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     begin = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, *words], stdout=subprocess.PIPE, text=True, check=True
+    child = subprocess.Popen(
+        [sys.executable, *words], stdout=subprocess.PIPE, text=True
     )
-    wall_s = time.perf_counter() - begin
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert child.stdout is not None
+    with child.stdout as said:
+        lines = said.read().strip().splitlines()
+    _, status, used = os.wait4(child.pid, 0)
+    if status:
+        raise RuntimeError(f"{stage} ended with status {status}")
     cost = Cost(
         stage=stage,
-        cpu_s=cpu_s,
-        wall_s=wall_s,
-        peak_gib=after.ru_maxrss * KIB / 2**30,
+        cpu_s=used.ru_utime + used.ru_stime,
+        wall_s=time.perf_counter() - begin,
+        peak_gib=used.ru_maxrss * KIB / 2**30,
     )
-    return cost, done.stdout.strip().splitlines()[-1]
+    return cost, lines[-1]
 
 
 def stages(place: Path) -> list[Cost]:
