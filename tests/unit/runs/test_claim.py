@@ -322,6 +322,45 @@ def test_a_second_training_under_one_name_is_refused(
     )
 
 
+def test_a_folder_at_work_is_told_before_the_log_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "import_log", None)
+    config = dataclasses.replace(RUNS["smoke"], out_dir=str(tmp_path))
+    links = StageLinks(run_dir=config.run_dir)
+    lock = config.run_dir / "steps" / ".lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        for use in ("begin", "go on"):
+            with pytest.raises(BlockingIOError, match="another process is at work"):
+                prepare.prepare_log(config, links, claim=Claim(use=use))
+        Claim(use="read").check_given(config)
+
+
+def test_a_folder_at_work_is_not_moved_aside(tmp_path: Path) -> None:
+    config = dataclasses.replace(RUNS["smoke"], out_dir=str(tmp_path))
+    (config.run_dir / "checkpoints").mkdir(parents=True)
+    (config.run_dir / "steps").mkdir()
+    with (config.run_dir / "steps" / ".lock").open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError, match="another process is at work"):
+            set_aside_run(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["smoke"]
+
+
+def test_settings_that_cannot_be_read_move_with_their_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = dataclasses.replace(RUNS["smoke"], out_dir=str(tmp_path))
+    config.run_dir.mkdir()
+    (config.run_dir / "config.json").write_text("{")
+    set_aside_run(config)
+    moved = tmp_path / "smoke.1" / "config.json"
+    assert moved.read_text() == "{"
+    assert "it keeps its settings as they are: " in capsys.readouterr().out
+
+
 def test_a_training_holds_its_folder_from_its_first_write_to_its_end(
     planted_log, tiny_arguments, train_here, prepared_runs: Path, monkeypatch
 ) -> None:
