@@ -45,12 +45,13 @@ def main() -> int:
         print(f"the field is made: {time.monotonic() - begin:.0f} s", flush=True)
         for name in arguments.only or GROUPS:
             group = partial(GROUPS[name], field, arguments.share, arguments.seed)
-            rows += show(group())
+            for row in show(group()):
+                rows.append(row)
+                if arguments.json:  # an hour's rows are not lost with the last one
+                    write_rows(rows, arguments.json)
     missed = [row.name for row in rows if not row.met]
     seconds = time.monotonic() - begin
     print(f"{len(rows)} rows in {seconds / 60:.0f} min, {len(missed)} missed: {missed}")
-    if arguments.json:
-        write_rows(rows, arguments.json)
     return 1 if missed else 0
 
 
