@@ -9,12 +9,14 @@ import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from faults.client import Health, Server, exchange, serving
 from faults.field import NAME, NUM_ITEMS, Field
 from faults.outcome import FaultRow, measured, part, run_trials
 from faults.processes import run
 
+Said = TypeVar("Said")
 NUM_REQUESTS, NUM_SLOW, NUM_RELOADS = 100_000, 200, 100
 AT_ONCE = 32
 WARM_REQUESTS = 2_000
@@ -59,16 +61,19 @@ async def attack(
     server: Server, count: int, draw: random.Random, health: Health | None = None
 ) -> list[str | None]:
     """Each is answered by 2xx or 4xx, or its connection is closed."""
-    free = asyncio.Semaphore(AT_ONCE)
+    # Made one by one: tasks for all at once would hold up the clock of /healthz.
+    requests = (hostile(draw) for _ in range(count))
 
-    async def one(data: bytes) -> str | None:
-        async with free:
+    async def some() -> list[str | None]:
+        said: list[str | None] = []
+        for data in requests:
             status = await exchange(server.port, data)
-        if status is None or 200 <= status < 500:
-            return None
-        return f"{status}: {data[:60]!r}"
+            is_answered = status is None or 200 <= status < 500
+            said.append(None if is_answered else f"{status}: {data[:60]!r}")
+        return said
 
-    return await _beside(health, [one(hostile(draw)) for _ in range(count)])
+    found = await _beside(health, [some() for _ in range(AT_ONCE)])
+    return [one for said in found for one in said]
 
 
 async def _slow(server: Server, count: int, health: Health) -> list[str | None]:
@@ -84,8 +89,8 @@ async def _slow(server: Server, count: int, health: Health) -> list[str | None]:
 
 
 async def _beside(
-    health: Health | None, calls: list[Coroutine[None, None, str | None]]
-) -> list[str | None]:
+    health: Health | None, calls: list[Coroutine[None, None, Said]]
+) -> list[Said]:
     watch = asyncio.create_task(health.watch()) if health else None
     found = await asyncio.gather(*calls)
     if watch:
