@@ -23,7 +23,7 @@ from sgrec_torchrec.item_graph.covisitation import covisitation_edges, fit_ends
 from sgrec_torchrec.item_graph.graph import histories
 from sgrec_torchrec.item_graph.pair_counts import PairCounts, counted
 from sgrec_torchrec.item_graph.rank_kernels import rank_targets
-from sgrec_torchrec.item_graph.row_order import rows_of
+from sgrec_torchrec.item_graph.row_order import arrays_of, rows_of
 from sgrec_torchrec.item_graph.text import text_edges
 from sgrec_torchrec.schema import EvalRows, Int32Array, Int64Array, SplitLog
 
@@ -133,14 +133,7 @@ def target_ranks(
     rank_targets(
         history,
         target_E,
-        tuple(
-            (
-                one.indptr.astype(np.int64),
-                one.indices.astype(np.int32, copy=False),
-                one.data,
-            )
-            for one in edges
-        ),
+        (arrays_of(edges[0]), arrays_of(edges[1])),
         (np.array(decays), np.array(text_weights), score_history),
         filter_seen,
         tie_rank_N,

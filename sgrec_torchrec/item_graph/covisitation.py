@@ -14,18 +14,16 @@ weight is rounded to 2^-20.
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sp
 
 from sgrec_torchrec.config import GraphConfig, check_choice
 from sgrec_torchrec.item_graph import pair_kernels as kernels
 from sgrec_torchrec.item_graph.pair_counts import PairCounts
 from sgrec_torchrec.item_graph.pair_layout import UNIT
+from sgrec_torchrec.item_graph.row_order import Rows, stacked
 from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences
 
 CHUNK_EVENTS = 4_000_000
-Rows = tuple[Int64Array, Int32Array, npt.NDArray[np.float64]]
-"""Entries of each row, columns and weights."""
 
 
 def fit_ends(sequences: Sequences, fit_on: str) -> Int32Array:
@@ -72,36 +70,31 @@ def covisitation_edges(
     """
     layout = counts.layout
     damped_N = 1.0 + counts.popularity(without)
-    factors = [
-        (damped_N**-form.row_exponent, damped_N**-form.column_exponent, UNIT)
+    weights = [
+        (
+            layout.units(form, without),
+            (damped_N**-form.row_exponent, damped_N**-form.column_exponent, UNIT),
+        )
         for form in forms
     ]
     weighed: list[list[Rows]] = [[] for _ in forms]
     for low, high, (words, count_W) in counts.blocks():
-        for rows, form, factor in zip(weighed, forms, factors, strict=True):
+        for rows, form, (units_T, factors) in zip(weighed, forms, weights, strict=True):
             indptr = np.zeros(high - low + 1, dtype=np.int64)
             target_W = np.empty(len(words), dtype=np.int32)
             weight_W = np.empty(len(words), dtype=np.float64)
             kept = kernels.weigh(
                 words,
                 count_W,
-                layout.units(form, without),
+                units_T,
                 layout.bits,
                 (low, high),
-                factor,
+                factors,
                 form.max_neighbours,
                 (indptr, target_W, weight_W),
             )
             rows.append(
                 (np.diff(indptr), target_W[:kept].copy(), weight_W[:kept].copy())
             )
-    return [_stacked(weighed.pop(0), layout.num_items) for _ in forms]
-
-
-def _stacked(rows: Sequence[Rows], num_items: int) -> sp.csr_matrix:
-    lengths, targets, weights = zip(*rows, strict=True)
-    indptr = np.append(0, np.cumsum(np.concatenate(lengths)))
-    return sp.csr_matrix(
-        (np.concatenate(weights), np.concatenate(targets), indptr),
-        shape=(num_items, num_items),
-    )
+    shape = (layout.num_items, layout.num_items)
+    return [stacked(weighed.pop(0), shape) for _ in forms]

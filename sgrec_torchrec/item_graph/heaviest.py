@@ -9,8 +9,7 @@ import scipy.sparse as sp
 
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.item_graph import product_kernels as kernels
-from sgrec_torchrec.item_graph.row_order import BoolArray
-from sgrec_torchrec.schema import Float64Array, Int32Array, Int64Array
+from sgrec_torchrec.item_graph.row_order import BoolArray, Rows, arrays_of, stacked
 
 BLOCK_ENTRIES = 1 << 24
 
@@ -41,10 +40,10 @@ def heaviest_product(
     left, right = left.tocsr(), right.tocsr()
     shape = (left.shape[0], right.shape[1])
     wanted = np.ones(shape[0], dtype=np.bool_) if wanted_N is None else wanted_N
-    factors = _arrays(left), _arrays(right)
+    factors = arrays_of(left), arrays_of(right)
     scratch = (np.zeros(shape[1]), np.empty(shape[1], dtype=np.int32))
     rows = max(1, BLOCK_ENTRIES // k)
-    lengths, columns, values = [np.zeros(1, np.int64)], [], []
+    blocks: list[Rows] = []
     for low in progress(
         range(0, shape[0], rows), description=description, unit="block"
     ):
@@ -63,17 +62,5 @@ def heaviest_product(
             scratch,
             (indptr, column_E, value_E),
         )
-        lengths.append(np.diff(indptr))
-        columns.append(column_E[:kept].copy())
-        values.append(value_E[:kept].copy())
-    indptr = np.cumsum(np.concatenate(lengths))
-    empty = np.empty(0, np.int32), np.empty(0)
-    column_E = np.concatenate([empty[0], *columns])
-    value_E = np.concatenate([empty[1], *values])
-    return sp.csr_matrix((value_E, column_E, indptr), shape=shape)
-
-
-def _arrays(matrix: sp.csr_matrix) -> tuple[Int64Array, Int32Array, Float64Array]:
-    """As the kernels take them."""
-    indptr = matrix.indptr.astype(np.int64)
-    return indptr, matrix.indices.astype(np.int32, copy=False), matrix.data
+        blocks.append((np.diff(indptr), column_E[:kept].copy(), value_E[:kept].copy()))
+    return stacked(blocks, shape)

@@ -22,7 +22,7 @@ item occurs takes 32 bytes an event for a moment, and 16 N for each fold.
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -145,19 +145,22 @@ def count_pairs(
             runs = write_runs(sequences, end_U, folds, layout, Path(place), max_pairs)
             groups = join_runs(runs, layout, ranges, temporary / PAIRS)
             del runs  # mapped files cannot go everywhere
+        in_groups = [(*one, size) for one, size in zip(ranges, groups, strict=True)]
         facts = {
             "format_version": FORMAT_VERSION,
-            "layout": {
-                "num_items": layout.num_items,
-                "num_folds": layout.num_folds,
-                "max_distance": layout.max_distance,
-            },
-            "ranges": [(*one, size) for one, size in zip(ranges, groups, strict=True)],
+            "layout": asdict(layout),
+            "ranges": in_groups,
             "sha256": {name: sha256_file(temporary / f"{name}.npy") for name in ARRAYS},
             "pairs_sha256": sha256_file(temporary / PAIRS),
         }
         write_sealed(temporary / MANIFEST, facts)
-    return PairCounts.load(folder)
+    return PairCounts(
+        folder=folder,
+        layout=layout,
+        ranges=in_groups,
+        popularity_FN=popularity_FN,
+        recent_FN=recent_FN,
+    )
 
 
 @contextmanager

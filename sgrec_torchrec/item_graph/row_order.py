@@ -5,6 +5,8 @@ threshold in float32, which lets through a few more than asked; only those are t
 ordered in full precision. Memory: 8 bytes an entry beside the matrix.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
@@ -13,6 +15,8 @@ from sgrec_torchrec.item_graph.pair_kernels import cut_rows
 from sgrec_torchrec.schema import Float64Array, Int32Array, Int64Array
 
 BoolArray = npt.NDArray[np.bool_]
+Rows = tuple[Int64Array, Int32Array, Float64Array]
+"""Entries of each row, columns and values."""
 
 
 def rows_of(indptr: npt.NDArray[np.integer]) -> Int64Array:
@@ -63,6 +67,23 @@ def keep_heaviest(matrix: sp.csr_matrix, k: int) -> sp.csr_matrix:
     columns, values = matrix.indices.copy(), matrix.data.copy()
     kept = cut_rows(indptr, columns, values, k)
     return sp.csr_matrix((values[:kept], columns[:kept], indptr), shape=matrix.shape)
+
+
+def arrays_of(matrix: sp.csr_matrix) -> tuple[Int64Array, Int32Array, Float64Array]:
+    """Indptr, columns and values of a CSR matrix, as compiled loops take them."""
+    indptr = matrix.indptr.astype(np.int64)
+    return indptr, matrix.indices.astype(np.int32, copy=False), matrix.data
+
+
+def stacked(blocks: Sequence[Rows], shape: tuple[int, int]) -> sp.csr_matrix:
+    """Blocks of rows, top to bottom, as one float64 CSR matrix."""
+    none = np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0)
+    all_blocks = [none, *blocks]
+    lengths, columns, values = zip(*all_blocks, strict=True)
+    indptr = np.append(0, np.cumsum(np.concatenate(lengths)))
+    return sp.csr_matrix(
+        (np.concatenate(values), np.concatenate(columns), indptr), shape=shape
+    )
 
 
 def first_k(
