@@ -248,8 +248,12 @@ def read_catalogue(path: Path) -> Catalogue:
         else pa.chunked_array([pa.array([""] * table.num_rows, pa.string())])
         for name in TEXT_COLUMNS
     }
-    blanks = [pc.if_else(pc.equal(text, ""), None, text) for text in texts.values()]
-    joined = pc.binary_join_element_wise(*blanks, " ", null_handling="skip")
+    joined, *others = texts.values()
+    for text in others:
+        # Arrow drops a row whose fields are all null where it is to skip nulls.
+        is_apart = pc.and_(pc.not_equal(joined, ""), pc.not_equal(text, ""))
+        space = pc.if_else(is_apart, " ", "")
+        joined = pc.binary_join_element_wise(joined, text, space)
     return Catalogue(
         item_ids=table["item_id"].cast(pa.string()).to_pylist(),
         titles=texts["title"].to_pylist(),

@@ -54,6 +54,7 @@ def test_string_ids_events_and_values_survive(tmp_path):
     assert sequences.has_value
     assert sequences.num_event_types == 2
     assert split.catalogue.titles == ["Why", ""]
+    assert split.catalogue.texts == ["Why", ""]
     assert split.catalogue.sid_NL.tolist() == [[1, 2], [3, 4]]
     assert split.catalogue.embedding_ND.tolist() == [[0.5, 1], [2, 3]]
 
