@@ -6,6 +6,7 @@ L code levels, K codes per level, G rollouts per user. Nothing here imports torc
 that a server may read these records without it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -21,6 +22,7 @@ Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
+Texts = Sequence[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,13 +137,14 @@ class Catalogue:
 
     ``texts`` is title, brand, category and description joined for an encoder;
     ``embedding_ND`` and ``sid_NL`` are the user's own, if ``items.parquet`` has them.
+    A split's texts are ``files.text_column.TextColumn``, read where they are asked for.
     """
 
-    item_ids: list[str]
-    titles: list[str]
-    brands: list[str]
-    categories: list[str]
-    texts: list[str]
+    item_ids: Texts
+    titles: Texts
+    brands: Texts
+    categories: Texts
+    texts: Texts
     embedding_ND: Float32Array | None
     sid_NL: Int32Array | None
 
@@ -157,7 +160,7 @@ class SplitLog:
     valid: EvalRows
     test: EvalRows
     catalogue: Catalogue
-    user_ids: list[str]
+    user_ids: Texts
     protocol: str
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from sgrec_torchrec.a2po.prompts import Prompts
 from sgrec_torchrec.config import AlignConfig
 from sgrec_torchrec.config.registry import BUSINESS_REWARDS
+from sgrec_torchrec.files.text_column import taken
 from sgrec_torchrec.hashing import JUDGED_USER, ROLLOUT, hash64
 from sgrec_torchrec.logs.judged_users import id_hashes, prefix_hash
 from sgrec_torchrec.reward_table import MissLog, RewardTable
@@ -347,10 +348,11 @@ def _ids(
     """Stable ids of all pairs, rollout by rollout; of an empty slot those of item 0."""
     num_rollouts = group.item_BG.shape[1]
     user_B = prompts.rows.user_E[group.prompt_B].tolist()
-    users = [split.user_ids[user] for user in user_B for _ in range(num_rollouts)]
-    ids = split.catalogue.item_ids
-    items = [ids[max(item, 0)] for item in group.item_BG.reshape(-1).tolist()]
-    return users, items
+    users = [
+        user for user in taken(split.user_ids, user_B) for _ in range(num_rollouts)
+    ]
+    items = group.item_BG.clamp(min=0).reshape(-1).tolist()
+    return users, taken(split.catalogue.item_ids, items)
 
 
 def _is_judged(
@@ -362,7 +364,7 @@ def _is_judged(
             f"{table.folder} has no history_hash: build it from a file with that column"
         )
     users = np.unique(prompts.rows.user_E)
-    position_U, hash_U, found_U = table.as_of([split.user_ids[user] for user in users])
+    position_U, hash_U, found_U = table.as_of(taken(split.user_ids, users))
     position_of = dict(zip(users[found_U], position_U[found_U], strict=True))
     for user, position, said in zip(
         users[found_U], position_U[found_U], hash_U[found_U], strict=True

@@ -16,6 +16,7 @@ import pyarrow as pa
 from sgrec_torchrec.config import CandidatesConfig
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.files.run_folder import CANDIDATE_PAIRS, USERS
+from sgrec_torchrec.files.text_column import taken
 from sgrec_torchrec.hashing import CANDIDATE, hash64, uniform
 from sgrec_torchrec.item_graph.covisitation import popularity
 from sgrec_torchrec.item_graph.graph import ItemGraph, histories
@@ -234,12 +235,11 @@ def _schema(columns: dict[str, Any]) -> pa.Schema:
 def _pair_table(
     split: SplitLog, prompts: EvalRows, picked: list[list[Candidate]]
 ) -> pa.Table:
-    user_ids, item_ids = split.user_ids, split.catalogue.item_ids
     users = prompts.user_E.tolist()
     rows = [(u, one) for u, items in zip(users, picked, strict=True) for one in items]
     columns: dict[str, Any] = {
-        "user_id": [user_ids[user] for user, _ in rows],
-        "item_id": [item_ids[one.item] for _, one in rows],
+        "user_id": taken(split.user_ids, (user for user, _ in rows)),
+        "item_id": taken(split.catalogue.item_ids, (one.item for _, one in rows)),
         "source": [SOURCES[one.source] for _, one in rows],
         "rank": [one.rank for _, one in rows],
     }
@@ -247,14 +247,13 @@ def _pair_table(
 
 
 def _user_table(split: SplitLog, prompts: EvalRows) -> pa.Table:
-    item_ids = split.catalogue.item_ids
     prefixes = zip(prompts.user_E.tolist(), prompts.history_end_E.tolist(), strict=True)
     columns: dict[str, Any] = {
-        "user_id": [split.user_ids[user] for user in prompts.user_E],
+        "user_id": taken(split.user_ids, prompts.user_E),
         "as_of": prompts.history_end_E,
         "history_hash": [prefix_hash(split, user, as_of) for user, as_of in prefixes],
         "request_timestamp": prompts.target_timestamp_E,
-        "next_item_id": [item_ids[item] for item in prompts.target_E],
+        "next_item_id": taken(split.catalogue.item_ids, prompts.target_E),
     }
     return pa.table(columns, schema=_schema(USER_COLUMNS))
 

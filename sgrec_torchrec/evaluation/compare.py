@@ -28,6 +28,7 @@ from sgrec_torchrec.evaluation.ranking import (
     sums_by_user,
 )
 from sgrec_torchrec.files.atomic import atomic_file
+from sgrec_torchrec.files.text_column import taken
 from sgrec_torchrec.schema import (
     EvalRows,
     Float64Array,
@@ -120,13 +121,11 @@ def write_hits(
             f"{len(rows)} rows, {len(row_E)} row numbers and {len(rank_E)} ranks: "
             "there must be one of each per evaluated row"
         )
-    users = pa.array(split.user_ids, type=pa.string())
-    items = pa.array(split.catalogue.item_ids, type=pa.string())
     table = pa.table(
         [
-            users.take(pa.array(rows.user_E, type=pa.int64())),
+            pa.array(taken(split.user_ids, rows.user_E), type=pa.string()),
             pa.array(row_E, type=pa.int64()),
-            items.take(pa.array(rows.target_E, type=pa.int32())),
+            pa.array(taken(split.catalogue.item_ids, rows.target_E), type=pa.string()),
             pa.array(rank_E, type=pa.int32()),
         ],
         schema=pa.schema(COLUMNS),

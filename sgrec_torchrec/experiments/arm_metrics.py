@@ -30,6 +30,7 @@ from sgrec_torchrec.evaluation.ranking import (
     target_ranks,
 )
 from sgrec_torchrec.files.atomic import atomic_file
+from sgrec_torchrec.files.text_column import taken
 from sgrec_torchrec.logs.prompts import target_values
 from sgrec_torchrec.reward_table import RewardTable
 from sgrec_torchrec.schema import (
@@ -88,12 +89,12 @@ def arm_rows(
     ranked_E2 = metric_values(rank_E, (DEPTH,))
     judged_E2 = _judged(top_EK, rows, split, table)
     value_E = _values(rank_E, rows, split)
-    users = np.array(split.user_ids, dtype=object)
-    items = np.array(split.catalogue.item_ids, dtype=object)
+    users = taken(split.user_ids, rows.user_E)
+    items = taken(split.catalogue.item_ids, rows.target_E)
     return ArmRows(
-        user_id_E=users[rows.user_E],
+        user_id_E=np.array(users, dtype=object),
         row_E=row_E,
-        target_item_id_E=items[rows.target_E],
+        target_item_id_E=np.array(items, dtype=object),
         values_EM=np.column_stack([ranked_E2, value_E, judged_E2]),
     )
 

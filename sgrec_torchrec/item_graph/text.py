@@ -11,6 +11,7 @@ is smallest) leave the product, though not the norms, until PRODUCTS_PER_ITEM ar
 for each item. A catalogue of up to FREE_PRODUCTS loses none.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 import scipy.sparse as sp
 
 from sgrec_torchrec.config import GraphConfig
+from sgrec_torchrec.files.text_column import TextColumn
 from sgrec_torchrec.item_graph.heaviest import heaviest_product
 from sgrec_torchrec.item_graph.row_order import BoolArray, keep_heaviest
 from sgrec_torchrec.schema import Catalogue, Int64Array
@@ -28,13 +30,16 @@ PRODUCTS_PER_ITEM = 2e3
 SPREAD_ROWS = 1024
 
 
-def item_texts(catalogue: Catalogue) -> list[str]:
+def item_texts(catalogue: Catalogue) -> TextColumn:
     """Title and brand of each item, as the graph compares them."""
-    pairs = zip(catalogue.titles, catalogue.brands, strict=True)
-    return [f"{title} {brand}" for title, brand in pairs]
+    both: Any = [
+        pa.array(one, pa.large_string()) for one in (catalogue.titles, catalogue.brands)
+    ]
+    space = pa.scalar(" ", pa.large_string())
+    return TextColumn(pc.binary_join_element_wise(*both, space))
 
 
-def tf_idf(texts: list[str], *, binary: bool = False) -> sp.csr_matrix:
+def tf_idf(texts: Sequence[str], *, binary: bool = False) -> sp.csr_matrix:
     """TF-IDF rows of length 1 (or 0, for a text without a telling term).
 
     Args:

@@ -4,7 +4,7 @@ Shape letters: N items, n items of a chunk, L levels, K codes a level, k_l centr
 trained at level l (k_l <= K), D width of an embedding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,7 +209,7 @@ def append_items(
 
 
 def tokens_from_sid(
-    sid_NL: Int32Array, num_levels: int, num_codes: int, item_ids: list[str]
+    sid_NL: Int32Array, num_levels: int, num_codes: int, item_ids: Sequence[str]
 ) -> tuple[ItemTokens, Collisions]:
     """The user's own semantic IDs, made collision-free.
 

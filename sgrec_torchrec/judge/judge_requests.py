@@ -15,6 +15,7 @@ from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.files.checked_parquet import read_checked
 from sgrec_torchrec.files.run_folder import CANDIDATE_PAIRS, MANIFEST, USERS
 from sgrec_torchrec.files.sealed_json import CANDIDATES_FORMAT, naming, read_sealed
+from sgrec_torchrec.files.text_column import places_of
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 
 USER_COLUMNS = ("user_id", "as_of", "history_hash", "request_timestamp")
@@ -54,9 +55,9 @@ def read_requests(
     users = _read(users_path, USER_COLUMNS).to_pylist()
     pairs_path = pairs or candidates / CANDIDATE_PAIRS
     by_user = _by_user(pairs_path)
-    user_index = {user_id: u for u, user_id in enumerate(reader.split.user_ids)}
-    item_index = {item: n for n, item in enumerate(reader.split.catalogue.item_ids)}
     known = {str(user["user_id"]) for user in users}
+    user_index = places_of(reader.split.user_ids, known)
+    item_index = places_of(reader.split.catalogue.item_ids, _items(by_user))
     for user_id, rows in by_user.items():
         if user_id not in known:
             raise ValueError(
@@ -92,6 +93,10 @@ def read_requests(
             history_hash=int(user["history_hash"]),
             next_item_id=user.get("next_item_id"),
         )
+
+
+def _items(by_user: dict[str, list[tuple[str, str, int]]]) -> set[str]:
+    return {item for rows in by_user.values() for item, _, _ in rows}
 
 
 def _check_users(path: Path, users: list[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from sgrec_torchrec.files.text_column import taken
 from sgrec_torchrec.hashing import LABEL_USER, hash64, uniform
 from sgrec_torchrec.schema import Int64Array, SplitLog
 
@@ -48,6 +49,5 @@ def history_hash(item_ids: Sequence[str]) -> int:
 def prefix_hash(split: SplitLog, user: int, as_of: int) -> int:
     """``history_hash`` of the user's first ``as_of`` events."""
     first = int(split.sequences.offsets_U1[user])
-    ids = split.catalogue.item_ids
-    items = split.sequences.items_R[first : first + as_of].tolist()
-    return history_hash([ids[item] for item in items])
+    items = split.sequences.items_R[first : first + as_of]
+    return history_hash(taken(split.catalogue.item_ids, items))

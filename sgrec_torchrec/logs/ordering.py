@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
+from sgrec_torchrec.files.text_column import TextColumn
 from sgrec_torchrec.hashing import BASKET, hash64
 from sgrec_torchrec.logs.canonical import CanonicalLog
 from sgrec_torchrec.schema import (
@@ -40,7 +41,7 @@ class OrderedRows:
     ``splits_R`` counts in ``SPLITS`` and is None without that column.
     """
 
-    user_ids: list[str]
+    user_ids: TextColumn
     offsets_U1: Int64Array
     items_R: Int32Array
     timestamps_R: Int64Array
@@ -191,7 +192,7 @@ class _Columns:
         timestamps_R = self._take("timestamp", np.int64, 0)
         events_R, event_types = self._sorted_events()
         return OrderedRows(
-            user_ids=users.cast(pa.string()).to_pylist(),
+            user_ids=TextColumn(users),
             offsets_U1=offsets_U1,
             items_R=self._take("item", np.int32, 0),
             timestamps_R=timestamps_R,

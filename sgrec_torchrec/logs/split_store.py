@@ -4,33 +4,41 @@ sequences.parquet   a row per user: user_id, items, timestamps, events, values (
                     of equal length), train_end, valid_end
 valid.parquet, test.parquet   a row per target: the fields of ``EvalRows``
 items.parquet       the catalogue; row n is item n
+users.arrow, items.arrow   the same user ids and catalogue, to be memory-mapped; older
+                    folders lack them, and then the Parquet files are read
 manifest.json       settings, counts, sha256 and bytes of every file
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet as pq
 
 from sgrec_torchrec.config import LogConfig
 from sgrec_torchrec.files.atomic import atomic_folder, sha256_file
 from sgrec_torchrec.files.run_folder import ITEMS, MANIFEST
 from sgrec_torchrec.files.sealed_json import Fields, naming, read_sealed, write_sealed
+from sgrec_torchrec.files.text_column import TextColumn, map_columns, write_columns
 from sgrec_torchrec.logs.canonical import CanonicalLog, parquet_writer
+from sgrec_torchrec.logs.catalogue_store import (
+    MAPPED_ITEMS,
+    catalogue_of,
+    flatten_lists,
+    map_catalogue,
+    write_catalogue,
+)
 from sgrec_torchrec.schema import (
     Catalogue,
     EvalRows,
     Int64Array,
     Sequences,
     SplitLog,
+    Texts,
 )
-
-# Any: Arrow's types are generic in some stub packages and absent in others.
-pc: Any = pyarrow.compute
 
 FORMAT_VERSION = 2
 EVENTS_PER_GROUP = 1 << 22
@@ -59,10 +67,12 @@ SEQUENCE_SCHEMA = pa.schema(
         pa.field("valid_end", pa.int32(), nullable=False),
     ]
 )
-TEXT_COLUMNS = ("title", "brand", "category", "description")
+MAPPED_USERS = "users.arrow"
+MAPPED_FILES = {MAPPED_ITEMS, MAPPED_USERS}
 FILES = {"sequences.parquet", "valid.parquet", "test.parquet", ITEMS}
 FACTS: Fields = {
     "files": dict,
+    "mapped": (dict, type(None)),
     "counts": dict,
     "event_types": list,
     "has_clock": bool,
@@ -81,7 +91,7 @@ def write_split(
     sequences: Sequences,
     valid: EvalRows,
     test: EvalRows,
-    user_ids: list[str],
+    user_ids: TextColumn,
     event_types: list[str],
     counts: dict[str, int],
 ) -> None:
@@ -112,11 +122,17 @@ def write_split(
         for name, rows in (("valid", valid), ("test", test)):
             columns = {key: getattr(rows, f"{key}_E") for key in EVAL_COLUMNS}
             _write_table(folder / f"{name}.parquet", pa.table(columns))
-        _write_table(folder / ITEMS, log.items())
-        facts["files"] = {
-            path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-            for path in sorted(folder.glob("*.parquet"))
-        }
+        items = log.items()
+        _write_table(folder / ITEMS, items)
+        write_catalogue(folder / MAPPED_ITEMS, catalogue_of(items, log.items_path))
+        ids = pa.array(user_ids, pa.large_string())
+        write_columns(folder / MAPPED_USERS, {"user_id": ids})
+        # Apart from the files that name what a model was trained on: these are copies.
+        for kind, pattern in (("files", "*.parquet"), ("mapped", "*.arrow")):
+            facts[kind] = {
+                path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+                for path in sorted(folder.glob(pattern))
+            }
         write_sealed(folder / MANIFEST, facts)
 
 
@@ -124,24 +140,28 @@ def load_split(out_dir: Path) -> SplitLog:
     """Read a prepared split; sha256 and page checksums are verified.
 
     Arrow's list offsets and values become numpy columns without a Python object per
-    event; memory is 18 bytes an event. Every rank may call it; none communicate.
+    event; memory is 18 bytes an event. Ids and catalogue are memory maps, which the
+    processes of a host share. Every rank may call it; none communicate.
 
     Raises:
         FileNotFoundError: where the folder or one of its files is absent.
         ValueError: naming the file that was cut or changed, or the row out of range.
     """
     facts = read_facts(out_dir)
+    is_mapped = bool(facts["mapped"])
     sequences, user_ids = read_sequences(
         out_dir / "sequences.parquet",
+        ids_path=out_dir / MAPPED_USERS if is_mapped else None,
         num_items=int(facts["counts"]["items"]),
         num_event_types=len(facts["event_types"]),
         has_clock=bool(facts["has_clock"]),
         has_value=bool(facts["has_value"]),
     )
-    catalogue = read_catalogue(out_dir / ITEMS)
+    catalogue = read_catalogue(out_dir, facts)
     if len(catalogue) != sequences.num_items:
+        name = MAPPED_ITEMS if is_mapped else ITEMS
         raise ValueError(
-            f"{out_dir / ITEMS}: has {len(catalogue)} rows, manifest.json "
+            f"{out_dir / name}: has {len(catalogue)} rows, manifest.json "
             f"says {sequences.num_items}; {MEND}"
         )
     return SplitLog(
@@ -154,16 +174,17 @@ def load_split(out_dir: Path) -> SplitLog:
     )
 
 
-def write_sequences(path: Path, sequences: Sequences, user_ids: list[str]) -> None:
+def write_sequences(path: Path, sequences: Sequences, user_ids: Texts) -> None:
     """Write ``sequences.parquet``, in row groups of whole users, 4 M events or so."""
     offsets_U1 = sequences.offsets_U1
     group_U = offsets_U1[:-1] // EVENTS_PER_GROUP
     starts = np.flatnonzero(np.diff(group_U, prepend=-1))
+    ids: Any = pa.array(user_ids, pa.large_string())
     with parquet_writer(path, SEQUENCE_SCHEMA) as writer:
         for start, end in zip(starts, [*starts[1:], len(group_U)], strict=True):
             first, last = offsets_U1[start], offsets_U1[end]
             lists = pa.array((offsets_U1[start : end + 1] - first).astype(np.int32))
-            columns: list[Any] = [pa.array(user_ids[start:end], pa.string())]
+            columns: list[Any] = [ids[start:end].cast(pa.string())]
             for name, field in zip(LISTS, list(SEQUENCE_SCHEMA)[1:], strict=False):
                 values = pa.array(getattr(sequences, f"{name}_R")[first:last])
                 columns.append(pa.ListArray.from_arrays(lists, values).cast(field.type))
@@ -180,13 +201,18 @@ def read_sequences(
     num_event_types: int,
     has_clock: bool,
     has_value: bool,
-) -> tuple[Sequences, list[str]]:
+    ids_path: Path | None = None,
+) -> tuple[Sequences, TextColumn]:
     """``sequences.parquet`` as CSR arrays, and the user ids.
+
+    Args:
+        ids_path: the ids by themselves, to be mapped; None reads them here.
 
     Raises:
         ValueError: naming the file if its bytes changed, or what is out of range.
     """
-    table = _read_table(path)
+    names = [*LISTS, "train_end", "valid_end", *([] if ids_path else ["user_id"])]
+    table = _read_table(path, names)
     columns: dict[str, npt.NDArray[Any]] = {}
     offsets_U1: Int64Array | None = None
     for name in LISTS:
@@ -211,77 +237,28 @@ def read_sequences(
         has_value=has_value,
     )
     sequences.validate()
-    return sequences, table["user_id"].to_pylist()
+    ids = _map(ids_path)["user_id"] if ids_path else table["user_id"]
+    if len(ids) != sequences.num_users:
+        raise ValueError(
+            f"{ids_path}: has {len(ids)} user ids, {path.name} {sequences.num_users} "
+            f"users; {MEND}"
+        )
+    return sequences, TextColumn(ids)
 
 
-def flatten_lists(column: Any) -> tuple[Int64Array, npt.NDArray[Any]]:
-    """int64 [U + 1] offsets and the values of a list column, end to end.
+def read_catalogue(out_dir: Path, facts: Mapping[str, Any]) -> Catalogue:
+    """The catalogue of a prepared split, memory-mapped where its version has it so.
 
-    One chunk is read in place; several are joined by one copy.
-    """
-    ends = [np.zeros(1, dtype=np.int64)]
-    values = []
-    total = 0
-    for lists in column.chunks:
-        offsets = lists.offsets.to_numpy().astype(np.int64)
-        values.append(lists.values.to_numpy()[offsets[0] : offsets[-1]])
-        ends.append(offsets[1:] - offsets[0] + total)
-        total = int(ends[-1][-1]) if len(offsets) > 1 else total
-    if len(values) == 1:
-        return np.concatenate(ends), values[0]
-    empty = column.type.value_type.to_pandas_dtype()
-    flat = np.concatenate(values) if values else np.zeros(0, dtype=empty)
-    return np.concatenate(ends), flat
-
-
-def read_catalogue(path: Path) -> Catalogue:
-    """``items.parquet`` as text lists and arrays. Grows with the catalogue.
+    Args:
+        facts: what ``read_facts`` returned of it.
 
     Raises:
         ValueError: naming the file if its bytes changed, or an embedding or sid whose
             length differs from the first item's.
     """
-    table = _read_table(path)
-    texts: dict[str, Any] = {
-        name: pc.fill_null(table[name].cast(pa.string()), "")
-        if name in table.column_names
-        else pa.chunked_array([pa.array([""] * table.num_rows, pa.string())])
-        for name in TEXT_COLUMNS
-    }
-    joined, *others = texts.values()
-    for text in others:
-        # Arrow drops a row whose fields are all null where it is to skip nulls.
-        is_apart = pc.and_(pc.not_equal(joined, ""), pc.not_equal(text, ""))
-        space = pc.if_else(is_apart, " ", "")
-        joined = pc.binary_join_element_wise(joined, text, space)
-    return Catalogue(
-        item_ids=table["item_id"].cast(pa.string()).to_pylist(),
-        titles=texts["title"].to_pylist(),
-        brands=texts["brand"].to_pylist(),
-        categories=texts["category"].to_pylist(),
-        texts=joined.to_pylist(),
-        embedding_ND=_matrix(path, table, "embedding", np.float32),
-        sid_NL=_matrix(path, table, "sid", np.int32),
-    )
-
-
-def _matrix(
-    path: Path, table: Any, name: str, dtype: type[np.generic]
-) -> npt.NDArray[Any] | None:
-    if name not in table.column_names or not table.num_rows:
-        return None
-    column = table[name]
-    kind = column.type
-    lists = column.cast(pa.list_(kind.value_type)) if kind != pa.null() else column
-    lengths = pc.list_value_length(lists).to_numpy()
-    bad = np.flatnonzero(lengths != lengths[0])
-    if lists.null_count or len(bad):
-        raise ValueError(
-            f"{path}: {name} is null or of another length than in row 0 (row "
-            f"{bad[0] if len(bad) else 0}); give every item one, or drop the column"
-        )
-    flat = flatten_lists(lists)[1]
-    return flat.reshape(table.num_rows, -1).astype(dtype, copy=False)
+    if facts["mapped"]:
+        return map_catalogue(_map(out_dir / MAPPED_ITEMS))
+    return catalogue_of(_read_table(out_dir / ITEMS), out_dir / ITEMS)
 
 
 def _read_eval_rows(path: Path, sequences: Sequences) -> EvalRows:
@@ -316,9 +293,12 @@ def read_facts(out_dir: Path) -> dict[str, Any]:
         )
     facts = read_sealed(path, FACTS, format_version=FORMAT_VERSION, mend=MEND)
     with naming(path, MEND):
-        sums = {str(name): entry["sha256"] for name, entry in facts["files"].items()}
+        mapped = facts.setdefault("mapped", None) or {}
+        files = {**facts["files"], **mapped}
+        sums = {str(name): entry["sha256"] for name, entry in files.items()}
         int(facts["counts"]["items"])
-        if missing := FILES - sums.keys():
+        needed = FILES | (MAPPED_FILES if mapped else set())
+        if missing := needed - sums.keys():
             raise ValueError(f"it names no {min(missing)}")
     for name, digest in sums.items():
         if not (out_dir / name).is_file():
@@ -330,11 +310,16 @@ def read_facts(out_dir: Path) -> dict[str, Any]:
     return facts
 
 
-def _read_table(path: Path) -> Any:
+def _read_table(path: Path, columns: list[str] | None = None) -> Any:
     try:
-        return pq.read_table(path, page_checksum_verification=True)
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); {MEND}") from error
+
+
+def _map(path: Path) -> dict[str, Any]:
+    with naming(path, MEND):
+        return map_columns(path)
 
 
 def _write_table(path: Path, table: Any) -> None:

@@ -15,7 +15,7 @@ PARTS_OF_OURS = ("generator without evidence",)
 """Systems that are ours with something taken away: no baselines."""
 HEADLINE = "NDCG@10"
 FAMILIES = {"HR": "Hit rate", "NDCG": "NDCG"}
-NOT_FACTS = ("files", "canonical_files", "format_version", "note")
+NOT_FACTS = ("files", "mapped", "canonical_files", "format_version", "note")
 """Manifest entries that are no facts of the data (the note is shown apart)."""
 MAX_LISTED = 8
 

@@ -35,6 +35,7 @@ from sgrec_torchrec.files.run_folder import (
     TOKENS,
 )
 from sgrec_torchrec.files.sealed_json import RESULTS_FORMAT, read_sealed
+from sgrec_torchrec.files.text_column import taken
 from sgrec_torchrec.item_tokens.build import load_tokens
 from sgrec_torchrec.item_tokens.prefix_trie import PrefixTrie
 from sgrec_torchrec.logs.split_store import load_split, read_catalogue, read_facts
@@ -102,7 +103,7 @@ def read_run(path: Path, *, with_evidence: bool = True) -> Parts:
     split_dir = _stage(run_dir, SPLIT)
     # Of the log only its catalogue is served: the events stay on disk.
     facts = read_facts(split_dir)
-    catalogue = read_catalogue(split_dir / ITEMS)
+    catalogue = read_catalogue(split_dir, facts)
     tokens = load_tokens(_stage(run_dir, TOKENS))
     if tokens.num_items != len(catalogue):
         raise ValueError(
@@ -187,10 +188,9 @@ def row_history(
     """A user's events up to row ``end`` of the log, as a caller would give them."""
     sequences = split.sequences
     rows = slice(int(sequences.offsets_U1[user]), end)
-    item_ids = split.catalogue.item_ids
     values = sequences.values_R[rows]
     return History(
-        item_ids=[item_ids[item] for item in sequences.items_R[rows]],
+        item_ids=taken(split.catalogue.item_ids, sequences.items_R[rows]),
         timestamps=sequences.timestamps_R[rows].tolist(),
         values=[None if value != value else float(value) for value in values],
         events=[

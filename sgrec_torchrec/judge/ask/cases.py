@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from sgrec_torchrec.files.text_column import taken
 from sgrec_torchrec.judge.ask.aspects import Aspect, asked_aspects
 from sgrec_torchrec.judge.ask.likeness import LikenessGrader
 from sgrec_torchrec.judge.ask.past_choices import PastChoices
@@ -42,12 +43,7 @@ class CaseReader:
         self.split = split
         self.settings = settings
         self.has_clock = split.sequences.has_clock
-        self._kinds = [
-            _kinds(category) or _kinds(brand)
-            for category, brand in zip(
-                split.catalogue.categories, split.catalogue.brands, strict=True
-            )
-        ]
+        self._kinds_of_item: dict[int, tuple[str, ...]] = {}
         self._choices = PastChoices(split.sequences)
 
     @cached_property
@@ -103,8 +99,7 @@ class CaseReader:
 
     def history_ids(self, case: Case) -> list[str]:
         """Stable ids of the history, oldest first."""
-        ids = self.split.catalogue.item_ids
-        return [ids[item] for item in self.history(case)[0]]
+        return taken(self.split.catalogue.item_ids, self.history(case)[0])
 
     def history_hash(self, case: Case) -> int:
         """Names the history, as candidates and reward table do."""
@@ -121,8 +116,17 @@ class CaseReader:
 
     def num_alike(self, item: int, past: Sequence[int]) -> int:
         """How many past items share a category (or the brand) with the item."""
-        own = set(self._kinds[item])
-        return sum(not own.isdisjoint(self._kinds[other]) for other in past)
+        own = set(self._kinds(item))
+        return sum(not own.isdisjoint(self._kinds(other)) for other in past)
+
+    def _kinds(self, item: int) -> tuple[str, ...]:
+        """Its categories, else its brand: of items that a case shows, read once."""
+        kinds = self._kinds_of_item.get(item)
+        if kinds is None:
+            catalogue = self.split.catalogue
+            kinds = _kinds(catalogue.categories[item]) or _kinds(catalogue.brands[item])
+            self._kinds_of_item[item] = kinds
+        return kinds
 
     def _candidates(self, case: Case, past: Sequence[int]) -> list[ShownItem]:
         now = case.request_timestamp
@@ -153,7 +157,7 @@ class CaseReader:
     def _shown(self, item: int, now: int | None) -> ShownItem:
         fame = None if now is None else self._choices.fame(item, now)
         title = self.split.catalogue.titles[item]
-        return ShownItem(title=title, kinds=self._kinds[item], fame=fame)
+        return ShownItem(title=title, kinds=self._kinds(item), fame=fame)
 
 
 def _kinds(text: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from sgrec_torchrec.files.atomic import atomic_folder
 from sgrec_torchrec.files.checked_parquet import read_checked
+from sgrec_torchrec.files.text_column import places_of
 from sgrec_torchrec.hashing import FOLD, hash64, uniform
 from sgrec_torchrec.judge.ask.aspects import LEVELS, WrittenAnswer
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
@@ -138,8 +139,9 @@ def read_labels(folder: Path, reader: CaseReader) -> list[LabelledCase]:
             f"{points} is missing: make labels by `sgrec judge label RUN`"
         )
     rows = _rows(points, ("user_id", "as_of", "item_id"), _level_names(reader))
-    items = {name: n for n, name in enumerate(reader.split.catalogue.item_ids)}
-    users = {name: u for u, name in enumerate(reader.split.user_ids)}
+    split = reader.split
+    items = places_of(split.catalogue.item_ids, (str(row["item_id"]) for row in rows))
+    users = places_of(split.user_ids, (str(row["user_id"]) for row in rows))
     grouped: dict[Key, list[Row]] = {}
     for place, row in enumerate(rows):
         _check_point(points, place, row, reader, users, items)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from sgrec_torchrec.config import JudgeConfig
 from sgrec_torchrec.distributed.progress import progress
+from sgrec_torchrec.files.text_column import taken
 from sgrec_torchrec.hashing import CANDIDATE, FOLD, hash64, uniform
 from sgrec_torchrec.item_graph.graph import ItemGraph
 from sgrec_torchrec.judge.ask.aspects import LEVELS, Aspect
@@ -116,7 +117,7 @@ class _Drawer:
         """Label users in the order of the log, no more than ``max_cases`` need."""
         seed, settings = self.seed, self.settings
         users = np.flatnonzero(is_label_user(self.user_ids, seed))
-        keys = id_hashes(self.user_ids[user] for user in users)
+        keys = id_hashes(taken(self.user_ids, users))
         order = np.argsort(hash64(seed, CANDIDATE, keys), kind="stable")
         num_users = -(-settings.max_cases // settings.cases_per_user)
         few: Int64Array = np.sort(users[order[:num_users]])

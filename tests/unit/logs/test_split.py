@@ -260,19 +260,6 @@ def test_blank_text_fields_leave_no_gap_in_the_joined_text(tmp_path):
     assert split.catalogue.texts[:2] == ["item 0", "item 1 acme"]
 
 
-def test_an_item_without_texts_keeps_its_place(tmp_path):
-    items = {
-        "item_id": [100, 101, 102],
-        "title": ["", "pen", None],
-        "brand": [None, None, "acme"],
-        "category": ["", "", "red"],
-    }
-    rows = [("a", 100 + time, time) for time in range(3)]
-    write_log(tmp_path / "canonical", rows, num_items=3, items=items)
-    split = prepare_split(tmp_path / "canonical", LogConfig(), tmp_path / "split")
-    assert split.catalogue.texts == ["", "pen", "acme red"]
-
-
 def test_large_logs_are_read_in_blocks_with_the_same_result(tmp_path, monkeypatch):
     rows = random_rows(3)
     whole = prepare(tmp_path / "a", rows)

@@ -1,6 +1,7 @@
 """The prepared folder: what survives a round trip, and what damage is reported."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,8 @@ import pytest
 from sgrec_torchrec.config import LogConfig
 from sgrec_torchrec.files.atomic import sha256_file, write_json
 from sgrec_torchrec.files.sealed_json import write_sealed
+from sgrec_torchrec.files.stage_keys import stage_key
+from sgrec_torchrec.files.text_column import TextColumn, write_columns
 from sgrec_torchrec.logs.canonical import file_facts, parquet_writer, write_parts
 from sgrec_torchrec.logs.split import load_split, prepare_split
 
@@ -77,8 +80,75 @@ def test_a_sid_of_another_length_is_an_error(tmp_path, sid):
         prepare(tmp_path, sid=sid)
 
 
+def test_texts_and_ids_are_mapped_and_no_lists(tmp_path):
+    prepare(tmp_path)
+    split = load_split(tmp_path / "split")
+    catalogue = split.catalogue
+    texts = (catalogue.item_ids, catalogue.titles, catalogue.brands, catalogue.texts)
+    columns = [*texts, catalogue.categories, split.user_ids]
+    assert all(isinstance(column, TextColumn) for column in columns)
+    maps = [
+        [int(place, 16) for place in line.split()[0].split("-")]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if line.endswith((f"{tmp_path}/split/items.arrow", "/split/users.arrow"))
+    ]
+    addresses = [pa.array(one, pa.large_string()).buffers()[2] for one in columns]
+    addresses = [buffer.address for buffer in addresses if buffer.size]
+    addresses.append(catalogue.embedding_ND.__array_interface__["data"][0])
+    assert len(addresses) >= 5
+    assert all(any(low <= at < end for low, end in maps) for at in addresses)
+
+
+def test_a_split_of_before_the_mapped_files_opens(tmp_path):
+    now = prepare(tmp_path)
+    folder = tmp_path / "split"
+    facts = json.loads((folder / "manifest.json").read_text())
+    assert sorted(facts.pop("mapped")) == ["items.arrow", "users.arrow"]
+    write_sealed(folder / "manifest.json", facts)
+    for path in folder.glob("*.arrow"):
+        path.unlink()
+    before = load_split(folder)
+    assert before.user_ids == now.user_ids == ["a", "b"]
+    for name in ("item_ids", "titles", "brands", "categories", "texts"):
+        assert getattr(before.catalogue, name) == getattr(now.catalogue, name)
+    for name in ("embedding_ND", "sid_NL"):
+        one, other = getattr(before.catalogue, name), getattr(now.catalogue, name)
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def test_weights_of_before_the_mapped_files_go_with_a_split_made_again(tmp_path):
+    prepare(tmp_path)
+    folder = tmp_path / "split"
+    key = stage_key("split", folder)
+    facts = json.loads((folder / "manifest.json").read_text())
+    del facts["mapped"]
+    write_sealed(folder / "manifest.json", facts)
+    assert stage_key("split", folder) == key
+
+
+def test_a_mapped_file_of_another_log_is_refused(tmp_path):
+    prepare(tmp_path)
+    folder = tmp_path / "split"
+    facts = json.loads((folder / "manifest.json").read_text())
+    path = folder / "users.arrow"
+    write_columns(path, {"user_id": pa.array(["a"], pa.large_string())})
+    facts["mapped"][path.name]["sha256"] = sha256_file(path)
+    write_sealed(folder / "manifest.json", facts)
+    with pytest.raises(ValueError, match=r"users\.arrow: has 1 user ids, .* 2 users"):
+        load_split(folder)
+    del facts["mapped"][path.name]
+    write_sealed(folder / "manifest.json", facts)
+    with pytest.raises(ValueError, match=r"it names no users\.arrow"):
+        load_split(folder)
+
+
 @pytest.mark.parametrize(
-    "name", ["sequences.parquet", "valid.parquet", "test.parquet", "items.parquet"]
+    "name",
+    [
+        *("sequences.parquet", "valid.parquet", "test.parquet", "items.parquet"),
+        *("items.arrow", "users.arrow"),
+    ],
 )
 def test_a_flipped_bit_or_a_cut_file_is_an_error_naming_it(tmp_path, name):
     prepare(tmp_path)

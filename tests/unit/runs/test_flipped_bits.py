@@ -56,6 +56,8 @@ KINDS: list[tuple[str, Callable[[Path], Any]]] = [
     ("split/manifest.json", lambda run: load_split(run / "split")),
     ("split/sequences.parquet", lambda run: load_split(run / "split")),
     ("split/valid.parquet", lambda run: load_split(run / "split")),
+    ("split/items.arrow", lambda run: load_split(run / "split")),
+    ("split/users.arrow", lambda run: load_split(run / "split")),
     ("graph-form/settings.json", lambda run: read_form(run / "graph-form" / FORM)),
     ("graph/graph.json", lambda run: ItemGraph.load(run / "graph")),
     ("graph/weights_E.npy", lambda run: ItemGraph.load(run / "graph")),
