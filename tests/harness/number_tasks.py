@@ -1,0 +1,46 @@
+"""Small tasks for the executors, in a module that workers can import."""
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sgrec_torchrec.distributed.tasks import Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Square(Task):
+    """Write the square of a number."""
+
+    number: int
+    seconds: float = 0.0
+    fatal: int = 0
+    """How many of its first attempts are killed."""
+
+
+def squared(task: Square, folder: Path) -> Mapping[str, object]:
+    """One file; a line in a log of attempts beside the folders."""
+    log = task.out.parent / "attempts.txt"
+    with log.open("a") as file:
+        file.write(f"{task.number}\n")
+    attempts = log.read_text().split().count(str(task.number))
+    if attempts <= task.fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(task.seconds)
+    (folder / "square.txt").write_text(str(task.number**2))
+    return {"number": task.number}
+
+
+def refused(task: Square, folder: Path) -> Mapping[str, object]:
+    """What a user got wrong."""
+    if task.number == 2:
+        raise ValueError("two is no number here")
+    return squared(task, folder)
+
+
+def as_worker(task: Square, folder: Path) -> Mapping[str, object]:
+    """Which process does it."""
+    (folder / "pid.txt").write_text(str(os.getpid()))
+    return squared(task, folder)
