@@ -68,6 +68,17 @@ def train(context: typer.Context) -> None:
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
 )
+def prepare(context: typer.Context) -> None:
+    """Make what training reads, on all cores or on Ray (sgrec prepare --help)."""
+    from sgrec_torchrec.runs.prepare_command import main as prepare_all
+
+    prepare_all(context.args)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
 def pipeline(context: typer.Context) -> None:
     """All of S-GRec: pretrain, judge, post-train, report (sgrec pipeline --help)."""
     from sgrec_torchrec.runs.pipeline import main as run_all

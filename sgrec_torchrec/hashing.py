@@ -73,6 +73,12 @@ def hash64(*parts: HashPart) -> UInt64Array:
     return state
 
 
+def fold_of(seed: int, user: HashPart, num_folds: int) -> npt.NDArray[np.int64]:
+    """Which of the held-out folds each user is dealt into, int64 of the same shape."""
+    hashed = hash64(seed, FOLD, user)
+    return (hashed % np.uint64(num_folds)).astype(np.int64)
+
+
 def splitmix64(words: UInt64Array) -> UInt64Array:
     """The finaliser of splitmix64: a bijection whose every bit hangs on all of them.
 

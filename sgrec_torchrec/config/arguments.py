@@ -90,8 +90,8 @@ def parse_run(argv: list[str] | None = None) -> tuple[RunConfig, argparse.Namesp
     return parse_with(parser, argv)
 
 
-def run_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """A parser that takes what every command takes that trains: the run's settings."""
+def settings_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser that takes a run's settings."""
     parser = argparse.ArgumentParser(
         prog=program,
         # A cut-short option would change its meaning with the next option added.
@@ -110,6 +110,12 @@ def run_parser(program: str, description: str) -> argparse.ArgumentParser:
         help="override one field; may be repeated",
     )
     parser.add_argument("--name", help="folder of the run below out_dir")
+    return parser
+
+
+def run_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser that takes what every command takes that trains."""
+    parser = settings_parser(program, description)
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument(
         "--resume", action="store_true", help="go on from the newest whole checkpoint"

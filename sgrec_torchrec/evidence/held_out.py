@@ -21,7 +21,7 @@ from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.evidence.builders import MAX_DISTANCE
 from sgrec_torchrec.evidence.gather import Evidence, gather, histories_of
 from sgrec_torchrec.evidence.relations import Relations, build_relations
-from sgrec_torchrec.hashing import FOLD, hash64
+from sgrec_torchrec.hashing import FOLD, fold_of, hash64
 from sgrec_torchrec.item_graph.graph import spans
 from sgrec_torchrec.item_graph.pair_counts import PairCounts, counted
 from sgrec_torchrec.item_graph.row_order import BoolArray
@@ -88,8 +88,7 @@ def hold_out(
 
 def fold_of_users(num_users: int, config: EvidenceConfig, seed: int) -> Int64Array:
     """Which fold each user is dealt into, int64 [U]."""
-    hashed_U = hash64(seed, FOLD, np.arange(num_users))
-    return (hashed_U % np.uint64(config.num_folds)).astype(np.int64)
+    return fold_of(seed, np.arange(num_users), config.num_folds)
 
 
 def folds(

@@ -6,14 +6,15 @@ are, and the user's fold; equal ones are counted. Any weight of visits is a sum 
 these counts in units of 2^-20: neither the order of the log nor how it was cut changes
 a bit, and a fold is left out by not adding it.
 
-    covisits.parquet    words and how many of each, by rising word (``pair_kernels``
-                        says what a word holds); row groups of ranges of items
+    covisits-K.parquet  words and how many of each, by rising word (``pair_kernels``
+                        says what a word holds), of the K-th range of items
     popularity_FN.npy, recent_FN.npy    events of each item by fold
     covisits.json       sealed: what was counted, the ranges, sums of the files
 
 Scale: the log is read once. R events have at most 2 R max_distance pairs; they are
 sorted in runs of ``max_pairs``, 8 bytes each, which go to disk. Then ranges of items
-are joined from all runs, 24 bytes for each of ``max_pairs``: memory does not grow with
+are joined from all runs, 24 bytes for each of ``max_pairs`` (``pair_shards`` does both
+as tasks of many processes or hosts): memory does not grow with
 the log's pairs, and time does by one pass over them for each doubling of the runs. On
 disk a kept pair takes about 4 bytes, of a run 12 until the end. Counting how often each
 item occurs takes 32 bytes an event for a moment, and 16 N for each fold.
@@ -30,6 +31,7 @@ import pyarrow.parquet as pq
 
 from sgrec_torchrec.files.array_folder import read_arrays
 from sgrec_torchrec.files.atomic import atomic_folder, sha256_file
+from sgrec_torchrec.files.run_folder import nth
 from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.item_graph.pair_layout import Layout
 from sgrec_torchrec.item_graph.pair_runs import (
@@ -41,11 +43,12 @@ from sgrec_torchrec.item_graph.pair_runs import (
 )
 from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences
 
-FORMAT_VERSION = 1
-MANIFEST, PAIRS = "covisits.json", "covisits.parquet"
+FORMAT_VERSION = 2
+MANIFEST, PAIRS = "covisits.json", "covisits-*.parquet"
 MAX_PAIRS = 20_000_000
 RECENT_SHARE = 0.2
 ARRAYS = ("popularity_FN", "recent_FN")
+MEND = "build the pair counts again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +57,8 @@ class PairCounts:
 
     folder: Path
     layout: Layout
-    ranges: Sequence[tuple[int, int, int]]
-    """First item, the one after the last, and how many row groups they take."""
+    ranges: Sequence[tuple[int, int]]
+    """First item, and the one after the last: a file each."""
     popularity_FN: Int64Array
     recent_FN: Int64Array
     """Events among the newest 20 % of the whole period."""
@@ -70,15 +73,11 @@ class PairCounts:
 
     def blocks(self) -> Iterator[tuple[int, int, Run]]:
         """Yield (low, high, run): all words whose source is in [low, high)."""
-        with pq.ParquetFile(
-            self.folder / PAIRS, page_checksum_verification=True
-        ) as file:
-            first = 0
-            for low, high, num_groups in self.ranges:
-                table = file.read_row_groups(list(range(first, first + num_groups)))
-                words, count_W = (table[name].to_numpy() for name in SCHEMA.names)
-                yield low, high, (words, count_W)
-                first += num_groups
+        for number, (low, high) in enumerate(self.ranges):
+            path = self.folder / nth(PAIRS, number)
+            table = pq.read_table(path, page_checksum_verification=True)
+            words, count_W = (table[name].to_numpy() for name in SCHEMA.names)
+            yield low, high, (words, count_W)
 
     @classmethod
     def load(cls, folder: Path) -> "PairCounts":
@@ -90,19 +89,22 @@ class PairCounts:
         arrays, facts = read_arrays(
             folder / MANIFEST,
             ARRAYS,
-            {"layout": dict, "ranges": list, "pairs_sha256": str},
+            {"layout": dict, "ranges": list, "pairs_sha256": list},
             format_version=FORMAT_VERSION,
             what="the pair counts",
         )
-        if sha256_file(folder / PAIRS) != facts["pairs_sha256"]:
-            raise ValueError(
-                f"{folder / PAIRS} is damaged (its SHA-256 is not that of {MANIFEST}): "
-                "build the pair counts again"
-            )
+        for number, digest in enumerate(facts["pairs_sha256"]):
+            path = folder / nth(PAIRS, number)
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is missing: {MEND}")
+            if sha256_file(path) != digest:
+                raise ValueError(
+                    f"{path} is damaged (its SHA-256 is not that of {MANIFEST}): {MEND}"
+                )
         return cls(
             folder=folder,
             layout=Layout(**facts["layout"]),
-            ranges=[(low, high, groups) for low, high, groups in facts["ranges"]],
+            ranges=[(low, high) for low, high in facts["ranges"]],
             **arrays,
         )
 
@@ -135,32 +137,49 @@ def count_pairs(
         num_folds=num_folds,
         max_distance=max_distance,
     )
-    popularity_FN, recent_FN = _occurrences(sequences, end_U, folds, layout)
-    per_item = 2 * max_distance * popularity_FN.sum(axis=0)
-    ranges = item_ranges(per_item, max_pairs)
+    occurrences = occurrences_of(sequences, end_U, folds, layout)
+    ranges = ranges_of(occurrences[0], layout, max_pairs)
     with atomic_folder(folder) as temporary:
-        np.save(temporary / "popularity_FN.npy", popularity_FN)
-        np.save(temporary / "recent_FN.npy", recent_FN)
+        paths = [temporary / nth(PAIRS, number) for number in range(len(ranges))]
         with tempfile.TemporaryDirectory(dir=temporary) as place:
             runs = write_runs(sequences, end_U, folds, layout, Path(place), max_pairs)
-            groups = join_runs(runs, layout, ranges, temporary / PAIRS)
+            join_runs(runs, layout, ranges, paths)
             del runs  # mapped files cannot go everywhere
-        in_groups = [(*one, size) for one, size in zip(ranges, groups, strict=True)]
-        facts = {
-            "format_version": FORMAT_VERSION,
-            "layout": asdict(layout),
-            "ranges": in_groups,
-            "sha256": {name: sha256_file(temporary / f"{name}.npy") for name in ARRAYS},
-            "pairs_sha256": sha256_file(temporary / PAIRS),
-        }
-        write_sealed(temporary / MANIFEST, facts)
+        write_rest(temporary, layout, ranges, occurrences)
     return PairCounts(
         folder=folder,
         layout=layout,
-        ranges=in_groups,
-        popularity_FN=popularity_FN,
-        recent_FN=recent_FN,
+        ranges=ranges,
+        popularity_FN=occurrences[0],
+        recent_FN=occurrences[1],
     )
+
+
+def ranges_of(
+    popularity_FN: Int64Array, layout: Layout, max_pairs: int
+) -> list[tuple[int, int]]:
+    """Ranges of items whose pairs can be held at once, however often they are equal."""
+    return item_ranges(2 * layout.max_distance * popularity_FN.sum(axis=0), max_pairs)
+
+
+def write_rest(
+    folder: Path,
+    layout: Layout,
+    ranges: Sequence[tuple[int, int]],
+    occurrences: tuple[Int64Array, Int64Array],
+) -> None:
+    """Beside the files of the ranges: occurrences, and the manifest."""
+    for name, array in zip(ARRAYS, occurrences, strict=True):
+        np.save(folder / f"{name}.npy", array)
+    paths = [folder / nth(PAIRS, number) for number in range(len(ranges))]
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "layout": asdict(layout),
+        "ranges": ranges,
+        "sha256": {name: sha256_file(folder / f"{name}.npy") for name in ARRAYS},
+        "pairs_sha256": [sha256_file(path) for path in paths],
+    }
+    write_sealed(folder / MANIFEST, facts)
 
 
 @contextmanager
@@ -188,7 +207,7 @@ def counted(
         )
 
 
-def _occurrences(
+def occurrences_of(
     sequences: Sequences,
     end_U: Int32Array,
     folds: Int64Array,

@@ -1,4 +1,4 @@
-"""Events of users -> sorted runs of pairs -> one file, by ranges of items."""
+"""Events of users -> sorted runs of pairs -> a file for each range of items."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -23,6 +23,8 @@ SCHEMA = pa.schema(
         pa.field("count", pa.uint32(), nullable=False),
     ]
 )
+WORDS, COUNTS = "words", "counts"
+"""Files of ``write_runs``: all runs end to end, 8 and 4 bytes for each entry."""
 Run = tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]
 """Rising words, and how many of each."""
 
@@ -69,10 +71,15 @@ def write_runs(
     place: Path,
     max_pairs: int,
 ) -> list[Run]:
-    """Words of whole users, sorted and counted; mapped from two files of ``place``."""
+    """Words of whole users, sorted and counted; mapped from two files of ``place``.
+
+    Args:
+        folds: of these users, int64 [U].
+        max_pairs: of a run.
+    """
     chunks = _user_chunks(words_of_users(end_U, layout.max_distance), max_pairs)
     first_U = sequences.offsets_U1[:-1]
-    paths, cuts = (place / "words", place / "counts"), [0]
+    paths, cuts = (place / WORDS, place / COUNTS), [0]
     with paths[0].open("wb") as word_file, paths[1].open("wb") as count_file:
         for low, high, num_words in progress(
             chunks, description="co-visits", unit="run"
@@ -101,21 +108,39 @@ def write_runs(
     return [(words_W[low:high], counts_W[low:high]) for low, high in pairwise(cuts)]
 
 
+def cut_runs(
+    runs: Sequence[Run], layout: Layout, ranges: Sequence[tuple[int, int]]
+) -> list[Int64Array]:
+    """Where each range of items begins in each run, and the last one ends."""
+    cuts = np.array([*(low for low, _ in ranges), layout.num_items])
+    firsts = layout.first_words(cuts)
+    # The last may be past 64 bits: all words are before it.
+    return [
+        np.append(np.searchsorted(words, firsts[:-1]), len(words)) for words, _ in runs
+    ]
+
+
 def join_runs(
     runs: Sequence[Run],
     layout: Layout,
     ranges: Sequence[tuple[int, int]],
-    path: Path,
-) -> list[int]:
-    """All runs -> one file; returns how many row groups each range of items takes."""
-    cuts = np.array([*(low for low, _ in ranges), layout.num_items])
-    firsts = layout.first_words(cuts)
-    places = [
-        # The last may be past 64 bits: all words are before it.
-        np.append(np.searchsorted(words, firsts[:-1]), len(words))
-        for words, _ in runs
-    ]
-    groups = []
+    paths: Sequence[Path],
+) -> None:
+    """All runs -> a file for each range of items."""
+    places = cut_runs(runs, layout, ranges)
+    for number, path in enumerate(
+        progress(paths, description="joining co-visits", unit="range")
+    ):
+        slices = [
+            (words[at[number] : at[number + 1]], count_W[at[number] : at[number + 1]])
+            for (words, count_W), at in zip(runs, places, strict=True)
+        ]
+        write_joined(slices, path)
+
+
+def write_joined(runs: list[Run], path: Path) -> None:
+    """Runs of one range of items -> its file."""
+    words, count_W = _joined(runs)
     with pq.ParquetWriter(
         path,
         SCHEMA,
@@ -125,23 +150,9 @@ def join_runs(
         write_page_checksum=True,
         version="2.6",
     ) as writer:
-        for number in progress(
-            range(len(ranges)), description="joining co-visits", unit="range"
-        ):
-            slices = [
-                (
-                    words[at[number] : at[number + 1]],
-                    count_W[at[number] : at[number + 1]],
-                )
-                for (words, count_W), at in zip(runs, places, strict=True)
-            ]
-            words, count_W = _joined(slices)
-            groups.append(-(-len(words) // GROUP_ROWS))
-            if len(words):
-                arrays = [pa.array(words), pa.array(count_W)]
-                table = pa.table(arrays, schema=SCHEMA)
-                writer.write_table(table, row_group_size=GROUP_ROWS)
-    return groups
+        if len(words):
+            table = pa.table([pa.array(words), pa.array(count_W)], schema=SCHEMA)
+            writer.write_table(table, row_group_size=GROUP_ROWS)
 
 
 def _joined(runs: list[Run]) -> Run:

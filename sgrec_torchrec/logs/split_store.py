@@ -67,9 +67,10 @@ SEQUENCE_SCHEMA = pa.schema(
         pa.field("valid_end", pa.int32(), nullable=False),
     ]
 )
+SEQUENCES = "sequences.parquet"
 MAPPED_USERS = "users.arrow"
 MAPPED_FILES = {MAPPED_ITEMS, MAPPED_USERS}
-FILES = {"sequences.parquet", "valid.parquet", "test.parquet", ITEMS}
+FILES = {SEQUENCES, "valid.parquet", "test.parquet", ITEMS}
 FACTS: Fields = {
     "files": dict,
     "mapped": (dict, type(None)),
@@ -118,7 +119,7 @@ def write_split(
         },
     }
     with atomic_folder(out_dir) as folder:
-        write_sequences(folder / "sequences.parquet", sequences, user_ids)
+        write_sequences(folder / SEQUENCES, sequences, user_ids)
         for name, rows in (("valid", valid), ("test", test)):
             columns = {key: getattr(rows, f"{key}_E") for key in EVAL_COLUMNS}
             _write_table(folder / f"{name}.parquet", pa.table(columns))
@@ -150,7 +151,7 @@ def load_split(out_dir: Path) -> SplitLog:
     facts = read_facts(out_dir)
     is_mapped = bool(facts["mapped"])
     sequences, user_ids = read_sequences(
-        out_dir / "sequences.parquet",
+        out_dir / SEQUENCES,
         ids_path=out_dir / MAPPED_USERS if is_mapped else None,
         num_items=int(facts["counts"]["items"]),
         num_event_types=len(facts["event_types"]),
@@ -213,6 +214,60 @@ def read_sequences(
     """
     names = [*LISTS, "train_end", "valid_end", *([] if ids_path else ["user_id"])]
     table = _read_table(path, names)
+    sequences = _as_sequences(
+        path,
+        table,
+        num_items=num_items,
+        num_event_types=num_event_types,
+        has_clock=has_clock,
+        has_value=has_value,
+    )
+    ids = _map(ids_path)["user_id"] if ids_path else table["user_id"]
+    if len(ids) != sequences.num_users:
+        raise ValueError(
+            f"{ids_path}: has {len(ids)} user ids, {path.name} {sequences.num_users} "
+            f"users; {MEND}"
+        )
+    return sequences, TextColumn(ids)
+
+
+def num_shards(split_dir: Path) -> int:
+    """Of a split: its users, in order, in parts of some 4 M events."""
+    with pq.ParquetFile(split_dir / SEQUENCES) as file:
+        return int(file.num_row_groups)
+
+
+def read_shard(split_dir: Path, number: int) -> tuple[Sequences, int]:
+    """One part of a split's users, without their ids, and which user is its first.
+
+    Sums of whole files are ``load_split``'s to compare; here pages are checked.
+
+    Raises:
+        FileNotFoundError, ValueError: naming what is missing, cut or changed.
+    """
+    facts = read_sealed(
+        split_dir / MANIFEST, FACTS, format_version=FORMAT_VERSION, mend=MEND
+    )
+    path = split_dir / SEQUENCES
+    wanted = [*LISTS, "train_end", "valid_end"]
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            sizes = [file.metadata.row_group(n).num_rows for n in range(number)]
+            table = file.read_row_group(number, wanted)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {MEND}") from error
+    sequences = _as_sequences(
+        path,
+        table,
+        num_items=int(facts["counts"]["items"]),
+        num_event_types=len(facts["event_types"]),
+        has_clock=bool(facts["has_clock"]),
+        has_value=bool(facts["has_value"]),
+    )
+    return sequences, sum(sizes)
+
+
+def _as_sequences(path: Path, table: Any, **facts: Any) -> Sequences:
     columns: dict[str, npt.NDArray[Any]] = {}
     offsets_U1: Int64Array | None = None
     for name in LISTS:
@@ -231,19 +286,10 @@ def read_sequences(
         values_R=columns["values"],
         train_end_U=table["train_end"].to_numpy(),
         valid_end_U=table["valid_end"].to_numpy(),
-        num_items=num_items,
-        num_event_types=num_event_types,
-        has_clock=has_clock,
-        has_value=has_value,
+        **facts,
     )
     sequences.validate()
-    ids = _map(ids_path)["user_id"] if ids_path else table["user_id"]
-    if len(ids) != sequences.num_users:
-        raise ValueError(
-            f"{ids_path}: has {len(ids)} user ids, {path.name} {sequences.num_users} "
-            f"users; {MEND}"
-        )
-    return sequences, TextColumn(ids)
+    return sequences
 
 
 def read_catalogue(out_dir: Path, facts: Mapping[str, Any]) -> Catalogue:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.checkpoint import latest_checkpoint
+from sgrec_torchrec.distributed.executor import HERE, Executor
 from sgrec_torchrec.distributed.launch import Ranks, main_rank_first
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.evaluation.generate import Ranker
@@ -86,6 +87,7 @@ def prepare_run(
     check: Callable[[SplitLog, RunConfig], None] | None = None,
     with_evidence: bool = True,
     with_teacher: bool = False,
+    executor: Executor = HERE,
 ) -> Prepared:
     """Make or reuse the stages in order, the main rank first.
 
@@ -95,6 +97,7 @@ def prepare_run(
         check: raises where a later stage could not follow; called once the log is read.
         with_evidence: who draws only does without.
         with_teacher: only who pretrains is taught; takes the evidence.
+        executor: does what can be shared out.
 
     Raises:
         ValueError, FileNotFoundError: from the stages.
@@ -104,17 +107,18 @@ def prepare_run(
         "log", lambda: prepare_log(given, links, claim=claim, check=check)
     )
     graph, config = watch.main_first(
-        "graph", lambda: prepare_graph(split, config, links)
+        "graph", lambda: prepare_graph(split, config, links, executor)
     )
     evidence, teacher = None, NO_SOFT_TARGETS
     if with_evidence or with_teacher:
         known = watch.main_first(
-            "evidence", lambda: prepare_evidence(split, config, links)
+            "evidence", lambda: prepare_evidence(split, config, links, executor)
         )
         evidence = known
         if with_teacher:
             teacher = watch.main_first(
-                "teacher", lambda: prepare_teacher(split, known, config, links)
+                "teacher",
+                lambda: prepare_teacher(split, known, config, links, executor),
             )
     tokens = watch.main_first(
         "tokens", lambda: prepare_tokens(split, graph, config, links)

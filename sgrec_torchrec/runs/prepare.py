@@ -7,24 +7,20 @@ work again, and runs that differ only in later settings share what they can.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from sgrec_torchrec.config import (
-    EvidenceConfig,
     GraphConfig,
-    LogConfig,
     RunConfig,
-    TokenConfig,
-    settled,
 )
-from sgrec_torchrec.config.registry import IMPORTERS, RELATIONS
+from sgrec_torchrec.config.registry import IMPORTERS
+from sgrec_torchrec.distributed.executor import HERE, Executor
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.evidence.builders import MAX_DISTANCE
 from sgrec_torchrec.evidence.gather import num_features
-from sgrec_torchrec.evidence.held_out import fold_of_users, hold_out
+from sgrec_torchrec.evidence.held_out import hold_out
 from sgrec_torchrec.evidence.prior import (
-    FIRST_RELATIONS,
     EvidencePrior,
     load_held_out,
     load_relations,
@@ -35,7 +31,6 @@ from sgrec_torchrec.evidence.scorer import fit_scorer, load_scorer, save_scorer
 from sgrec_torchrec.evidence.soft_targets import soft_targets
 from sgrec_torchrec.files.array_folder import read_arrays, write_arrays
 from sgrec_torchrec.files.atomic import atomic_folder
-from sgrec_torchrec.files.content_key import content_key
 from sgrec_torchrec.files.room import check_room
 from sgrec_torchrec.files.run_folder import (
     CANONICAL,
@@ -43,7 +38,6 @@ from sgrec_torchrec.files.run_folder import (
     EVIDENCE,
     GRAPH,
     GRAPH_FORM,
-    PREPARED,
     SCORER,
     SCORER_WEIGHTS,
     SPLIT,
@@ -54,8 +48,9 @@ from sgrec_torchrec.files.sealed_json import naming, read_sealed, write_sealed
 from sgrec_torchrec.item_graph.choose import choose_graph
 from sgrec_torchrec.item_graph.covisitation import fit_ends
 from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph
-from sgrec_torchrec.item_graph.pair_counts import PairCounts, count_pairs
+from sgrec_torchrec.item_graph.pair_counts import PairCounts
 from sgrec_torchrec.item_graph.pair_runs import bytes_for_pairs
+from sgrec_torchrec.item_graph.pair_shards import Period, count_shards
 from sgrec_torchrec.item_tokens.build import build_tokens, load_tokens
 from sgrec_torchrec.logs.importers import import_log
 from sgrec_torchrec.logs.importers.locate import fingerprint
@@ -65,12 +60,10 @@ from sgrec_torchrec.logs.split import load_split, prepare_split
 from sgrec_torchrec.logs.stream import resolved
 from sgrec_torchrec.runs.claim import Claim
 from sgrec_torchrec.runs.log_room import check_room_for_log
+from sgrec_torchrec.runs.made_once import made, once, parts_of
 from sgrec_torchrec.runs.stage_links import StageLinks
 from sgrec_torchrec.schema import ItemTokens, SplitLog
 
-FORMATS = {GRAPH_FORM: 2, GRAPH: 2, EVIDENCE: 2}
-"""Raised from 1 when a stage's output changes meaning: folders of the one before serve
-the runs that were trained on them, and no others."""
 FORM = "settings.json"
 FORM_FORMAT = 1
 """Of what that file says."""
@@ -110,8 +103,8 @@ def prepare_log(
         check_room_for_log(config)
         import_log(log, folder)
 
-    canonical = _made(config, CANONICAL, source, bring_in)
-    split_dir = _made(
+    canonical = made(config, CANONICAL, source, bring_in)
+    split_dir = made(
         config,
         SPLIT,
         [canonical.name, log],
@@ -131,32 +124,46 @@ def prepare_log(
 
 
 def _pairs(
-    split: SplitLog, config: RunConfig, links: StageLinks, fit_on: str
+    split: SplitLog,
+    config: RunConfig,
+    links: StageLinks,
+    fit_on: str,
+    executor: Executor,
 ) -> PairCounts:
     """The counted pairs of a period: the graph's, and by fold the evidence's."""
-    reach = max(MAX_DISTANCE, config.graph.max_distance)
-    folds, seed = config.evidence.num_folds, config.log.seed
+    period = Period(
+        fit_on=fit_on,
+        max_distance=max(MAX_DISTANCE, config.graph.max_distance),
+        num_folds=config.evidence.num_folds,
+        seed=config.log.seed,
+    )
 
     def count(folder: Path) -> None:
-        sequences, end_U = split.sequences, fit_ends(split.sequences, fit_on)
-        needed = bytes_for_pairs(end_U, reach)
+        end_U = fit_ends(split.sequences, fit_on)
+        needed = bytes_for_pairs(end_U, period.max_distance)
         check_room(folder.parent, needed, "the log's counted pairs")
-        count_pairs(
-            sequences,
-            end_U,
-            folder,
-            max_distance=reach,
-            fold_U=fold_of_users(sequences.num_users, config.evidence, seed),
-            num_folds=folds,
-        )
+        with parts_of(folder) as parts:
+            count_shards(
+                split.sequences,
+                links.folder_of(SPLIT),
+                folder,
+                period,
+                executor,
+                parts=parts,
+            )
 
-    split_name = links.name_of(SPLIT)
-    inputs = [split_name, fit_on, reach, folds, seed]
-    return PairCounts.load(_made(config, COVISITS, inputs, count))
+    inputs = [
+        links.name_of(SPLIT),
+        fit_on,
+        period.max_distance,
+        period.num_folds,
+        period.seed,
+    ]
+    return PairCounts.load(made(config, COVISITS, inputs, count))
 
 
 def prepare_graph(
-    split: SplitLog, config: RunConfig, links: StageLinks
+    split: SplitLog, config: RunConfig, links: StageLinks, executor: Executor = HERE
 ) -> tuple[ItemGraph, RunConfig]:
     """The item graph of the period to learn from; its form chosen by the valid rows."""
     split_name = links.name_of(SPLIT)
@@ -167,13 +174,15 @@ def prepare_graph(
             split,
             config.graph,
             filter_seen=config.log.filter_seen,
-            counts=_pairs(split, config, links, "train") if is_open else None,
+            counts=(
+                _pairs(split, config, links, "train", executor) if is_open else None
+            ),
         )
         with atomic_folder(folder) as temporary:
             facts = {"format_version": FORM_FORMAT, **dataclasses.asdict(chosen)}
             write_sealed(temporary / FORM, facts)
 
-    form_dir = _once(
+    form_dir = once(
         config,
         links,
         GRAPH_FORM,
@@ -184,10 +193,10 @@ def prepare_graph(
     fit_on = config.log.fit_on
 
     def build(folder: Path) -> None:
-        counts = _pairs(split, config, links, fit_on)
+        counts = _pairs(split, config, links, fit_on, executor)
         build_graph(split, settings, fit_on, folder, counts=counts)
 
-    folder = _once(config, links, GRAPH, [split_name, settings, fit_on], build)
+    folder = once(config, links, GRAPH, [split_name, settings, fit_on], build)
     return ItemGraph.load(folder), dataclasses.replace(config, graph=settings)
 
 
@@ -205,7 +214,7 @@ def read_form(path: Path) -> GraphConfig:
 
 
 def prepare_evidence(
-    split: SplitLog, config: RunConfig, links: StageLinks
+    split: SplitLog, config: RunConfig, links: StageLinks, executor: Executor = HERE
 ) -> EvidencePrior:
     """Item relations of the period to learn from, and the scorer fitted on it.
 
@@ -214,12 +223,12 @@ def prepare_evidence(
     """
     settings, log = config.evidence, config.log
     filter_seen = bool(log.filter_seen)
-    folder = _once(
+    folder = once(
         config,
         links,
         EVIDENCE,
         [links.name_of(SPLIT), settings, log.fit_on, filter_seen],
-        lambda folder: _gather(split, config, links, folder),
+        lambda folder: _gather(split, config, links, folder, executor),
     )
     relations = load_relations(folder, settings.relation_names())
     width = num_features(relations.num_relations)
@@ -229,7 +238,7 @@ def prepare_evidence(
         with atomic_folder(scorer_dir) as temporary:
             save_scorer(scorer, temporary / SCORER_WEIGHTS)
 
-    scorer_dir = _once(config, links, SCORER, [folder.name, config.seed], fit)
+    scorer_dir = once(config, links, SCORER, [folder.name, config.seed], fit)
     return EvidencePrior(
         relations=relations,
         scorer=load_scorer(scorer_dir / SCORER_WEIGHTS, settings, width),
@@ -239,7 +248,11 @@ def prepare_evidence(
 
 
 def prepare_teacher(
-    split: SplitLog, evidence: EvidencePrior, config: RunConfig, links: StageLinks
+    split: SplitLog,
+    evidence: EvidencePrior,
+    config: RunConfig,
+    links: StageLinks,
+    executor: Executor = HERE,
 ) -> SoftTargets:
     """What the evidence would have expected of the training period's newest events."""
     if not config.pretrain.teacher_weight or not config.pretrain.teacher_samples:
@@ -257,12 +270,12 @@ def prepare_teacher(
             filter_seen=evidence.filter_seen,
             seed=config.log.seed,
             catalogue=split.catalogue,
-            counts=_pairs(split, config, links, config.log.fit_on),
+            counts=_pairs(split, config, links, config.log.fit_on, executor),
         )
         facts = {"format_version": TAUGHT_FORMAT}
         write_arrays(folder / TAUGHT, taught._asdict(), facts)
 
-    folder = _once(config, links, TEACHER, [links.name_of(SCORER)], teach)
+    folder = once(config, links, TEACHER, [links.name_of(SCORER)], teach)
     return read_taught(folder)
 
 
@@ -279,10 +292,14 @@ def read_taught(folder: Path) -> SoftTargets:
 
 
 def _gather(
-    split: SplitLog, config: RunConfig, links: StageLinks, folder: Path
+    split: SplitLog,
+    config: RunConfig,
+    links: StageLinks,
+    folder: Path,
+    executor: Executor,
 ) -> None:
     sequences, settings = split.sequences, config.evidence
-    counts = _pairs(split, config, links, config.log.fit_on)
+    counts = _pairs(split, config, links, config.log.fit_on, executor)
     end_U = fit_ends(sequences, config.log.fit_on)
     text = text_relation(split.catalogue, settings)
     held_out = hold_out(
@@ -306,7 +323,7 @@ def prepare_tokens(
     split: SplitLog, graph: ItemGraph, config: RunConfig, links: StageLinks
 ) -> ItemTokens:
     """The semantic IDs, from text and from the graph."""
-    folder = _once(
+    folder = once(
         config,
         links,
         TOKENS,
@@ -314,66 +331,3 @@ def prepare_tokens(
         lambda folder: build_tokens(split, graph, config.tokens, folder),
     )
     return load_tokens(folder)
-
-
-def _once(
-    config: RunConfig,
-    links: StageLinks,
-    stage: str,
-    inputs: Sequence[object],
-    build: Callable[[Path], object],
-) -> Path:
-    """Build the stage's folder unless it is there; note it among the links."""
-    older = _place(config, stage, inputs, FORMATS.get(stage, 1) - 1)
-    folder = older
-    if not links.leads_to(stage, older):
-        folder = _made(config, stage, inputs, build)
-    links.add(stage, folder)
-    return folder
-
-
-def _made(
-    config: RunConfig,
-    stage: str,
-    inputs: Sequence[object],
-    build: Callable[[Path], object],
-) -> Path:
-    """Build the stage's folder unless it is there.
-
-    ``build`` writes through a temporary name, so a folder that is there is whole. Only
-    the main rank builds. The others come after it (``main_rank_first``) and
-    only read.
-
-    Raises:
-        FileNotFoundError: on another rank that does not see the folder.
-    """
-    folder = _place(config, stage, inputs, FORMATS.get(stage, 1))
-    if folder.exists():
-        return folder
-    if not is_main_rank():
-        raise FileNotFoundError(f"{folder} is not visible to this rank")
-    build(folder)
-    return folder
-
-
-def _place(
-    config: RunConfig, stage: str, inputs: Sequence[object], version: int
-) -> Path:
-    """Where a stage made of these inputs lies, in a version of its meaning."""
-    key = content_key([version, stage, *map(_plain, inputs)])[:16]
-    return Path(config.out_dir) / PREPARED / f"{stage}-{key}"
-
-
-def _plain(part: object) -> object:
-    """A part of a key as JSON values."""
-    if isinstance(part, LogConfig | GraphConfig | TokenConfig):
-        return settled(part)
-    if not isinstance(part, EvidenceConfig):
-        return part
-    plain = settled(part)
-    plain.pop("relations", None)
-    names = part.relation_names()
-    # Older folders are of these, and their keys name none.
-    if names != FIRST_RELATIONS:
-        plain["relations"] = [RELATIONS.signature(name) for name in names]
-    return plain

@@ -33,6 +33,15 @@ class StageLinks:
         """Of the folder that a stage lies in: it stands for all that made it."""
         return self._folders[stage].name
 
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Stage -> where it was prepared."""
+        return dict(self._folders)
+
+    def folder_of(self, stage: str) -> Path:
+        """Where a stage was prepared, by a path that other processes can use."""
+        return self._folders[stage].resolve()
+
     def leads_to(self, stage: str, folder: Path) -> bool:
         """Does the run's link lead to this folder, which is there?"""
         link = self.run_dir / stage

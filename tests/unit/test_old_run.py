@@ -18,8 +18,8 @@ from sgrec_torchrec.config.arguments import override, parse_with
 from sgrec_torchrec.distributed.checkpoint import FREE_FIELDS, check_config
 from sgrec_torchrec.experiments import fusions
 from sgrec_torchrec.runs import pipeline
+from sgrec_torchrec.runs.made_once import made
 from sgrec_torchrec.runs.pipeline import pipeline_steps, with_bounds
-from sgrec_torchrec.runs.prepare import _made
 
 OLD = Path(__file__).with_name("old_config.json")
 JUDGED = ("judge.grpo_steps=3", "judge.form=llm", "candidates.beam=7")
@@ -83,7 +83,7 @@ def _make(folder: Path) -> None:
 def test_its_prepared_stages_are_found(config: RunConfig, tmp_path: Path) -> None:
     stages = (config.log, config.graph, config.evidence, config.tokens)
     here = dataclasses.replace(config, out_dir=str(tmp_path))
-    folders = [_made(here, "stage", ["before", one], _make) for one in stages]
+    folders = [made(here, "stage", ["before", one], _make) for one in stages]
     assert [folder.name.removeprefix("stage-") for folder in folders] == [
         *("cac4b3b551420528", "8bcf18fbfb9450ed"),
         *("464084e521ffd508", "97c96ac4134dc068"),

@@ -11,7 +11,7 @@ from sgrec_torchrec.config.arguments import override, parse_run
 from sgrec_torchrec.evidence.gather import histories_of
 from sgrec_torchrec.evidence.prior import FIRST_RELATIONS
 from sgrec_torchrec.logs.sampling import NO_SOFT_TARGETS, SoftTargets
-from sgrec_torchrec.runs import prepare
+from sgrec_torchrec.runs import made_once, prepare
 from sgrec_torchrec.runs.prepare import (
     prepare_evidence,
     prepare_graph,
@@ -154,16 +154,16 @@ def test_keys_of_older_folders_stay_what_they_were(config: RunConfig) -> None:
     named = dataclasses.replace(then, relations=",".join(FIRST_RELATIONS))
     for one in (then, named):
         asked = ("split-0123456789abcdef", one, "train", True)
-        place = prepare._place(config, "evidence", asked, 1)
+        place = made_once._place(config, "evidence", asked, 1)
         assert place.name == "evidence-423d069886d3cdaa"
-    place = prepare._place(config, "canonical", ("movielens", None, []), 1)
+    place = made_once._place(config, "canonical", ("movielens", None, []), 1)
     assert place.name == "canonical-a35ef6561977c812"
 
 
 def test_a_run_keeps_stages_of_the_meaning_before_and_another_does_not_take_them(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "FORMATS", {})
+    monkeypatch.setattr(made_once, "FORMATS", {})
     prepare_all(config)
     before = folders(config)
     monkeypatch.undo()

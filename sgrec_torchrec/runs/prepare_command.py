@@ -1,0 +1,93 @@
+"""``sgrec prepare``: all that training reads, made before any rank waits for it."""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sgrec_torchrec.config.arguments import (
+    errors_in_one_line,
+    parse_with,
+    settings_parser,
+)
+from sgrec_torchrec.distributed.executor import Executor, InProcess
+from sgrec_torchrec.runs.claim import Claim
+from sgrec_torchrec.runs.open_run import Prepared, prepare_run
+from sgrec_torchrec.runs.stopwatch import Stopwatch
+
+PROGRAM = "sgrec prepare"
+PROCESSES, RAY = "processes", "ray"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line, make the stages, say where they lie."""
+    config, args = parse_with(_parser(), argv)
+    watch = Stopwatch()
+    with errors_in_one_line(PROGRAM), _executor(args) as executor:
+        made = prepare_run(
+            config,
+            watch,
+            claim=Claim(use="read"),
+            with_teacher=True,
+            executor=executor,
+        )
+        print("\n".join(told(made, watch)))
+
+
+def told(made: Prepared, watch: Stopwatch) -> list[str]:
+    """Each stage with its seconds and its folder, and what to do next."""
+    run_dir, sequences = made.config.run_dir, made.split.sequences
+    lines = [
+        (
+            f"{sequences.num_users:,} users, {sequences.num_items:,} items, "
+            f"{len(sequences.items_R):,} events"
+        )
+    ]
+    lines += [f"{stage:<10} {spent:8.1f} s" for stage, spent in watch.seconds.items()]
+    lines += [f"{stage:<10} {folder}" for stage, folder in made.links.folders.items()]
+    lines.append(f"next: train with the same settings; it reads {run_dir}")
+    return lines
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = settings_parser(
+        PROGRAM,
+        "Make what training reads: log, graph, evidence, teacher, tokens. What is made "
+        "already is kept; a call that was ended goes on.",
+    )
+    parser.add_argument(
+        "--executor",
+        default=PROCESSES,
+        choices=(PROCESSES, RAY),
+        help="who does the tasks: processes of this machine, or Ray (extra ray)",
+    )
+    parser.add_argument(
+        "--address",
+        help="of a Ray cluster, as host:6379 or auto; without it Ray uses this machine",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_count,
+        help="tasks at a time on this machine; each holds its memory (default: a core)",
+    )
+    return parser
+
+
+def _count(word: str) -> int:
+    count = int(word)
+    if count < 1:
+        raise argparse.ArgumentTypeError("at least 1 must do the work")
+    return count
+
+
+@contextmanager
+def _executor(args: argparse.Namespace) -> Iterator[Executor]:
+    if args.executor == RAY:
+        # An extra, and seconds of import.
+        from sgrec_torchrec.distributed.ray_cluster import ray_cluster
+
+        with ray_cluster(args.address, args.workers) as executor:
+            yield executor
+        return
+    if args.address is not None:
+        raise ValueError("--address names a Ray cluster: add --executor ray")
+    yield InProcess(args.workers)
