@@ -12,6 +12,7 @@ from types import NoneType
 from typing import Any
 
 from sgrec_torchrec.config import EvidenceConfig
+from sgrec_torchrec.distributed.main_rank import verifies_files
 from sgrec_torchrec.evidence.gather import Histories, gather
 from sgrec_torchrec.evidence.held_out import HeldOut
 from sgrec_torchrec.evidence.relations import Relations
@@ -72,7 +73,9 @@ def save_evidence(
 
 
 def load_relations(folder: Path, names: Sequence[str] | None = None) -> Relations:
-    """Read and check what ``save_evidence`` wrote; see ``read_arrays`` for errors.
+    """Map what ``save_evidence`` wrote; see ``read_arrays`` for errors.
+
+    One process of a host reads it whole, to check it (``verifies_files``).
 
     Args:
         names: of the relations that must be there, in order. None takes any.
@@ -89,7 +92,8 @@ def load_relations(folder: Path, names: Sequence[str] | None = None) -> Relation
             "set evidence.relations to those that are there"
         )
     relations = Relations(**arrays)
-    relations.validate()
+    if verifies_files():
+        relations.validate()
     return relations
 
 
@@ -108,4 +112,5 @@ def _read(
         {"num_rows": int, "relations": (list, NoneType)},
         format_version=FORMAT_VERSION,
         what="the evidence",
+        verify=verifies_files(),
     )

@@ -1,17 +1,20 @@
 """Arrays and a few facts <-> a folder of .npy files whose SHA-256 is checked on load.
 
-Arrays come back memory-mapped and read-only, so processes of one host share them.
+Arrays come back memory-mapped and read-only, so processes of one host share them. One
+of them reads every byte, to compare the sums; the others need read none
+(``distributed.main_rank.verifies_files``).
 """
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sgrec_torchrec.files.atomic import atomic_folder, sha256_file
-from sgrec_torchrec.files.sealed_json import Fields, read_sealed, write_sealed
+from sgrec_torchrec.files.sealed_json import Fields, naming, read_sealed, write_sealed
 
 Array = npt.NDArray[Any]
 
@@ -27,8 +30,11 @@ def write_arrays(
     with atomic_folder(manifest_path.parent) as folder:
         for name, array in arrays.items():
             np.save(folder / f"{name}.npy", array, allow_pickle=False)
-        sums = {name: sha256_file(folder / f"{name}.npy") for name in arrays}
-        write_sealed(folder / manifest_path.name, {**facts, "sha256": sums})
+        paths = {name: folder / f"{name}.npy" for name in arrays}
+        sums = {name: sha256_file(path) for name, path in paths.items()}
+        sizes = {name: path.stat().st_size for name, path in paths.items()}
+        content = {**facts, "sha256": sums, "bytes": sizes}
+        write_sealed(folder / manifest_path.name, content)
 
 
 def read_arrays(
@@ -38,6 +44,7 @@ def read_arrays(
     *,
     format_version: int,
     what: str,
+    verify: bool = True,
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """The named arrays and facts of what ``write_arrays`` wrote.
 
@@ -45,6 +52,9 @@ def read_arrays(
         fact_kinds: the facts, and their types, as ``read_sealed`` takes them.
         format_version: as ``read_sealed``.
         what: how errors call it, as "the item graph".
+        verify: compare the files' sums, which reads them whole. False: another process
+            of this host does; here sizes alone are compared, where the folder's
+            version tells them, and no page of an array is touched.
 
     Raises:
         FileNotFoundError: naming the file that is missing.
@@ -55,23 +65,26 @@ def read_arrays(
     mend = f"build {what} again"
     manifest = read_sealed(
         manifest_path,
-        {"sha256": dict, **fact_kinds},
+        {"sha256": dict, "bytes": (dict, NoneType), **fact_kinds},
         format_version=format_version,
         mend=mend,
     )
-    sums = manifest["sha256"]
-    arrays = {name: _read(manifest_path, name, sums, mend) for name in names}
+    sums, sizes = manifest["sha256"], manifest.get("bytes") or {}
+    arrays = {}
+    for name in names:
+        path = manifest_path.parent / f"{name}.npy"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: {mend}")
+        if verify:
+            is_whole, by = sha256_file(path) == sums.get(name), "SHA-256"
+        else:
+            size = path.stat().st_size
+            is_whole, by = size == sizes.get(name, size), "size"
+        if not is_whole:
+            raise ValueError(
+                f"{path} is damaged (its {by} is not that of {manifest_path.name}): "
+                f"{mend}"
+            )
+        with naming(path, mend):
+            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
     return arrays, {name: manifest.get(name) for name in fact_kinds}
-
-
-def _read(manifest_path: Path, name: str, sums: dict[str, Any], mend: str) -> Array:
-    path = manifest_path.parent / f"{name}.npy"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {mend}")
-    if sha256_file(path) != sums.get(name):
-        raise ValueError(
-            f"{path} is damaged (its SHA-256 is not that of {manifest_path.name}): "
-            f"{mend}"
-        )
-    loaded: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    return loaded

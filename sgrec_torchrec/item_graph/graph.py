@@ -19,6 +19,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from sgrec_torchrec.config import GraphConfig
+from sgrec_torchrec.distributed.main_rank import verifies_files
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.files.array_folder import read_arrays, write_arrays
 from sgrec_torchrec.files.run_folder import GRAPH_MANIFEST
@@ -116,6 +117,8 @@ class ItemGraph:
     def load(cls, folder: Path) -> "ItemGraph":
         """Read what ``save`` wrote; the arrays are memory-mapped, read-only.
 
+        They are read, to be verified, by one process of a host (``verifies_files``).
+
         Raises:
             FileNotFoundError: naming the file that is missing.
             ValueError: naming the file that is damaged or of another format.
@@ -126,13 +129,15 @@ class ItemGraph:
             {"decay": (float, int), "score_history": int},
             format_version=FORMAT_VERSION,
             what="the item graph",
+            verify=verifies_files(),
         )
         graph = cls(
             **arrays,
             decay=facts["decay"],
             score_history=facts["score_history"],
         )
-        graph.validate()
+        if verifies_files():
+            graph.validate()
         return graph
 
     def edges_from(self, items: Int32Array) -> sp.csr_matrix:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgrec_torchrec.config import TokenConfig
+from sgrec_torchrec.distributed.main_rank import verifies_files
 from sgrec_torchrec.files.atomic import atomic_folder, sha256_file, write_json
 from sgrec_torchrec.files.run_folder import MANIFEST, QUALITY, QUALITY_PICTURE
 from sgrec_torchrec.files.sealed_json import read_sealed, write_sealed
@@ -94,7 +95,7 @@ def build_tokens(
 
 
 def load_tokens(out_dir: Path) -> ItemTokens:
-    """Read and verify what ``build_tokens`` wrote.
+    """Read and verify what ``build_tokens`` wrote; sums by one process of a host.
 
     Raises:
         FileNotFoundError: the folder or one of its files is not there.
@@ -115,13 +116,14 @@ def load_tokens(out_dir: Path) -> ItemTokens:
         path = out_dir / name
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: build the tokens again")
-        if sha256_file(path) != expected:
+        if verifies_files() and sha256_file(path) != expected:
             raise ValueError(f"{path} was changed or damaged: build the tokens again")
     table = pq.read_table(out_dir / TOKENS, page_checksum_verification=True)
     codes = pc.list_flatten(table["codes"]).to_numpy()
     codes_NL = codes.astype(np.int32).reshape(table.num_rows, num_levels)
     tokens = ItemTokens(codes_NL=codes_NL, num_codes=num_codes)
-    tokens.validate()
+    if verifies_files():
+        tokens.validate()
     return tokens
 
 

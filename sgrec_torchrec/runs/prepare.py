@@ -16,7 +16,7 @@ from sgrec_torchrec.config import (
 )
 from sgrec_torchrec.config.registry import IMPORTERS
 from sgrec_torchrec.distributed.executor import HERE, Executor
-from sgrec_torchrec.distributed.main_rank import is_main_rank
+from sgrec_torchrec.distributed.main_rank import is_main_rank, verifies_files
 from sgrec_torchrec.evidence.builders import MAX_DISTANCE
 from sgrec_torchrec.evidence.gather import num_features
 from sgrec_torchrec.evidence.held_out import hold_out
@@ -287,6 +287,7 @@ def read_taught(folder: Path) -> SoftTargets:
         {},
         format_version=TAUGHT_FORMAT,
         what="the soft targets",
+        verify=verifies_files(),
     )
     return SoftTargets(**arrays)
 

@@ -24,9 +24,19 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def read(path: Path, names: tuple[str, ...] = tuple(ARRAYS), version: int = 3):
+def read(
+    path: Path,
+    names: tuple[str, ...] = tuple(ARRAYS),
+    version: int = 3,
+    verify: bool = True,
+):
     return read_arrays(
-        path, names, {"decay": float}, format_version=version, what="the stage"
+        path,
+        names,
+        {"decay": float},
+        format_version=version,
+        what="the stage",
+        verify=verify,
     )
 
 
@@ -114,3 +124,24 @@ def test_another_format_is_told_from_damage(path: Path) -> None:
         ValueError, match=r"format_version 3, this program reads 4: build the stage"
     ):
         read(path, version=4)
+
+
+def test_who_does_not_verify_reads_no_array_but_sees_a_cut_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(array_folder, "sha256_file", None)
+    arrays, _ = read(path, verify=False)
+    assert arrays["offsets"].tolist() == [0, 2, 3]
+    with (path.parent / "weights.npy").open("ab") as file:
+        file.write(b"0")
+    with pytest.raises(ValueError, match=r"weights.npy is damaged \(its size is not"):
+        read(path, verify=False)
+
+
+def test_a_folder_of_before_the_sizes_opens_to_who_does_not_verify(path: Path) -> None:
+    edit(path, bytes=None)
+    assert read(path, verify=False)[0].keys() == ARRAYS.keys()
+    assert read(path)[0].keys() == ARRAYS.keys()
+    (path.parent / "weights.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(ValueError, match=r"weights.npy is damaged \("):
+        read(path, verify=False)

@@ -127,6 +127,24 @@ def test_weights_of_before_the_mapped_files_go_with_a_split_made_again(tmp_path)
     assert stage_key("split", folder) == key
 
 
+def test_the_bytes_are_compared_by_the_first_rank_of_a_host(tmp_path, monkeypatch):
+    prepare(tmp_path)
+    path = tmp_path / "split" / "users.arrow"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"ab")] ^= 1
+    path.write_bytes(content)
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ValueError, match=r"users\.arrow: truncated or changed \(sha"):
+        load_split(tmp_path / "split")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("sgrec_torchrec.logs.split_store.sha256_file", None)
+    assert load_split(tmp_path / "split").user_ids == ["`", "b"]
+    path.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=r"users\.arrow: truncated or changed \(size"):
+        load_split(tmp_path / "split")
+
+
 def test_a_mapped_file_of_another_log_is_refused(tmp_path):
     prepare(tmp_path)
     folder = tmp_path / "split"
