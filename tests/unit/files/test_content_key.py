@@ -13,7 +13,7 @@ from sgrec_torchrec.a2po.aligner import made_of
 from sgrec_torchrec.config import AlignConfig, RunConfig
 from sgrec_torchrec.distributed import checkpoint
 from sgrec_torchrec.files.content_key import content_key, file_keys, folder_key
-from sgrec_torchrec.runs import prepare
+from sgrec_torchrec.runs import made_once
 from sgrec_torchrec.runs.stage_links import StageLinks
 from sgrec_torchrec.runs.steps import Step, read_stamp, run_steps, stamp_path
 
@@ -59,7 +59,7 @@ def test_a_prepared_folder_is_called_as_ever(
 ) -> None:
     config = RunConfig(name="run", out_dir=str(tmp_path))
     links = StageLinks(run_dir=config.run_dir)
-    folder = prepare._once(
+    folder = made_once.once(
         config, links, stage, inputs, lambda made: made.mkdir(parents=True)
     )
     assert folder == tmp_path / "prepared" / name

@@ -71,7 +71,7 @@ def flip(path: Path, bit: int) -> None:
 def test_resume_is_refused_by_a_setting_before_the_log_is_read(
     refused: Refused, monkeypatch: pytest.MonkeyPatch, change: str, named: str
 ) -> None:
-    monkeypatch.setattr(prepare, "_made", None)
+    monkeypatch.setattr(prepare, "made", None)
     assert named in refused(change, options=("--resume",))
 
 
@@ -170,7 +170,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 def test_a_model_of_other_settings_is_not_replaced(
     refused: Refused, monkeypatch: pytest.MonkeyPatch, change: str, named: str
 ) -> None:
-    monkeypatch.setattr(prepare, "_made", None)
+    monkeypatch.setattr(prepare, "made", None)
     last = refused(change, options=())
     assert named in last
     assert "choose another --name, or give --overwrite, which moves " in last
