@@ -5,6 +5,7 @@ of them reads every byte, to compare the sums; the others need read none
 (``distributed.main_rank.verifies_files``).
 """
 
+import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import NoneType
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sgrec_torchrec.files.atomic import atomic_folder, sha256_file
+from sgrec_torchrec.files.growing_array import file_of, mapped
 from sgrec_torchrec.files.sealed_json import Fields, naming, read_sealed, write_sealed
 
 Array = npt.NDArray[Any]
@@ -25,16 +27,30 @@ def write_arrays(
     """Write the manifest's folder, all or none: one file an array, facts, sums.
 
     Args:
+        arrays: one that is mapped from a .npy file as a whole becomes a second name of
+            it where it can: that file may go, but not change.
         facts: JSON values, ``format_version`` among them.
     """
     with atomic_folder(manifest_path.parent) as folder:
         for name, array in arrays.items():
-            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+            _write(folder / f"{name}.npy", array)
         paths = {name: folder / f"{name}.npy" for name in arrays}
         sums = {name: sha256_file(path) for name, path in paths.items()}
         sizes = {name: path.stat().st_size for name, path in paths.items()}
         content = {**facts, "sha256": sums, "bytes": sizes}
         write_sealed(folder / manifest_path.name, content)
+
+
+def _write(path: Path, array: Array) -> None:
+    """``np.save``; what is mapped from such a file is not read into memory for it."""
+    written = file_of(array)
+    if written is None:
+        np.save(path, array, allow_pickle=False)
+        return
+    try:
+        path.hardlink_to(written)
+    except OSError:  # on another disk, or where there are no links
+        shutil.copyfile(written, path)
 
 
 def read_arrays(
@@ -86,5 +102,5 @@ def read_arrays(
                 f"{mend}"
             )
         with naming(path, mend):
-            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+            arrays[name] = mapped(path)
     return arrays, {name: manifest.get(name) for name in fact_kinds}

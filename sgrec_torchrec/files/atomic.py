@@ -54,6 +54,23 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def working_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder for what is written on the way to ``path``, beside it; it goes.
+
+    Raises:
+        FileNotFoundError: naming the folder, where it cannot be made or written.
+        NoSpaceError: where what is written finds the disk full.
+    """
+    folder = _temporary_beside(path)
+    try:
+        with naming_a_full_disk(path):
+            folder.mkdir()
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def gone_on_error(folder: Path) -> Iterator[None]:
     """What is half written would keep a full disk full."""
     try:
