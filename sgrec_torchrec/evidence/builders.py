@@ -1,20 +1,22 @@
 """The built-in item relations, each a function: events and texts -> sparse weights.
 
-``RELATIONS`` (config/registry.py) names them; an installed package adds its own.
+``RELATIONS`` (config/registry.py) names them; an installed package adds its own. These
+make whole matrices, as a package may; ``by_range`` makes the same rows by ranges.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 
-import numpy as np
 import scipy.sparse as sp
 
 from sgrec_torchrec.config import EvidenceConfig, GraphConfig
+from sgrec_torchrec.evidence.texts import Texts
 from sgrec_torchrec.item_graph.covisitation import covisitation_edges
 from sgrec_torchrec.item_graph.heaviest import heaviest_product
 from sgrec_torchrec.item_graph.pair_counts import PairCounts, counted
-from sgrec_torchrec.item_graph.row_order import BoolArray, keep_heaviest
+from sgrec_torchrec.item_graph.row_order import BoolArray, Rows, only
 from sgrec_torchrec.schema import Catalogue, Int32Array, Sequences
 
 FORWARD = GraphConfig(backward_weight=0.0)
@@ -26,9 +28,6 @@ MAX_DISTANCE = AROUND.max_distance
 """Of pairs that the built-in relations ask for."""
 BACKWARD_SHARE = 0.3
 """Weight of backward beside forward visits, where texts smooth them."""
-NEAR_TEXT = 0.04
-"""Squared similarity from which a text stands in for another one."""
-NEAREST_TEXTS = 20
 
 
 class RelationSource:
@@ -42,7 +41,7 @@ class RelationSource:
         self,
         sequences: Sequences,
         end_U: Int32Array,
-        text: sp.csr_matrix,
+        texts: Texts,
         config: EvidenceConfig,
         catalogue: Catalogue | None = None,
         *,
@@ -51,7 +50,7 @@ class RelationSource:
         wanted_N: BoolArray | None = None,
     ) -> None:
         self.sequences, self.end_U = sequences, end_U
-        self.text, self.config = text, config
+        self.texts, self.config = texts, config
         self.catalogue = catalogue
         """None where the caller of ``build_relations`` gave none."""
         self.counts, self.without = counts, without
@@ -60,19 +59,33 @@ class RelationSource:
         """Bool: items whose rows are asked for; others may be left empty. None: all."""
         self.popularity_N = counts.popularity(without)
 
+    def wanted(self, rows: Rows, low: int, high: int) -> Rows:
+        """Rows of the items of [low, high), those that nobody asks for emptied."""
+        return rows if self.wanted_N is None else only(rows, self.wanted_N[low:high])
+
+    def form(self, form: GraphConfig) -> GraphConfig:
+        """The same with as many neighbours as a relation may have."""
+        return dataclasses.replace(form, max_neighbours=self.config.max_neighbours)
+
+    @contextmanager
+    def reaching(self, distance: int) -> Iterator[tuple[PairCounts, int | None]]:
+        """Yield counted pairs up to so far apart, and the fold to leave out of them."""
+        if distance <= self.counts.layout.max_distance:
+            yield self.counts, self.without
+            return
+        with counted(self.sequences, self.end_U, max_distance=distance) as farther:
+            yield farther, None
+
     def covisits(self, form: GraphConfig) -> sp.csr_matrix:
         """Co-visits in one form, ``max_neighbours`` an item."""
         (edges,) = self._covisits(form)
         return edges
 
     def _covisits(self, *forms: GraphConfig) -> list[sp.csr_matrix]:
-        limit = self.config.max_neighbours
-        cut = [dataclasses.replace(form, max_neighbours=limit) for form in forms]
+        cut = [self.form(form) for form in forms]
         reach = max(form.max_distance for form in forms)
-        if reach <= self.counts.layout.max_distance:
-            return covisitation_edges(self.counts, cut, without=self.without)
-        with counted(self.sequences, self.end_U, max_distance=reach) as farther:
-            return covisitation_edges(farther, cut)
+        with self.reaching(reach) as (counts, without):
+            return covisitation_edges(counts, cut, without=without)
 
     @cached_property
     def _built_in(self) -> list[sp.csr_matrix]:
@@ -101,23 +114,14 @@ class RelationSource:
         return both
 
     @cached_property
-    def near_texts(self) -> sp.csr_matrix:
-        """Rows of the nearest texts; they sum to s / (1 + s): little text, little said.
+    def text(self) -> sp.csr_matrix:
+        """Squared similarity of texts, ``max_neighbours`` an item."""
+        return self.texts.edges.matrix(self.sequences.num_items)
 
-        s is the sum of the similarities.
-        """
-        text = self.text
-        is_near = text.data >= NEAR_TEXT
-        indptr = np.append(0, np.cumsum(is_near))[text.indptr]
-        near = keep_heaviest(
-            sp.csr_matrix(
-                (text.data[is_near], text.indices[is_near], indptr), shape=text.shape
-            ),
-            NEAREST_TEXTS,
-        )
-        total_N = np.asarray(near.sum(axis=1)).ravel()
-        near.data = near.data / np.repeat(1.0 + total_N, np.diff(near.indptr))
-        return near
+    @cached_property
+    def near_texts(self) -> sp.csr_matrix:
+        """The nearest texts, as ``Texts.near``."""
+        return self.texts.near.matrix(self.sequences.num_items)
 
 
 RelationBuilder = Callable[[RelationSource], sp.csr_matrix]

@@ -25,7 +25,7 @@ import torch
 
 from sgrec_torchrec.config import EvidenceConfig
 from sgrec_torchrec.evidence.relations import Relations
-from sgrec_torchrec.item_graph.graph import spans
+from sgrec_torchrec.item_graph.row_order import spans
 from sgrec_torchrec.schema import (
     EvalRows,
     Float32Array,

@@ -10,8 +10,11 @@ so beyond that the cost is weighing the counted pairs once a fold, and picking t
 which holds 70 bytes an event of the period for a moment.
 """
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,10 +24,11 @@ from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.evidence.builders import MAX_DISTANCE
 from sgrec_torchrec.evidence.gather import Evidence, gather, histories_of
 from sgrec_torchrec.evidence.relations import Relations, build_relations
+from sgrec_torchrec.evidence.texts import Texts
+from sgrec_torchrec.files.growing_array import forget
 from sgrec_torchrec.hashing import FOLD, fold_of, hash64
-from sgrec_torchrec.item_graph.graph import spans
 from sgrec_torchrec.item_graph.pair_counts import PairCounts, counted
-from sgrec_torchrec.item_graph.row_order import BoolArray
+from sgrec_torchrec.item_graph.row_order import BoolArray, spans
 from sgrec_torchrec.schema import (
     Catalogue,
     EvalRows,
@@ -59,7 +63,7 @@ class TrainRows:
 def hold_out(
     sequences: Sequences,
     end_U: Int32Array,
-    text: sp.csr_matrix,
+    text: Texts | sp.csr_matrix,
     config: EvidenceConfig,
     *,
     max_history: int,
@@ -67,23 +71,25 @@ def hold_out(
     seed: int,
     catalogue: Catalogue | None = None,
     counts: PairCounts | None = None,
+    place: Path | None = None,
 ) -> HeldOut:
     """Evidence of train rows, each from relations made without its user's fold.
 
     Deterministic in ``seed``, which deals users into folds. Ranks do not communicate.
 
     Args:
-        counts: as ``folds`` takes them.
+        counts, place: as ``folds`` takes them.
     """
     asked = train_rows(sequences, end_U, max_history, config.max_rows, seed)
-    parts, order = [], []
+    parts = []
     for chosen, relations in folds(
-        sequences, end_U, text, config, asked.rows, seed, catalogue, counts
+        sequences, end_U, text, config, asked.rows, seed, catalogue, counts, place
     ):
-        histories = histories_of(sequences, asked.rows.take(chosen))
-        parts.append(gather(relations, histories, config, filter_seen=filter_seen))
-        order.append(chosen)
-    return _with_target(parts, asked.rows.target_E[np.concatenate(order)])
+        rows = asked.rows.take(chosen)
+        histories = histories_of(sequences, rows)
+        evidence = gather(relations, histories, config, filter_seen=filter_seen)
+        parts.append(_with_target(evidence, rows.target_E))
+    return _joined(parts, len(asked.event_E))
 
 
 def fold_of_users(num_users: int, config: EvidenceConfig, seed: int) -> Int64Array:
@@ -94,12 +100,13 @@ def fold_of_users(num_users: int, config: EvidenceConfig, seed: int) -> Int64Arr
 def folds(
     sequences: Sequences,
     end_U: Int32Array,
-    text: sp.csr_matrix,
+    text: Texts | sp.csr_matrix,
     config: EvidenceConfig,
     rows: EvalRows,
     seed: int,
     catalogue: Catalogue | None = None,
     counts: PairCounts | None = None,
+    place: Path | None = None,
 ) -> Iterator[tuple[Int64Array, Relations]]:
     """Yield, fold by fold, its rows and relations made without its users.
 
@@ -107,17 +114,23 @@ def folds(
 
     Args:
         counts: of this period by these folds, where they are there; counted else.
+        place: where a fold's relations are written, to go with the next one.
+            None: where temporary files go.
     """
+    texts = text if isinstance(text, Texts) else Texts.of(text)
     fold_U = fold_of_users(sequences.num_users, config, seed)
     fold_E = fold_U[rows.user_E]
-    with counted(
-        sequences,
-        end_U,
-        max_distance=MAX_DISTANCE,
-        fold_U=fold_U,
-        num_folds=config.num_folds,
-        given=counts,
-    ) as known:
+    with (
+        counted(
+            sequences,
+            end_U,
+            max_distance=MAX_DISTANCE,
+            fold_U=fold_U,
+            num_folds=config.num_folds,
+            given=counts,
+        ) as known,
+        tempfile.TemporaryDirectory(prefix="folds-", dir=place) as work,
+    ):
         assert known.layout.num_folds == config.num_folds, "counted by other folds"
         for fold in progress(
             range(config.num_folds), description="held-out evidence", unit="fold"
@@ -126,14 +139,17 @@ def folds(
             relations = build_relations(
                 sequences,
                 np.where(fold_U == fold, 0, end_U).astype(np.int32),
-                text,
+                texts,
                 config,
                 catalogue,
                 counts=known,
                 without=fold,
                 wanted_N=_asked_items(sequences, rows.take(chosen), config),
+                folder=Path(work) / str(fold),
             )
             yield chosen, relations
+            forget(relations.neighbours_E, relations.weights_E)
+            shutil.rmtree(Path(work) / str(fold))
 
 
 def _asked_items(
@@ -183,19 +199,23 @@ def train_rows(
     return TrainRows(rows=rows, event_E=place_R[asked])
 
 
-def _with_target(parts: list[Evidence], target_E: Int32Array) -> HeldOut:
-    """All folds' rows together, without those whose target is no candidate."""
-    start, kept, places = 0, [], []
-    for part in parts:
-        stop = start + len(part.item_EM)
-        is_target_EM = part.item_EM == target_E[start:stop, None]
-        found = np.flatnonzero(is_target_EM.any(axis=1))
-        kept.append((part.item_EM[found], part.features_EMF[found]))
-        places.append(is_target_EM[found].argmax(axis=1))
-        start = stop
+def _with_target(evidence: Evidence, target_E: Int32Array) -> HeldOut:
+    """A fold's rows, without those whose target is no candidate."""
+    is_target_EM = evidence.item_EM == target_E[:, None]
+    found = np.flatnonzero(is_target_EM.any(axis=1))
     return HeldOut(
-        item_EM=np.concatenate([items for items, _ in kept]),
-        features_EMF=np.concatenate([features for _, features in kept]),
-        target_place_E=np.concatenate(places).astype(np.int64),
+        item_EM=evidence.item_EM[found],
+        features_EMF=evidence.features_EMF[found],
+        target_place_E=is_target_EM[found].argmax(axis=1).astype(np.int64),
         num_rows=len(target_E),
+    )
+
+
+def _joined(parts: list[HeldOut], num_rows: int) -> HeldOut:
+    """All folds' rows together."""
+    return HeldOut(
+        item_EM=np.concatenate([part.item_EM for part in parts]),
+        features_EMF=np.concatenate([part.features_EMF for part in parts]),
+        target_place_E=np.concatenate([part.target_place_E for part in parts]),
+        num_rows=num_rows,
     )

@@ -18,24 +18,34 @@ Scale: at most R N max_neighbours edges of 8 bytes for R relations. 1e8 items wi
 six and max_neighbours 50 take 240 GB, memory-mapped; a batch of histories touches only
 the rows of its items.
 Co-visits are counted out of core, once (``item_graph.pair_counts``). Text products grow
-with the distinct texts (``item_graph.text``).
+with the distinct texts (``item_graph.text``). Edges are made by ranges of items and
+appended to files (``evidence.by_range``): beside a range, memory holds 12 bytes an item
+for scratch, 16 for each kind of popularity, and what of the visits (12 bytes an edge,
+mapped) a product reads. A relation of a package is a whole matrix in memory.
 """
 
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from sgrec_torchrec.config import EvidenceConfig, GraphConfig
+from sgrec_torchrec.config import EvidenceConfig
 from sgrec_torchrec.config.registry import RELATIONS
 from sgrec_torchrec.evidence.builders import (
     MAX_DISTANCE,
     RelationBuilder,
     RelationSource,
 )
+from sgrec_torchrec.evidence.by_range import RangedRelations
+from sgrec_torchrec.evidence.texts import Texts
+from sgrec_torchrec.files.growing_array import forget
 from sgrec_torchrec.item_graph.pair_counts import PairCounts, counted
-from sgrec_torchrec.item_graph.row_order import BoolArray
-from sgrec_torchrec.item_graph.text import text_edges
+from sgrec_torchrec.item_graph.row_files import BLOCK_ENTRIES, Csr, RowWriter
+from sgrec_torchrec.item_graph.row_order import BoolArray, Rows, rows_in
 from sgrec_torchrec.schema import (
     Catalogue,
     Float32Array,
@@ -44,6 +54,7 @@ from sgrec_torchrec.schema import (
     Sequences,
 )
 
+EDGE_FILES = ("indptr_R1.npy", "neighbours_E.npy", "weights_E.npy")
 ARRAY_TYPES = {
     "indptr_R1": "int64",
     "neighbours_E": "int32",
@@ -104,32 +115,31 @@ class Relations:
                 f"indptr_R1 ends at {starts[-1]}; neighbours_E has "
                 f"{len(self.neighbours_E)} entries, weights_E {len(self.weights_E)}"
             )
-        bad = (self.neighbours_E < 0) | (self.neighbours_E >= self.num_items)
-        if bad.any():
-            raise ValueError(
-                f"neighbours_E[{np.flatnonzero(bad)[0]}] is outside "
-                f"[0, {self.num_items})"
-            )
-        if not (self.weights_E > 0).all() or not np.isfinite(self.weights_E).all():
-            raise ValueError("weights_E: must be finite and > 0")
-
-
-def text_relation(catalogue: Catalogue, config: EvidenceConfig) -> sp.csr_matrix:
-    """The one relation that no event changes: float64 CSR [N, N], maybe empty."""
-    form = GraphConfig(max_neighbours=config.max_neighbours)
-    return text_edges(catalogue, form)
+        for low in range(0, len(self.neighbours_E), BLOCK_ENTRIES):
+            neighbours = self.neighbours_E[low : low + BLOCK_ENTRIES]
+            weights = self.weights_E[low : low + BLOCK_ENTRIES]
+            bad = (neighbours < 0) | (neighbours >= self.num_items)
+            if bad.any():
+                raise ValueError(
+                    f"neighbours_E[{low + np.flatnonzero(bad)[0]}] is outside "
+                    f"[0, {self.num_items})"
+                )
+            if not (weights > 0).all() or not np.isfinite(weights).all():
+                raise ValueError("weights_E: must be finite and > 0")
+            forget(self.neighbours_E, self.weights_E)
 
 
 def build_relations(
     sequences: Sequences,
     end_U: Int32Array,
-    text: sp.csr_matrix,
+    text: Texts | sp.csr_matrix,
     config: EvidenceConfig,
     catalogue: Catalogue | None = None,
     *,
     counts: PairCounts | None = None,
     without: int | None = None,
     wanted_N: BoolArray | None = None,
+    folder: Path | None = None,
 ) -> Relations:
     """``config``'s relations of the first ``end_U[u]`` events of each user.
 
@@ -142,69 +152,81 @@ def build_relations(
         without: that fold; ``end_U`` is 0 for its users.
         wanted_N: bool, items whose rows are asked for; the others stay empty.
             None: all.
+        folder: where the edges are written, and mapped from: beside it temporary files
+            of about their size come and go. None: they are in memory in the end.
 
     Raises:
         ValueError: naming the relation whose weights no relation may have.
         ImportError: for a relation of a package that cannot be loaded.
     """
     assert without is None or counts is not None, "folds are counted before"
-    with counted(sequences, end_U, max_distance=MAX_DISTANCE, given=counts) as known:
+    texts = text if isinstance(text, Texts) else Texts.of(text)
+    around = None if folder is None else folder.parent
+    with (
+        counted(sequences, end_U, max_distance=MAX_DISTANCE, given=counts) as known,
+        tempfile.TemporaryDirectory(prefix="relations-", dir=around) as work,
+    ):
         source = RelationSource(
             sequences,
             end_U,
-            text,
+            texts,
             config,
             catalogue,
             counts=known,
             without=without,
             wanted_N=wanted_N,
         )
-        parts = [_built(name, source) for name in config.relation_names()]
-        return _stacked(parts, source)
-
-
-def _stacked(parts: list[sp.csr_matrix], source: RelationSource) -> Relations:
-    """One CSR of all relations, of the rows that are wanted."""
-    lengths, kept_E = [], []
-    for part in parts:
-        length_N = np.diff(part.indptr)
-        wanted_N = source.wanted_N
-        if wanted_N is None:
-            wanted_N = np.ones(len(length_N), dtype=np.bool_)
-        lengths.append(length_N * wanted_N)
-        kept_E.append(np.repeat(wanted_N, length_N))
-    taken = list(zip(parts, kept_E, strict=True))
+        edges = _written(source, folder or Path(work) / "made", Path(work))
+        if folder is None:
+            edges = edges.in_memory()
     return Relations(
-        indptr_R1=np.append(0, np.cumsum(np.concatenate(lengths), dtype=np.int64)),
-        neighbours_E=np.concatenate(
-            [part.indices[kept].astype(np.int32) for part, kept in taken]
-        ),
-        weights_E=np.concatenate(
-            [part.data[kept].astype(np.float32) for part, kept in taken]
-        ),
+        indptr_R1=edges.starts_N1,
+        neighbours_E=edges.column_E,
+        weights_E=edges.value_E.astype(np.float32, copy=False),
         popularity_N=source.popularity_N,
         recent_N=source.counts.recent(source.without),
     )
 
 
-def _built(name: str, source: RelationSource) -> sp.csr_matrix:
-    """One relation, held to what ``RelationBuilder`` promises."""
-    build: RelationBuilder = RELATIONS.load(name)
-    made = build(source)
-    count, limit = source.sequences.num_items, source.config.max_neighbours
-    if not sp.issparse(made) or made.shape != (count, count):
-        shape = getattr(made, "shape", type(made).__name__)
+def _written(source: RelationSource, folder: Path, work: Path) -> Csr:
+    """All relations one after another, of the rows that are wanted."""
+    ranges = RangedRelations(source, work)
+    writer = RowWriter(folder, np.float32, EDGE_FILES)
+    for name in source.config.relation_names():
+        build: RelationBuilder = RELATIONS.load(name)
+        blocks = ranges.blocks(build)
+        if blocks is None:
+            blocks = _whole(name, build(source), source)
+        low = 0
+        for rows in blocks:
+            _check(name, rows, source.config.max_neighbours)
+            high = low + len(rows[0])
+            writer.add(source.wanted(rows, low, high))
+            low = high
+    return writer.close()
+
+
+def _whole(name: str, made: Any, source: RelationSource) -> Iterator[Rows]:
+    """The rows of what the builder of a package made."""
+    count = source.sequences.num_items
+    shape = getattr(made, "shape", type(made).__name__)
+    is_sparse: bool = sp.issparse(made)
+    if not is_sparse or shape != (count, count):
         raise ValueError(
             f"item relation {name!r} gave {shape}: it must give a sparse matrix of "
             f"{count} items by {count}"
         )
-    made = made.tocsr()
-    most = int(np.diff(made.indptr).max(initial=0))
+    yield rows_in(made.tocsr())
+
+
+def _check(name: str, rows: Rows, limit: int) -> None:
+    """Hold rows to what ``RelationBuilder`` promises."""
+    lengths, _, weights = rows
+    most = int(lengths.max(initial=0))
     if most > limit:
         raise ValueError(
             f"item relation {name!r} gave an item {most} neighbours: keep at most "
             f"evidence.max_neighbours = {limit}, as row_order.keep_heaviest does"
         )
-    if not (made.data > 0).all() or not np.isfinite(made.data).all():
+    if not (weights > 0).all() or not np.isfinite(weights).all():
         raise ValueError(f"item relation {name!r}: weights must be finite and > 0")
-    return made

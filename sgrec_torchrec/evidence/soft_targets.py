@@ -4,6 +4,8 @@ Asked of relations that have not seen the event's user, as in ``held_out``: else
 answer would mostly repeat the event itself. Letters: E events, M candidates, Q items.
 """
 
+from pathlib import Path
+
 import numpy as np
 import scipy.sparse as sp
 
@@ -11,6 +13,7 @@ from sgrec_torchrec.config import EvidenceConfig
 from sgrec_torchrec.evidence.gather import Evidence, gather, histories_of
 from sgrec_torchrec.evidence.held_out import folds, train_rows
 from sgrec_torchrec.evidence.scorer import EvidenceScorer
+from sgrec_torchrec.evidence.texts import Texts
 from sgrec_torchrec.item_graph.pair_counts import PairCounts
 from sgrec_torchrec.logs.sampling import SoftTargets
 from sgrec_torchrec.schema import (
@@ -26,7 +29,7 @@ BLOCK_ROWS = 4096
 def soft_targets(
     sequences: Sequences,
     end_U: Int32Array,
-    text: sp.csr_matrix,
+    text: Texts | sp.csr_matrix,
     scorer: EvidenceScorer,
     config: EvidenceConfig,
     *,
@@ -35,6 +38,7 @@ def soft_targets(
     seed: int,
     catalogue: Catalogue | None = None,
     counts: PairCounts | None = None,
+    place: Path | None = None,
 ) -> SoftTargets:
     """The likeliest items of the newest events; events without any are left out.
 
@@ -43,14 +47,14 @@ def soft_targets(
 
     Args:
         seed: the one that dealt the scorer's training rows into folds.
-        counts: as ``folds`` takes them.
+        counts, place: as ``folds`` takes them.
     """
     asked = train_rows(sequences, end_U, max_history, config.max_taught, seed)
     shape = (len(asked.event_E), config.taught_items)
     item_EQ = np.full(shape, -1, dtype=np.int32)
     cumulative_EQ = np.zeros(shape, dtype=np.float32)
     for chosen, relations in folds(
-        sequences, end_U, text, config, asked.rows, seed, catalogue, counts
+        sequences, end_U, text, config, asked.rows, seed, catalogue, counts, place
     ):
         for start in range(0, len(chosen), BLOCK_ROWS):
             block = chosen[start : start + BLOCK_ROWS]

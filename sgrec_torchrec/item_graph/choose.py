@@ -196,10 +196,12 @@ class _Trial:
     def _edges(
         self, config: GraphConfig, *, with_text: bool
     ) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-        """Visits and text in this form."""
+        """Visits and text in this form, of the items of these rows' histories."""
         visits, text = (_form(kind, config) for kind in ("visits", "text"))
         if visits not in self.edges:
-            (self.edges[visits],) = covisitation_edges(self.counts, [config])
+            (self.edges[visits],) = covisitation_edges(
+                self.counts, [config], wanted_N=self.is_asked_N
+            )
         num_items = self.split.sequences.num_items
         if not with_text:
             return self.edges[visits], sp.csr_matrix((num_items, num_items))

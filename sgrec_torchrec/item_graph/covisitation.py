@@ -11,7 +11,7 @@ Pairs are counted once, as integers (``pair_counts``); a form only weighs them. 
 weight is rounded to 2^-20.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,7 +20,15 @@ from sgrec_torchrec.config import GraphConfig, check_choice
 from sgrec_torchrec.item_graph import pair_kernels as kernels
 from sgrec_torchrec.item_graph.pair_counts import PairCounts
 from sgrec_torchrec.item_graph.pair_layout import UNIT
-from sgrec_torchrec.item_graph.row_order import Rows, stacked
+from sgrec_torchrec.item_graph.pair_runs import Run
+from sgrec_torchrec.item_graph.row_order import (
+    BoolArray,
+    FloatArray,
+    Rows,
+    copied,
+    only,
+    stacked,
+)
 from sgrec_torchrec.schema import Int32Array, Int64Array, Sequences
 
 CHUNK_EVENTS = 4_000_000
@@ -55,7 +63,11 @@ def popularity(sequences: Sequences, end_U: Int32Array) -> Int64Array:
 
 
 def covisitation_edges(
-    counts: PairCounts, forms: Sequence[GraphConfig], *, without: int | None = None
+    counts: PairCounts,
+    forms: Sequence[GraphConfig],
+    *,
+    without: int | None = None,
+    wanted_N: BoolArray | None = None,
 ) -> list[sp.csr_matrix]:
     """The damped co-visits of each form, cut to its ``max_neighbours`` a row.
 
@@ -63,10 +75,34 @@ def covisitation_edges(
     a moment 12 more of one form.
 
     Args:
-        without: the fold whose events count neither as visits nor as popularity.
+        without, wanted_N: as ``covisit_blocks``.
 
     Returns:
         float64 CSR [N, N] of each form; columns sorted, all entries > 0.
+    """
+    weighed: list[list[Rows]] = [[] for _ in forms]
+    for _, _, blocks in covisit_blocks(
+        counts, forms, without=without, wanted_N=wanted_N
+    ):
+        for kept, rows in zip(weighed, blocks, strict=True):
+            kept.append(copied(rows))
+    shape = (counts.layout.num_items, counts.layout.num_items)
+    return [stacked(weighed.pop(0), shape) for _ in forms]
+
+
+def covisit_blocks(
+    counts: PairCounts,
+    forms: Sequence[GraphConfig],
+    *,
+    without: int | None = None,
+    wanted_N: BoolArray | None = None,
+) -> Iterator[tuple[int, int, list[Rows]]]:
+    """Yield (low, high, rows of each form): the same by ranges of items.
+
+    Args:
+        without: the fold whose events count neither as visits nor as popularity.
+        wanted_N: bool, items whose rows are asked for; the others stay empty.
+            None: all.
     """
     layout = counts.layout
     damped_N = 1.0 + counts.popularity(without)
@@ -77,24 +113,34 @@ def covisitation_edges(
         )
         for form in forms
     ]
-    weighed: list[list[Rows]] = [[] for _ in forms]
-    for low, high, (words, count_W) in counts.blocks():
-        for rows, form, (units_T, factors) in zip(weighed, forms, weights, strict=True):
-            indptr = np.zeros(high - low + 1, dtype=np.int64)
-            target_W = np.empty(len(words), dtype=np.int32)
-            weight_W = np.empty(len(words), dtype=np.float64)
-            kept = kernels.weigh(
-                words,
-                count_W,
-                units_T,
-                layout.bits,
-                (low, high),
-                factors,
-                form.max_neighbours,
-                (indptr, target_W, weight_W),
-            )
-            rows.append(
-                (np.diff(indptr), target_W[:kept].copy(), weight_W[:kept].copy())
-            )
-    shape = (layout.num_items, layout.num_items)
-    return [stacked(weighed.pop(0), shape) for _ in forms]
+    for low, high, run in counts.blocks():
+        found = [
+            weighed_rows(run, layout.bits, (low, high), *weight, form.max_neighbours)
+            for form, weight in zip(forms, weights, strict=True)
+        ]
+        if wanted_N is not None:
+            found = [only(rows, wanted_N[low:high]) for rows in found]
+        yield low, high, found
+
+
+def weighed_rows(
+    run: Run,
+    bits: tuple[int, int],
+    span: tuple[int, int],
+    units_T: Int64Array,
+    factors: tuple[FloatArray, FloatArray, float],
+    limit: int,
+) -> Rows:
+    """A range of items: its counted pairs -> rows, each cut to its heaviest.
+
+    Args:
+        bits, units_T, factors: as ``pair_kernels.weigh`` takes them.
+        span: first item, and the one after the last.
+    """
+    words, count_W = run
+    indptr = np.zeros(span[1] - span[0] + 1, dtype=np.int64)
+    target_W = np.empty(len(words), dtype=np.int32)
+    weight_W = np.empty(len(words), dtype=np.float64)
+    edges = (indptr, target_W, weight_W)
+    kept = kernels.weigh(words, count_W, units_T, bits, span, factors, limit, edges)
+    return np.diff(indptr), target_W[:kept], weight_W[:kept]

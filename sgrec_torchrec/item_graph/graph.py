@@ -6,11 +6,13 @@ first h_0, h_1, ..., scores item j by sum over d of decay^d A[h_d, j].
 
 Scale: N items hold at most N max_neighbours edges of 8 bytes each. At 1e8 items take
 max_neighbours 50 (40 GB); ``load`` maps the files into memory, and a batch of
-histories touches only the rows of the items that it holds.
+histories touches only the rows of the items that it holds. ``build_graph`` appends rows
+by ranges of items; the text's lie in files meanwhile, 12 bytes an edge.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,16 +24,27 @@ from sgrec_torchrec.config import GraphConfig
 from sgrec_torchrec.distributed.main_rank import verifies_files
 from sgrec_torchrec.distributed.progress import progress
 from sgrec_torchrec.files.array_folder import read_arrays, write_arrays
+from sgrec_torchrec.files.growing_array import Array, forget
 from sgrec_torchrec.files.run_folder import GRAPH_MANIFEST
-from sgrec_torchrec.item_graph.covisitation import covisitation_edges, fit_ends
+from sgrec_torchrec.item_graph.covisitation import covisit_blocks, fit_ends
 from sgrec_torchrec.item_graph.pair_counts import PairCounts, counted
+from sgrec_torchrec.item_graph.row_files import (
+    BLOCK_ENTRIES,
+    Csr,
+    RowWriter,
+    written_rows,
+)
 from sgrec_torchrec.item_graph.row_order import (
     BoolArray,
     first_k,
     keep_heaviest,
+    matrix_of,
+    pieces,
+    rows_in,
     rows_of,
+    spans,
 )
-from sgrec_torchrec.item_graph.text import text_edges
+from sgrec_torchrec.item_graph.text import text_blocks
 from sgrec_torchrec.schema import (
     EvalRows,
     Float32Array,
@@ -44,6 +57,7 @@ from sgrec_torchrec.schema import (
 FORMAT_VERSION = 2
 BATCH_ROWS = 512
 ARRAYS = ("indptr_N1", "neighbours_E", "weights_E", "popularity_N")
+EDGE_FILES = tuple(f"{name}.npy" for name in ARRAYS[:3])
 ARRAY_TYPES = ("int64", "int32", "float32", "int64")
 
 
@@ -90,13 +104,25 @@ class ItemGraph:
                 f"popularity_N has {len(self.popularity_N)} items, "
                 f"indptr_N1 {self.num_items}"
             )
-        bad = (self.neighbours_E < 0) | (self.neighbours_E >= self.num_items)
-        _refuse(bad, "neighbours_E", f"is outside [0, {self.num_items})")
-        _refuse(~(self.weights_E > 0), "weights_E", "is not > 0")
-        row = rows_of(self.indptr_N1)
-        same_row = row[1:] == row[:-1]
-        falls = same_row & (self.neighbours_E[1:] <= self.neighbours_E[:-1])
-        _refuse(falls, "neighbours_E", "is not smaller than the next one of its row")
+        for low, part in self._parts(self.neighbours_E):
+            bad = (part < 0) | (part >= self.num_items)
+            _refuse(bad, low, "neighbours_E", f"is outside [0, {self.num_items})")
+        for low, part in self._parts(self.weights_E):
+            _refuse(~(part > 0), low, "weights_E", "is not > 0")
+        for low, part in self._parts(self.neighbours_E):
+            falls = part[1:] <= part[:-1]
+            # The first of each row may.
+            ends = [low + 1, low + len(part)]
+            first, last = np.searchsorted(self.indptr_N1, ends)
+            falls[self.indptr_N1[first:last] - low - 1] = False
+            said = "is not smaller than the next one of its row"
+            _refuse(falls, low, "neighbours_E", said)
+
+    def _parts(self, edges: Array) -> Iterator[tuple[int, Array]]:
+        """Yield (first, part): parts overlap by an edge; pages that were read go."""
+        for low in range(0, len(edges), BLOCK_ENTRIES):
+            yield low, edges[low : low + BLOCK_ENTRIES + 1]
+            forget(edges)
 
     def save(self, folder: Path, made_from: Mapping[str, object] | None = None) -> None:
         """Write four .npy files and ``graph.json`` with their SHA-256, all or none.
@@ -231,39 +257,66 @@ def build_graph(
             "graph.text_weight is None: set it, or let choose_graph choose it"
         )
     end_U, reach = fit_ends(split.sequences, fit_on), config.max_distance
-    with counted(split.sequences, end_U, max_distance=reach, given=counts) as known:
-        popularity_N = known.popularity()
-        (edges,) = covisitation_edges(known, [config])
-    if config.text_weight > 0:
-        edges = edges + config.text_weight * text_edges(split.catalogue, config)
-    graph = graph_of(edges, popularity_N, config)
+    around = None
     if out_dir is not None:
-        made_from = {"fit_on": fit_on, **dataclasses.asdict(config)}
-        graph.save(out_dir, made_from)
+        around = out_dir.parent
+        around.mkdir(parents=True, exist_ok=True)
+    with (
+        counted(split.sequences, end_U, max_distance=reach, given=counts) as known,
+        tempfile.TemporaryDirectory(prefix="graph-", dir=around) as work,
+    ):
+        edges = _written(split, config, known, Path(work))
+        if out_dir is None:
+            edges = edges.in_memory()
+        graph = _graph_of(edges, known.popularity(), config)
+        if out_dir is not None:
+            made_from = {"fit_on": fit_on, **dataclasses.asdict(config)}
+            graph.save(out_dir, made_from)
     return graph
+
+
+def _written(
+    split: SplitLog, config: GraphConfig, counts: PairCounts, work: Path
+) -> Csr:
+    """Co-visits and text added up and cut, by ranges of items, as files."""
+    num_items, limit = split.sequences.num_items, config.max_neighbours
+    text, text_weight = None, config.text_weight or 0.0
+    if text_weight > 0:
+        blocks = text_blocks(split.catalogue, config, place=work)
+        text = written_rows(work / "text", blocks)
+    writer = RowWriter(work / "sums", np.float32, EDGE_FILES)
+    for first, _, (visits,) in covisit_blocks(counts, [config]):
+        for low, high, rows in pieces(visits, max(1, BLOCK_ENTRIES // limit)):
+            edges = matrix_of(rows, num_items)
+            if text is not None:
+                near = text.rows(first + low, first + high)
+                edges = edges + text_weight * matrix_of(near, num_items)
+                forget(*text)
+            writer.add(rows_in(_heaviest(edges, limit)))
+    return writer.close()
+
+
+def _heaviest(edges: sp.csr_matrix, limit: int) -> sp.csr_matrix:
+    return keep_heaviest(edges.astype(np.float32).tocsr(), limit)
 
 
 def graph_of(
     edges: sp.csr_matrix, popularity_N: Int64Array, config: GraphConfig
 ) -> ItemGraph:
     """Keep the heaviest ``max_neighbours`` a row and make the record of them."""
-    kept = keep_heaviest(edges.astype(np.float32).tocsr(), config.max_neighbours)
+    kept = _heaviest(edges, config.max_neighbours)
+    return _graph_of(Csr.of(kept), popularity_N, config)
+
+
+def _graph_of(edges: Csr, popularity_N: Int64Array, config: GraphConfig) -> ItemGraph:
     return ItemGraph(
-        indptr_N1=kept.indptr.astype(np.int64),
-        neighbours_E=kept.indices.astype(np.int32),
-        weights_E=kept.data.astype(np.float32),
+        indptr_N1=edges.starts_N1,
+        neighbours_E=edges.column_E,
+        weights_E=edges.value_E.astype(np.float32, copy=False),
         popularity_N=popularity_N,
         decay=config.decay,
         score_history=config.score_history,
     )
-
-
-def spans(low: Int64Array, high: Int64Array) -> Int64Array:
-    """All integers of [low_0, high_0), then of [low_1, high_1), and so on."""
-    length = high - low
-    end = np.cumsum(length)
-    flat: Int64Array = np.arange(length.sum()) + np.repeat(low - (end - length), length)
-    return flat
 
 
 def history_weights(
@@ -339,7 +392,7 @@ def _contains(ordered: Int64Array, values: Int64Array) -> BoolArray:
     return found
 
 
-def _refuse(bad: BoolArray, name: str, complaint: str) -> None:
+def _refuse(bad: BoolArray, low: int, name: str, complaint: str) -> None:
     first = np.flatnonzero(bad)
     if len(first):
-        raise ValueError(f"{name}[{first[0]}] {complaint}")
+        raise ValueError(f"{name}[{low + first[0]}] {complaint}")

@@ -5,7 +5,7 @@ threshold in float32, which lets through a few more than asked; only those are t
 ordered in full precision. Memory: 8 bytes an entry beside the matrix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,8 @@ from sgrec_torchrec.item_graph.pair_kernels import cut_rows
 from sgrec_torchrec.schema import Float64Array, Int32Array, Int64Array
 
 BoolArray = npt.NDArray[np.bool_]
-Rows = tuple[Int64Array, Int32Array, Float64Array]
+FloatArray = npt.NDArray[np.floating]
+Rows = tuple[Int64Array, Int32Array, FloatArray]
 """Entries of each row, columns and values."""
 
 
@@ -75,15 +76,68 @@ def arrays_of(matrix: sp.csr_matrix) -> tuple[Int64Array, Int32Array, Float64Arr
     return indptr, matrix.indices.astype(np.int32, copy=False), matrix.data
 
 
-def stacked(blocks: Sequence[Rows], shape: tuple[int, int]) -> sp.csr_matrix:
-    """Blocks of rows, top to bottom, as one float64 CSR matrix."""
-    none = np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0)
-    all_blocks = [none, *blocks]
-    lengths, columns, values = zip(*all_blocks, strict=True)
-    indptr = np.append(0, np.cumsum(np.concatenate(lengths)))
-    return sp.csr_matrix(
-        (np.concatenate(values), np.concatenate(columns), indptr), shape=shape
-    )
+def spans(low: Int64Array, high: Int64Array) -> Int64Array:
+    """All integers of [low_0, high_0), then of [low_1, high_1), and so on."""
+    length = high - low
+    end = np.cumsum(length)
+    flat: Int64Array = np.arange(length.sum()) + np.repeat(low - (end - length), length)
+    return flat
+
+
+def matrix_of(rows: Rows, num_columns: int) -> sp.csr_matrix:
+    """A block of rows as a matrix of its own."""
+    lengths, columns, values = rows
+    starts = np.append(0, np.cumsum(lengths, dtype=np.int64))
+    return sp.csr_matrix((values, columns, starts), shape=(len(lengths), num_columns))
+
+
+def rows_in(matrix: sp.csr_matrix) -> Rows:
+    """The rows of a matrix."""
+    starts, columns, values = arrays_of(matrix)
+    return np.diff(starts), columns, values
+
+
+def copied(rows: Rows) -> Rows:
+    """Apart from what they are a view of, so that its memory can go."""
+    lengths, columns, values = rows
+    return lengths, columns.copy(), values.copy()
+
+
+def only(rows: Rows, wanted: BoolArray) -> Rows:
+    """These rows of a block; the others become empty."""
+    lengths, columns, values = rows
+    if wanted.all():
+        return rows
+    kept = np.repeat(wanted, lengths)
+    return lengths * wanted, columns[kept], values[kept]
+
+
+def pieces(rows: Rows, most: int) -> Iterator[tuple[int, int, Rows]]:
+    """Yield (low, high, rows) of a block, ``most`` rows at a time."""
+    lengths, columns, values = rows
+    starts = np.append(0, np.cumsum(lengths, dtype=np.int64))
+    for low in range(0, len(lengths), most):
+        high = min(low + most, len(lengths))
+        first, last = starts[low], starts[high]
+        yield low, high, (lengths[low:high], columns[first:last], values[first:last])
+
+
+def stacked(blocks: list[Rows], shape: tuple[int, int]) -> sp.csr_matrix:
+    """Blocks of rows, top to bottom, as one float64 CSR matrix.
+
+    Takes the list apart as it goes: the entries are never there twice.
+    """
+    lengths = np.concatenate([np.empty(0, np.int64), *(one[0] for one in blocks)])
+    indptr = np.append(0, np.cumsum(lengths))
+    column_E, value_E = np.empty(indptr[-1], np.int32), np.empty(indptr[-1])
+    blocks.reverse()
+    start = 0
+    while blocks:
+        _, columns, values = blocks.pop()
+        stop = start + len(columns)
+        column_E[start:stop], value_E[start:stop] = columns, values
+        start = stop
+    return sp.csr_matrix((value_E, column_E, indptr), shape=shape)
 
 
 def first_k(

@@ -11,7 +11,9 @@ is smallest) leave the product, though not the norms, until PRODUCTS_PER_ITEM ar
 for each item. A catalogue of up to FREE_PRODUCTS loses none.
 """
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,21 @@ import pyarrow.compute as pc
 import scipy.sparse as sp
 
 from sgrec_torchrec.config import GraphConfig
+from sgrec_torchrec.files.growing_array import forget
 from sgrec_torchrec.files.text_column import TextColumn
-from sgrec_torchrec.item_graph.heaviest import heaviest_product
-from sgrec_torchrec.item_graph.row_order import BoolArray, keep_heaviest
+from sgrec_torchrec.item_graph.heaviest import product_blocks
+from sgrec_torchrec.item_graph.row_files import BLOCK_ENTRIES, Csr, written_rows
+from sgrec_torchrec.item_graph.row_order import (
+    BoolArray,
+    Rows,
+    copied,
+    keep_heaviest,
+    matrix_of,
+    pieces,
+    rows_in,
+    spans,
+    stacked,
+)
 from sgrec_torchrec.schema import Catalogue, Int64Array
 
 FREE_PRODUCTS = 2e9
@@ -89,18 +103,31 @@ def squared_similarity(
     Returns:
         float64 CSR [N, N], diagonal zero, columns sorted.
     """
+    blocks = _similar(terms_NV, floor, max_neighbours, wanted_N)
+    count = terms_NV.shape[0]
+    return stacked([copied(rows) for rows in blocks], (count, count))
+
+
+def _similar(
+    terms_NV: sp.csr_matrix,
+    floor: float,
+    max_neighbours: int,
+    wanted_N: BoolArray | None,
+) -> Iterator[Rows]:
+    """Its rows, some at a time."""
     terms_NV = _drop_frequent(terms_NV)
-    similar = heaviest_product(
-        terms_NV,
-        terms_NV.T.tocsr(),
+    for lengths, columns, values in product_blocks(
+        Csr.of(terms_NV),
+        Csr.of(terms_NV.T.tocsr()),
         max_neighbours,
+        num_columns=terms_NV.shape[0],
         wanted_N=wanted_N,
         floor=floor,
         with_self=False,
         description="text similarity",
-    )
-    similar.data **= 2
-    return similar
+    ):
+        values **= 2
+        yield lengths, columns, values
 
 
 def text_edges(
@@ -108,53 +135,95 @@ def text_edges(
 ) -> sp.csr_matrix:
     """S^2, cut to ``max_neighbours`` a row: float64 CSR [N, N].
 
+    Args:
+        wanted_N: as ``text_blocks``.
+    """
+    blocks = text_blocks(catalogue, config, wanted_N=wanted_N)
+    count = len(catalogue)
+    return stacked([copied(rows) for rows in blocks], (count, count))
+
+
+def text_blocks(
+    catalogue: Catalogue,
+    config: GraphConfig,
+    *,
+    wanted_N: BoolArray | None = None,
+    place: Path | None = None,
+) -> Iterator[Rows]:
+    """The same, some rows at a time from the first to the last.
+
     Items of one text have one row: it is multiplied once, then spread over them, so
     the work grows with the distinct texts (the Complete Journey has five items a text).
+    These rows lie in a temporary folder meanwhile.
 
     Args:
         wanted_N: bool, items whose rows are asked for; others may be empty. None: all.
+        place: where that folder is made. None: where temporary files go.
     """
     texts = item_texts(catalogue)
     terms_NV = tf_idf(texts, binary=config.binary_text)
     coded: Any = pa.array(texts, type=pa.large_string()).dictionary_encode()
+    del texts
     text_N = coded.indices.to_numpy().astype(np.int64)
     first_D = np.unique(text_N, return_index=True)[1]
     wanted_D = None
     if wanted_N is not None:
         wanted_D = np.bincount(text_N[wanted_N], minlength=len(first_D)) > 0
-    similar = squared_similarity(
-        terms_NV[first_D],
-        floor=config.text_floor,
-        max_neighbours=config.max_neighbours,
-        wanted_N=wanted_D,
-    )
-    if len(first_D) == len(texts):
-        return similar
     is_telling_D = np.diff(terms_NV.indptr)[first_D] > 0
-    similar = similar + sp.diags_array(is_telling_D.astype(np.float64))
-    return _spread(similar.tocsr(), text_N, config.max_neighbours)
+    if len(first_D) < len(text_N):
+        terms_NV = terms_NV[first_D]
+    limit = config.max_neighbours
+    similar = _similar(terms_NV, config.text_floor, limit, wanted_D)
+    if len(first_D) == len(text_N):
+        yield from similar
+        return
+    with tempfile.TemporaryDirectory(prefix="texts-", dir=place) as folder:
+        spread = _spread(similar, is_telling_D, text_N, limit)
+        yield from _rows_of_items(written_rows(Path(folder), spread), text_N, limit)
 
 
 def _spread(
-    similar: sp.csr_matrix, text_N: Int64Array, max_neighbours: int
-) -> sp.csr_matrix:
-    """Rows over distinct texts -> rows over items, cut, without the diagonal."""
-    num_items, num_texts = len(text_N), similar.shape[0]
+    similar: Iterable[Rows],
+    is_telling_D: BoolArray,
+    text_N: Int64Array,
+    max_neighbours: int,
+) -> Iterator[Rows]:
+    """Rows of texts over texts -> over items, cut; a telling text is its own equal."""
+    num_items, num_texts = len(text_N), len(is_telling_D)
     has_text = sp.csr_matrix(
         (np.ones(num_items), (text_N, np.arange(num_items))),
         shape=(num_texts, num_items),
     )
-    blocks = []
-    for low in range(0, num_texts, SPREAD_ROWS):
-        spread = similar[low : low + SPREAD_ROWS] @ has_text
-        # One more than asked: the item itself leaves its own row below.
-        blocks.append(keep_heaviest(spread.tocsr(), max_neighbours + 1))
-    rows = sp.vstack(blocks, format="csr")[text_N].tocoo()
-    other = rows.row != rows.col
-    edges = sp.csr_matrix(
-        (rows.data[other], (rows.row[other], rows.col[other])), shape=rows.shape
-    )
-    return keep_heaviest(edges, max_neighbours)
+    start = 0
+    for block in similar:
+        for low, high, rows in pieces(block, SPREAD_ROWS):
+            text = np.arange(start + low, start + high)
+            itself = is_telling_D[text].astype(np.int64)
+            alike = (itself, text[itself > 0].astype(np.int32), np.ones(itself.sum()))
+            both = matrix_of(rows, num_texts) + matrix_of(alike, num_texts)
+            # One more than asked: the item itself leaves its own row later.
+            kept = keep_heaviest((both @ has_text).tocsr(), max_neighbours + 1)
+            yield rows_in(kept)
+        start += len(block[0])
+
+
+def _rows_of_items(
+    spread: Csr, text_N: Int64Array, max_neighbours: int
+) -> Iterator[Rows]:
+    """Each item has the row of its text, cut, without itself."""
+    num_items = len(text_N)
+    step = max(1, BLOCK_ENTRIES // (max_neighbours + 1))
+    for low in range(0, num_items, step):
+        text = text_N[low : low + step]
+        first, last = spread.starts_N1[text], spread.starts_N1[text + 1]
+        edge = spans(first, last)
+        row = np.repeat(np.arange(low, low + len(text)), last - first)
+        column, value = spread.column_E[edge], spread.value_E[edge]
+        forget(spread.column_E, spread.value_E)
+        other = row != column
+        lengths = np.bincount(row[other] - low, minlength=len(text))
+        rows = (lengths, column[other], value[other])
+        yield rows_in(keep_heaviest(matrix_of(rows, num_items), max_neighbours))
 
 
 def _drop_frequent(terms_NV: sp.csr_matrix) -> sp.csr_matrix:

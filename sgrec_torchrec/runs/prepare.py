@@ -26,11 +26,12 @@ from sgrec_torchrec.evidence.prior import (
     load_relations,
     save_evidence,
 )
-from sgrec_torchrec.evidence.relations import build_relations, text_relation
+from sgrec_torchrec.evidence.relations import build_relations
 from sgrec_torchrec.evidence.scorer import fit_scorer, load_scorer, save_scorer
 from sgrec_torchrec.evidence.soft_targets import soft_targets
+from sgrec_torchrec.evidence.texts import text_relation
 from sgrec_torchrec.files.array_folder import read_arrays, write_arrays
-from sgrec_torchrec.files.atomic import atomic_folder
+from sgrec_torchrec.files.atomic import atomic_folder, working_folder
 from sgrec_torchrec.files.room import check_room
 from sgrec_torchrec.files.run_folder import (
     CANONICAL,
@@ -260,18 +261,21 @@ def prepare_teacher(
     settings = config.evidence
 
     def teach(folder: Path) -> None:
-        taught = soft_targets(
-            split.sequences,
-            fit_ends(split.sequences, config.log.fit_on),
-            text_relation(split.catalogue, settings),
-            evidence.scorer,
-            settings,
-            max_history=resolved("evidence.max_history", settings.max_history),
-            filter_seen=evidence.filter_seen,
-            seed=config.log.seed,
-            catalogue=split.catalogue,
-            counts=_pairs(split, config, links, config.log.fit_on, executor),
-        )
+        counts = _pairs(split, config, links, config.log.fit_on, executor)
+        with working_folder(folder) as place:
+            taught = soft_targets(
+                split.sequences,
+                fit_ends(split.sequences, config.log.fit_on),
+                text_relation(split.catalogue, settings, place / "texts"),
+                evidence.scorer,
+                settings,
+                max_history=resolved("evidence.max_history", settings.max_history),
+                filter_seen=evidence.filter_seen,
+                seed=config.log.seed,
+                catalogue=split.catalogue,
+                counts=counts,
+                place=place,
+            )
         facts = {"format_version": TAUGHT_FORMAT}
         write_arrays(folder / TAUGHT, taught._asdict(), facts)
 
@@ -302,22 +306,30 @@ def _gather(
     sequences, settings = split.sequences, config.evidence
     counts = _pairs(split, config, links, config.log.fit_on, executor)
     end_U = fit_ends(sequences, config.log.fit_on)
-    text = text_relation(split.catalogue, settings)
-    held_out = hold_out(
-        sequences,
-        end_U,
-        text,
-        settings,
-        max_history=resolved("evidence.max_history", settings.max_history),
-        filter_seen=bool(config.log.filter_seen),
-        seed=config.log.seed,
-        catalogue=split.catalogue,
-        counts=counts,
-    )
-    relations = build_relations(
-        sequences, end_U, text, settings, split.catalogue, counts=counts
-    )
-    save_evidence(folder, relations, held_out, settings)
+    with working_folder(folder) as place:
+        text = text_relation(split.catalogue, settings, place / "texts")
+        held_out = hold_out(
+            sequences,
+            end_U,
+            text,
+            settings,
+            max_history=resolved("evidence.max_history", settings.max_history),
+            filter_seen=bool(config.log.filter_seen),
+            seed=config.log.seed,
+            catalogue=split.catalogue,
+            counts=counts,
+            place=place,
+        )
+        relations = build_relations(
+            sequences,
+            end_U,
+            text,
+            settings,
+            split.catalogue,
+            counts=counts,
+            folder=place / "edges",
+        )
+        save_evidence(folder, relations, held_out, settings)
 
 
 def prepare_tokens(

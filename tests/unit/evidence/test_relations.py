@@ -8,13 +8,12 @@ import pytest
 import scipy.sparse as sp
 
 from sgrec_torchrec.config import EvidenceConfig
-from sgrec_torchrec.evidence.builders import NEAREST_TEXTS
 from sgrec_torchrec.evidence.relations import (
     RELATIONS,
     Relations,
     build_relations,
-    text_relation,
 )
+from sgrec_torchrec.evidence.texts import NEAREST_TEXTS, text_relation
 from sgrec_torchrec.schema import Catalogue
 
 SETTINGS = EvidenceConfig()

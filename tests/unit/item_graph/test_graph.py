@@ -12,8 +12,8 @@ from sgrec_torchrec.item_graph.graph import (
     ItemGraph,
     build_graph,
     histories,
-    spans,
 )
+from sgrec_torchrec.item_graph.row_order import spans
 from sgrec_torchrec.schema import SplitLog
 
 
@@ -207,3 +207,42 @@ def test_a_broken_graph_is_refused_on_load(tmp_path) -> None:
 
 def test_spans_lists_ranges_end_to_end() -> None:
     assert spans(np.array([5, 9, 0]), np.array([7, 9, 2])).tolist() == [5, 6, 0, 1]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_graph_is_checked_part_by_part(monkeypatch, size: int) -> None:
+    monkeypatch.setattr("sgrec_torchrec.item_graph.graph.BLOCK_ENTRIES", size)
+    rows = [[0, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 0], [0, 0, 1, 1]]
+    graph = graph_of_rows(rows, [1] * 4)
+    graph.validate()
+    neighbours = graph.neighbours_E
+    for edge in range(len(neighbours)):
+        wrong = neighbours.copy()
+        wrong[edge] = 4
+        with pytest.raises(ValueError, match=rf"neighbours_E\[{edge}\] is outside"):
+            dataclasses.replace(graph, neighbours_E=wrong).validate()
+        weights = graph.weights_E.copy()
+        weights[edge] = 0
+        with pytest.raises(ValueError, match=rf"weights_E\[{edge}\] is not > 0"):
+            dataclasses.replace(graph, weights_E=weights).validate()
+        wrong = neighbours.copy()
+        wrong[edge - 1 : edge + 1] = wrong[edge]
+        starts = edge in graph.indptr_N1
+        if edge and not starts:
+            said = rf"neighbours_E\[{edge - 1}\] is not smaller"
+            with pytest.raises(ValueError, match=said):
+                dataclasses.replace(graph, neighbours_E=wrong).validate()
+
+
+@pytest.mark.parametrize("block_entries", [1, 40, 1 << 20])
+def test_the_graph_does_not_depend_on_ranges_or_files(
+    random_split, monkeypatch, tmp_path, block_entries: int
+) -> None:
+    config = GraphConfig(text_weight=0.5, max_neighbours=7)
+    expected = build_graph(random_split, config, "train")
+    monkeypatch.setattr("sgrec_torchrec.item_graph.graph.BLOCK_ENTRIES", block_entries)
+    found = build_graph(random_split, config, "train", tmp_path / "runs" / "graph")
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["graph"]
+    assert not isinstance(expected.weights_E, np.memmap)
