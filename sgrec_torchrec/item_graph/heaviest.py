@@ -39,6 +39,8 @@ def heaviest_product(
         columns stay.
     """
     shape = (left.shape[0], right.shape[1])
+    if not right.has_sorted_indices:
+        right = right.sorted_indices()
     blocks = product_blocks(
         Csr.of(left),
         Csr.of(right),
@@ -66,6 +68,7 @@ def product_blocks(
     """The same, some rows at a time from the first to the last.
 
     Args:
+        right: columns rise in each row.
         wanted_N: bool, rows that are asked for; the others stay empty. None: all.
         floor: entries under it are left out.
         with_self: whether entries on the diagonal stay.
@@ -101,7 +104,7 @@ def product_rows(
     """Rows of ``left @ right`` from ``span[0]`` up to ``span[1]``, cut.
 
     Args:
-        wanted_N, floor, with_self: as ``product_blocks``.
+        right, wanted_N, floor, with_self: as ``product_blocks``.
     """
     low, high = span
     wanted = np.ones(left.num_rows, dtype=np.bool_) if wanted_N is None else wanted_N

@@ -1,11 +1,14 @@
 """Products whose rows are cut as they are made are the products, cut."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from sgrec_torchrec.item_graph import heaviest
+from sgrec_torchrec.item_graph import heaviest, product_kernels
 from sgrec_torchrec.item_graph.heaviest import heaviest_product
+from sgrec_torchrec.item_graph.row_order import arrays_of
 
 
 @pytest.mark.parametrize("block", [1, 4, 5, 100])
@@ -28,6 +31,64 @@ def test_product_equals_the_dense_one_cut_row_by_row(monkeypatch, block, k) -> N
     assert (np.diff(found.indptr) <= k).all()
     assert found.data.all()
     np.testing.assert_array_equal(found.toarray(), expected)
+
+
+@pytest.mark.parametrize("stripe", [1, 3, 7, 64])
+@pytest.mark.parametrize("room", [2, 3, 50])
+@pytest.mark.parametrize("k", [1, 2, 5, 40])
+def test_stripes_and_room_change_no_bit(stripe: int, room: int, k: int) -> None:
+    """The compiled code, interpreted: its constants are frozen where it is compiled."""
+    generator = np.random.default_rng(stripe + k)
+    left, right = (
+        sp.random_array(shape, density=0.4, format="csr", rng=generator)
+        for shape in ((9, 12), (12, 40))
+    )
+    # A few values, so that many totals tie.
+    left.data, right.data = (np.ceil(3 * one.data) for one in (left, right))
+    expected = heaviest_product(sp.csr_matrix(left), sp.csr_matrix(right), k)
+    found = interpreted(stripe, room, left, right, k)
+    for one, other in zip(found, arrays_of(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def interpreted(
+    stripe: int, room: int, left: sp.csr_array, right: sp.csr_array, k: int
+) -> tuple[np.ndarray, ...]:
+    """What ``multiply`` writes, whatever a row's number of products."""
+    source = Path(product_kernels.__file__).read_text().replace("@numba.njit", "#")
+    scope: dict[str, object] = {}
+    exec(compile(source, "kernels", "exec"), scope)
+    scope |= {"STRIPE": stripe, "ROOM": room, "STEP_PRODUCTS": -1}
+    size = left.shape[0]
+    edges = (
+        np.zeros(size + 1, np.int64),
+        np.empty(size * k, np.int32),
+        np.empty(size * k),
+    )
+    kept = scope["multiply"](
+        (left.indptr, left.indices, left.data),
+        (right.indptr, right.indices, right.data),
+        (0, size),
+        np.ones(size, dtype=np.bool_),
+        0.0,
+        True,
+        k,
+        (np.zeros(right.shape[1]), np.empty(right.shape[1], np.int32)),
+        edges,
+    )
+    return edges[0], edges[1][:kept], edges[2][:kept]
+
+
+def test_columns_in_no_order_are_put_in_order(monkeypatch) -> None:
+    monkeypatch.setattr(product_kernels, "STEP_PRODUCTS", -1)
+    right = sp.csr_matrix(np.arange(1.0, 13.0).reshape(3, 4))
+    mixed = sp.csr_matrix(
+        (right.data[::-1].copy(), right.indices[::-1].copy(), right.indptr),
+        shape=(3, 4),
+    )
+    left = sp.csr_matrix(np.eye(3))
+    found = heaviest_product(left, mixed, 4).toarray()
+    np.testing.assert_array_equal(found, mixed.toarray())
 
 
 def test_product_of_empty_factors_is_empty() -> None:
