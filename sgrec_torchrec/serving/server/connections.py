@@ -1,12 +1,14 @@
 """uvicorn's own HTTP/1.1 protocol under bounds that it lacks.
 
-A head that does not come in time loses its connection. A body in very many chunks is
+A head that does not come in time loses its connection; one of very many headers is
+refused before it is parsed. A body in very many chunks is
 refused, and parsed a few chunks at a time, so that others get their turn. A new client
 takes the place of one that is idle. Whoever is idle when the server stops may still
 have sent a request, which is answered.
 """
 
 import asyncio
+import re
 from collections import Counter
 from typing import Any
 
@@ -17,6 +19,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from sgrec_torchrec.serving.server.errors import error_body, error_response
 from sgrec_torchrec.serving.server.observe import QUIET
 
+MAX_HEADERS = 100
+"""Of a request, as gunicorn and Apache have it. Each costs h11 and what follows some
+13 us, and a head that comes in one read may have ten thousand."""
+END_OF_HEAD = re.compile(rb"\n\r?\n")
+"""As h11 finds it."""
 MAX_CHUNKS = 4_096
 """Of a body. Each costs h11 some 8 us, however few bytes it has."""
 CHUNKS_A_TURN = 32
@@ -34,17 +41,23 @@ class Parser(h11.Connection):
 
     def __init__(self, max_head_bytes: int) -> None:
         super().__init__(h11.SERVER, max_head_bytes)
+        self._max_head_bytes = max_head_bytes
         self.num_left = CHUNKS_A_TURN
         self.num_chunks = 0
+        self.refusal: tuple[int, str] | None = None
+        """Status and message of what is HTTP, and more than is taken."""
 
     def next_event(self) -> Any:
         """As h11; ``NEED_DATA`` also where the turn is over.
 
         Raises:
-            h11.RemoteProtocolError: for what is no HTTP, or has too many chunks.
+            h11.RemoteProtocolError: for what is no HTTP, or has too many chunks or
+                headers.
         """
         if not self.num_left:
             return h11.NEED_DATA
+        if self.their_state is h11.IDLE:
+            self._check_head()
         event = super().next_event()
         if isinstance(event, h11.Request):
             self.num_chunks = 0
@@ -52,8 +65,29 @@ class Parser(h11.Connection):
             self.num_left -= 1
             self.num_chunks += event.chunk_start
             if self.num_chunks > MAX_CHUNKS:
-                raise h11.RemoteProtocolError("too many chunks", 413)
+                raise self._refused(
+                    413,
+                    f"the body has more than {MAX_CHUNKS} chunks: send it in larger "
+                    "ones",
+                )
         return event
+
+    def _check_head(self) -> None:
+        """h11 bounds neither the headers nor the bytes of a head that came whole."""
+        data, _ = self.trailing_data
+        found = END_OF_HEAD.search(data)
+        size = found.start() if found else len(data)
+        if size > self._max_head_bytes:
+            told = f"the head has more than {self._max_head_bytes} bytes: send less"
+            raise self._refused(431, told)
+        # The first line is the request's own.
+        if data.count(b"\n", 0, size) > MAX_HEADERS:
+            told = f"the head has more than {MAX_HEADERS} headers: send fewer"
+            raise self._refused(431, told)
+
+    def _refused(self, status: int, message: str) -> h11.RemoteProtocolError:
+        self.refusal = status, message
+        return h11.RemoteProtocolError(message, status)
 
 
 class BoundedProtocol(H11Protocol):
@@ -62,6 +96,7 @@ class BoundedProtocol(H11Protocol):
     head_timeout_s = 10.0
     max_connections = 512
     conn: Parser
+    _head_timer: asyncio.TimerHandle
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -117,34 +152,39 @@ class BoundedProtocol(H11Protocol):
         self.handle_events()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, or comes in too many chunks; then close."""
+        """Refuse what is no HTTP, or more of it than is taken; then close."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.close()
             return
-        if self.conn.num_chunks <= MAX_CHUNKS:
+        if self.conn.refusal is None:
             super().send_400_response(msg)
             return
-        told = error_body(
-            413, f"the body has more than {MAX_CHUNKS} chunks: send it in larger ones"
-        )
+        status, message = self.conn.refusal
+        told = error_body(status, message)
         head = {
             "Content-Type": "application/json",
             "Content-Length": str(len(told)),
             "Connection": "close",
         }
         for event in (
-            h11.Response(status_code=413, headers=[*head.items()], reason="Too Large"),
+            h11.Response(
+                status_code=status, headers=[*head.items()], reason="Too Large"
+            ),
             h11.Data(data=told),
             h11.EndOfMessage(),
         ):
             self.transport.write(self.conn.send(event) or b"")
-        # The application waits for the rest of the body.
-        self.cycle.disconnected = True
-        self.cycle.message_event.set()
+        if not self._is_idle():
+            # The application waits for the rest of the body.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self._num_dropped = 0
         self.transport.write_eof()
         self.transport.resume_reading()
-        self.loop.call_later(self.head_timeout_s, self.transport.close)
+        self._head_timer.cancel()
+        self._head_timer = self.loop.call_later(
+            self.head_timeout_s, self.transport.close
+        )
 
     def on_response_complete(self) -> None:
         """From now on idle, unless the next head has begun already."""

@@ -16,6 +16,7 @@ KINDS = {
     415: "wrong_content_type",
     422: "invalid",
     429: "over_capacity",
+    431: "too_large",
     500: "internal",
     503: "not_ready",
 }

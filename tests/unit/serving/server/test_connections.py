@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import h11
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
@@ -16,7 +17,9 @@ from sgrec_torchrec.serving.server import connections
 from sgrec_torchrec.serving.server.connections import (
     CHUNKS_A_TURN,
     MAX_CHUNKS,
+    MAX_HEADERS,
     BoundedProtocol,
+    Parser,
     bounded,
 )
 
@@ -81,6 +84,52 @@ def test_a_body_in_too_many_chunks_is_refused_and_the_connection_ends(
     message = "the body has more than 4096 chunks: send it in larger ones"
     assert json.loads(body) == {"error": {"kind": "too_large", "message": message}}
     assert small.ask(history=["i1"]).status == 200
+
+
+def test_a_head_of_too_many_headers_is_refused_before_it_is_parsed(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some, more = (
+        b"GET /readyz HTTP/1.1\r\nHost: tests\r\n"
+        + b"".join(b"X-%d: y\r\n" % nth for nth in range(1, count))
+        + b"\r\n"
+        for count in (MAX_HEADERS, MAX_HEADERS + 1)
+    )
+    # Lines of the body, and of what comes after it, are not those of a head.
+    lines = ASKED.replace(b" ", b"\n" * MAX_HEADERS)
+    body = WELL.replace(b"GET /readyz", b"POST /recommend").replace(
+        b"\r\n\r\n",
+        b"\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+        % (len(lines), lines),
+    )
+    with connected(small, some) as client:
+        assert answered(client)[0] == 200
+        client.sendall(body)
+        assert answered(client)[0] == 200
+        client.sendall(more)
+        status, told = answered(client)
+        assert client.recv(1) == b""
+    assert status == 431
+    message = "the head has more than 100 headers: send fewer"
+    assert json.loads(told) == {"error": {"kind": "too_large", "message": message}}
+    monkeypatch.setattr(h11.Connection, "next_event", Mock(side_effect=AssertionError))
+    parser = Parser(1 << 20)
+    parser.receive_data(more)
+    with pytest.raises(h11.RemoteProtocolError, match="more than 100 headers"):
+        parser.next_event()
+
+
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b""])
+def test_a_whole_head_is_as_bounded_as_one_that_is_not_whole(end: bytes) -> None:
+    for size, taken in ((900, h11.Request if end else h11.NEED_DATA), (1_100, None)):
+        parser = Parser(1_000)
+        head = b"GET /%s HTTP/1.1\r\nHost: tests" % (b"a" * size)
+        parser.receive_data(head + end)
+        if taken is not None:
+            assert taken in (event := parser.next_event(), type(event))
+            continue
+        with pytest.raises(h11.RemoteProtocolError, match="more than 1000 bytes"):
+            parser.next_event()
 
 
 def test_a_new_client_takes_the_place_of_the_longest_idle_one(small: Any) -> None:
