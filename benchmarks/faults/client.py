@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
-from faults.processes import Started, start
+from faults.processes import CONTEXT, Started, start
 
 ADMIN = "a-token-of-the-fault-campaign"
 START_S = 60.0
@@ -53,6 +55,21 @@ class Server:
         status = Path(f"/proc/{self.started.process.pid}/status").read_text()
         return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
+    @property
+    def kept_mib(self) -> float:
+        """Of it, the states of users who may come back, as it counts them."""
+        return self._counted(r"sgrec_state_cache_bytes") / (1 << 20)
+
+    @property
+    def num_failed(self) -> int:
+        """Requests that it has answered by 5xx, or would have if the client stayed."""
+        return int(self._counted(r'sgrec_requests_total\{.*status="5..".*\}'))
+
+    def _counted(self, metric: str) -> float:
+        with urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=ANSWER_S) as told:
+            text = told.read().decode()
+        return sum(map(float, re.findall(rf"^{metric} (\S+)$", text, re.MULTILINE)))
+
 
 @contextmanager
 def serving(package: Path, *options: str) -> Iterator[Server]:
@@ -78,22 +95,53 @@ def serving(package: Path, *options: str) -> Iterator[Server]:
 
 @dataclass(slots=True)
 class Health:
-    """Seconds that /healthz took, asked all the time on connections of its own."""
+    """Seconds that /healthz took, and what else than 200 it said."""
 
-    port: int
     seconds: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
-    async def watch(self) -> None:
-        """Until it is cancelled."""
-        request = b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-        while True:
-            begin = time.perf_counter()
-            status = await exchange(self.port, request)
-            self.seconds.append(time.perf_counter() - begin)
-            if status != 200:
-                self.failures.append(f"/healthz: {status}")
-            await asyncio.sleep(PAUSE_S)
+
+@contextmanager
+def watched_health(port: int) -> Iterator[Health]:
+    """Filled at the end.
+
+    Asked all the time from a process of its own: an attacker's clock stops wherever
+    the attacker is busy.
+    """
+    health = Health()
+    ours, theirs = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=_watch, args=(port, theirs))
+    process.start()
+    try:
+        yield health
+    finally:
+        ours.send(None)
+        health.seconds, health.failures = ours.recv()
+        process.join()
+
+
+def _watch(port: int, told: Connection) -> None:
+    """Until anything is told; then tell what was found."""
+    seconds, failures = [], []
+    while not seconds or not told.poll(PAUSE_S):
+        begin = time.perf_counter()
+        status = asked_health(port)
+        seconds.append(time.perf_counter() - begin)
+        if status != 200:
+            failures.append(f"/healthz: {status}")
+    told.send((seconds, failures))
+
+
+def asked_health(port: int) -> object:
+    """The status on a connection of its own, or what went wrong."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return error
+    finally:
+        connection.close()
 
 
 async def exchange(port: int, data: bytes, pause_s: float = 0.0) -> int | None:
