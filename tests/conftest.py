@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from filelock import FileLock
@@ -122,6 +123,23 @@ def write_csv(path: Path, rows: list[tuple[str, str, int]]) -> Path:
         writer.writerow(("who", "what", "when"))
         writer.writerows(rows)
     return path
+
+
+@pytest.fixture
+def flip_in_page() -> Callable[[Path], None]:
+    """flip_in_page(path): one bit of a Parquet file changes, in data of a column."""
+
+    def flip(path: Path) -> None:
+        group = pq.read_metadata(path).row_group(0)
+        # Of many files the first has texts, which are kept elsewhere, too.
+        column = group.column(min(1, group.num_columns - 1))
+        first = column.dictionary_page_offset or column.data_page_offset
+        whole = bytearray(path.read_bytes())
+        # The last byte of a column chunk is the last byte of its last data page.
+        whole[first + column.total_compressed_size - 1] ^= 1
+        path.write_bytes(whole)
+
+    return flip
 
 
 Once = Callable[[str, Callable[[Path], object]], Path]

@@ -271,6 +271,20 @@ def test_codes_that_two_items_share_are_not_read_though_their_sums_fit(
         load_tokens(folder)
 
 
+def test_a_page_of_the_codes_is_verified_though_the_sums_fit(
+    tmp_path: Path, flip_in_page
+) -> None:
+    folder = tmp_path / "tokens"
+    build_tokens(split_of(), Graph(), CONFIG, folder)
+    path = folder / "tokens.parquet"
+    flip_in_page(path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"][path.name] = sha256_file(path)
+    write_sealed(folder / "manifest.json", manifest)
+    with pytest.raises(OSError, match="CRC"):
+        load_tokens(folder)
+
+
 def test_missing_or_foreign_files_are_errors(tmp_path: Path) -> None:
     folder = tmp_path / "tokens"
     with pytest.raises(FileNotFoundError, match="no item tokens"):

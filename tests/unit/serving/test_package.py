@@ -74,6 +74,15 @@ print(sorted(foreign & {name.split(".")[0] for name in sys.modules}))
     assert done.stdout.strip() == "[]"
 
 
+def test_a_page_of_the_items_is_verified_though_the_sums_fit(
+    copied: Path, flip_in_page
+) -> None:
+    flip_in_page(copied / "items.parquet")
+    forge(copied)
+    with pytest.raises(ValueError, match=r"items\.parquet cannot be read .*CRC"):
+        Recommender.load(copied)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_one_flipped_bit_is_refused(copied: Path, name: str) -> None:
     path = copied / name
