@@ -89,7 +89,7 @@ def pairs(folder: Path) -> Site:
     sequences = load_split(split_in(folder)).sequences
     counts = folder / "pairs"
     count_pairs(sequences, sequences.train_end_U, counts, max_distance=5)
-    path = counts / "covisits.parquet"
+    path = counts / "covisits-00000.parquet"
     return Site(path, lambda: list(PairCounts.load(counts).blocks()))
 
 
