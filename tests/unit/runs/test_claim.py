@@ -17,7 +17,7 @@ from sgrec_torchrec.config import RUNS, GraphConfig, RunConfig
 from sgrec_torchrec.distributed.checkpoint_files import read_manifest
 from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.generator import pretrain as loop
-from sgrec_torchrec.runs import prepare
+from sgrec_torchrec.runs import open_run, prepare
 from sgrec_torchrec.runs.aside import set_aside_run
 from sgrec_torchrec.runs.claim import Claim
 from sgrec_torchrec.runs.stage_links import StageLinks
@@ -76,8 +76,10 @@ def test_resume_is_refused_by_a_setting_before_the_log_is_read(
 
 
 def test_resume_is_refused_by_a_setting_that_only_the_log_tells(
-    refused: Refused,
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Before minutes of other stages, whose loads would refuse as well.
+    monkeypatch.setattr(open_run, "prepare_graph", None)
     last = refused("tokens.num_codes=none", options=("--resume",))
     assert "tokens.num_codes = 16, this run has " in last
 
