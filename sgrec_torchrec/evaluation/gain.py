@@ -5,6 +5,7 @@ Reads the hits of both evaluations of a run; writes ``aligned/gain.json``.
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from sgrec_torchrec.evaluation.compare import compare, hits_path
 from sgrec_torchrec.evaluation.offline import (
@@ -12,13 +13,13 @@ from sgrec_torchrec.evaluation.offline import (
     NETWORK_ALONE,
     without_nan,
 )
-from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.run_folder import (
     ALIGNED,
     EVALUATION,
     EVALUATION_PRETRAINED,
     GAIN,
 )
+from sgrec_torchrec.files.sealed_json import write_sealed
 
 
 def write_gain(run_dir: Path) -> None:
@@ -40,4 +41,5 @@ def write_gain(run_dir: Path) -> None:
             continue
         gains[system] = asdict(compare(before, after))
     # Too few users allow no interval.
-    write_json(run_dir / ALIGNED / GAIN, without_nan(gains))
+    plain: Any = without_nan(gains)
+    write_sealed(run_dir / ALIGNED / GAIN, plain)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from sgrec_torchrec.files.run_folder import ITEMS, JUDGE, JUDGE_REPORT, JUDGED, SPLIT
+from sgrec_torchrec.files.sealed_json import without_seal
 from sgrec_torchrec.report.judged_folder import (
     ASPECT,
     EVIDENCE,
@@ -191,7 +192,7 @@ def _stages(path: Path) -> Table | None:
     if not path.is_file():
         return None
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = without_seal(json.loads(path.read_text(encoding="utf-8")))
         stages = report["stages"]
         rows = [_stage(name, stages[name]) for name in STAGES if name in stages]
         rows += [

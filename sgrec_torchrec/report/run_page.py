@@ -202,7 +202,9 @@ def _times(run_dir: Path) -> dict[str, Any]:
 def _step_seconds(run_dir: Path) -> dict[str, float]:
     """Seconds by finished step of the row that the run went through."""
     seconds = {}
-    for name in _read_json(run_dir / STAMPS / ROW) or []:
+    row = _read_json(run_dir / STAMPS / ROW) or []
+    # Before it had a seal, it was the list alone.
+    for name in row.get("names", []) if isinstance(row, dict) else row:
         path = run_dir / STAMPS / f"{Path(str(name)).name}.json"
         stamp = _read_json(path)
         if isinstance(stamp, Mapping) and stamp.get("is_done"):

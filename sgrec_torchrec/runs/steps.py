@@ -29,7 +29,6 @@ from rich.console import Console
 from rich.table import Table
 
 from sgrec_torchrec import STAGES
-from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.content_key import content_key, file_keys
 from sgrec_torchrec.files.run_folder import LOGS, ROW, STAMPS
 from sgrec_torchrec.files.sealed_json import without_seal, write_sealed
@@ -114,7 +113,7 @@ def run_steps(run_dir: Path, steps: Sequence[Step], home: str = "") -> list[Outc
     place = run_dir / home
     outcomes = []
     with alone(place) as lock, _ended_by_signals():
-        write_json(place / STAMPS / ROW, [step.name for step in steps])
+        write_sealed(place / STAMPS / ROW, {"names": [step.name for step in steps]})
         for number, step in enumerate(steps, start=1):
             title = f"[{number}/{len(steps)}] {step.name}{of_stages(step.stages)}"
             row = _Row(run_dir=run_dir, place=place, number=number, lock=lock)

@@ -30,6 +30,7 @@ from sgrec_torchrec.files.atomic import (
     write_json,
 )
 from sgrec_torchrec.files.run_folder import JUDGE_REPORT
+from sgrec_torchrec.files.sealed_json import naming, without_seal, write_sealed
 from sgrec_torchrec.judge.ask.aspects import LEVELS
 from sgrec_torchrec.judge.ask.cases import CaseReader
 from sgrec_torchrec.judge.ask.chat import Chat
@@ -115,7 +116,7 @@ def train_judge(
     report = _report(reader, held_out, probabilities, weights, baselines)
     report["logs"] = {name: stage.log(name) for name in (SFT, GRPO)}
     report["logs"]["weights"] = part_b_log
-    write_json(out / JUDGE_REPORT, report)
+    write_sealed(out / JUDGE_REPORT, report)
     return report
 
 
@@ -142,8 +143,9 @@ def _checked_inputs(
     }
     path = out / INPUTS
     if path.is_file():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name, value in inputs.items() if earlier.get(name) != value]
+        with naming(path, "train into another folder, or delete this one"):
+            earlier = without_seal(json.loads(path.read_bytes()))
+            changed = [name for name in inputs if earlier.get(name) != inputs[name]]
         if changed:
             raise ValueError(
                 f"{out} holds a judge of other {', '.join(changed)}: train into "
@@ -189,7 +191,7 @@ class _Stages:
         if not folder.is_dir():
             model, chat = self._base()
             # Only now: a model that cannot be read leaves nothing behind.
-            write_json(self.out / INPUTS, inputs)
+            write_sealed(self.out / INPUTS, inputs)
             with atomic_folder(folder) as temporary:
                 self._keep(
                     temporary / PROBABILITIES, model, chat, self.held_out, BEFORE

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sgrec_torchrec.files.sealed_json import sealed
 from sgrec_torchrec.report import judged as report_judged
 from sgrec_torchrec.report.judged import MAX_CHARS, read_judged
 from sgrec_torchrec.report.run_page import write_report
@@ -148,6 +149,7 @@ def test_titles_and_histories_may_be_missing(judged: Path) -> None:
         ("judged/manifest.json", "{"),
         ("judge/report.json", "{}"),
         ("judge/report.json", "{"),
+        ("judge/report.json", '{"stages": {}, "baselines": {}, "checksum": "0"}'),
     ],
 )
 def test_a_damaged_file_is_named(judged: Path, name: str, text: str) -> None:
@@ -181,10 +183,14 @@ def test_column_that_is_missing_is_named(judged: Path) -> None:
         write_report(judged)
 
 
-def test_time_is_told_by_the_steps_of_the_pipeline(judged: Path) -> None:
+ROW = ["pretrain", "judge", "align"]
+
+
+@pytest.mark.parametrize("row", [ROW, sealed({"names": ROW})])
+def test_time_is_told_by_the_steps_of_the_pipeline(judged: Path, row: object) -> None:
     folder = judged / "steps"
     folder.mkdir()
-    (folder / "row.json").write_text('["pretrain", "judge", "align"]')
+    (folder / "row.json").write_text(json.dumps(row))
     for name, stamp in (
         ("pretrain", {"is_done": True, "seconds": 60.0}),
         ("judge", {"is_done": True, "seconds": 540.0}),

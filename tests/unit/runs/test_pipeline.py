@@ -17,7 +17,7 @@ from folder_state import folder_state
 from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.config.arguments import override, parse_with
 from sgrec_torchrec.files.atomic import write_json
-from sgrec_torchrec.files.sealed_json import write_sealed
+from sgrec_torchrec.files.sealed_json import without_seal, write_sealed
 from sgrec_torchrec.files.tracking import read_metrics
 from sgrec_torchrec.runs import pipeline
 from sgrec_torchrec.runs.pipeline import check_judge, pipeline_steps, with_bounds
@@ -33,7 +33,7 @@ Arguments = Callable[..., list[str]]
 def state_of(run_dir: Path) -> dict[str, dict]:
     """Stamp by step, in the order of the row."""
     folder = run_dir / "steps"
-    names = json.loads((folder / "row.json").read_text())
+    names = without_seal(json.loads((folder / "row.json").read_text()))["names"]
     return {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
 
 

@@ -14,6 +14,7 @@ from typing import NoReturn
 import pytest
 from folder_state import folder_state
 
+from sgrec_torchrec.files.sealed_json import without_seal
 from sgrec_torchrec.runs import steps
 from sgrec_torchrec.runs.steps import (
     Outcome,
@@ -73,7 +74,9 @@ def test_steps_run_in_order_and_what_they_say_is_shown_and_kept(
     ]
     assert places == sorted(places)
     assert (run_dir / "logs" / "02-second.log").read_text() == "copied log1\n"
-    names = json.loads((run_dir / "steps" / "row.json").read_text())
+    names = without_seal(json.loads((run_dir / "steps" / "row.json").read_text()))[
+        "names"
+    ]
     assert names == ["first", "second", "third"]
     assert run_dir.joinpath("steps", "first.json").is_file()
 

@@ -176,6 +176,17 @@ def test_a_folder_of_a_judge_of_other_inputs_is_refused(
     }
 
 
+def test_inputs_with_a_flipped_bit_are_damaged_not_other(
+    copy: Path, reader, labels, settings
+) -> None:
+    path = copy / "inputs.json"
+    path.write_text(
+        path.read_text().replace('"prompt_version": "', '"prompt_version": "0')
+    )
+    with pytest.raises(ValueError, match=r"inputs\.json is damaged \(its checksum"):
+        train_judge(reader, labels, settings, copy, {})
+
+
 def test_nothing_is_learned_of_held_out_users(
     tiny_judge: Path,
     reader,
