@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import (
+    LocalRayletDiedError,
     NodeDiedError,
     OutOfMemoryError,
     RayError,
@@ -26,7 +27,7 @@ from sgrec_torchrec.distributed.progress import progress_of, say_nothing
 from sgrec_torchrec.distributed.tasks import Kind, Work, do, is_done
 from sgrec_torchrec.files.origin import code_key
 
-LOST = (WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+LOST = (WorkerCrashedError, NodeDiedError, LocalRayletDiedError, OutOfMemoryError)
 CONNECT_S = 10.0
 """Ray itself tries an address that nobody listens at for minutes."""
 OBJECT_STORE_BYTES = 80 << 20

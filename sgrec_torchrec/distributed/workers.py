@@ -71,9 +71,7 @@ class Workers:
         while waiting or self._busy:
             while waiting and len(self._busy) < self._count:
                 number = waiting.popleft()
-                worker = self._idle.pop() if self._idle else _start()
-                self._busy[worker] = number
-                worker.pipe.send((function, arguments[number]))
+                self._busy[self._give((function, arguments[number]))] = number
             for worker in self._ready():
                 number = self._busy.pop(worker)
                 try:
@@ -87,6 +85,20 @@ class Workers:
                 if error is not None:
                     raise error
                 yield number, None
+
+    def _give(self, call: Call) -> _Worker:
+        """Send a call to an idle worker that is still there, or to a new one."""
+        while self._idle:
+            worker = self._idle.pop()
+            try:
+                worker.pipe.send(call)
+            except ConnectionError:
+                worker.process.join()
+            else:
+                return worker
+        worker = _start()
+        worker.pipe.send(call)
+        return worker
 
     def _ready(self) -> list[_Worker]:
         """Those that answered or ended, where the pipe closes; waits for one."""
