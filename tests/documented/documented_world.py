@@ -142,8 +142,8 @@ class World:
         model = [] if "--model" in words else ["--model", str(self.model)]
         if of_train:
             return [*self.small, *words, *last]
-        if words[0] == "train":
-            return ["train", *self.small, *words[1:], *last]
+        if words[0] in ("train", "prepare"):
+            return [words[0], *self.small, *words[1:], *last]
         if words[0] == "pipeline":
             own = [] if "--judge-model" in words else ["--judge-model", str(self.model)]
             last += [*PIPELINE_BOUNDS.split(), *own, "--set", "align.num_steps=4"]

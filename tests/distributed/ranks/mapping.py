@@ -12,9 +12,11 @@ from pathlib import Path
 import torch.distributed as dist
 
 from sgrec_torchrec.distributed.launch import main_rank_first, process_group
+from sgrec_torchrec.evidence import relations
 from sgrec_torchrec.evidence.prior import load_relations
 from sgrec_torchrec.files import array_folder
 from sgrec_torchrec.files.atomic import sha256_file
+from sgrec_torchrec.item_graph import graph
 from sgrec_torchrec.item_graph.graph import ItemGraph
 from sgrec_torchrec.item_tokens import build
 from sgrec_torchrec.logs import split_store
@@ -34,6 +36,9 @@ def main() -> None:
 
     for module in (array_folder, split_store, build):
         vars(module)["sha256_file"] = noted
+    for module in (graph, relations):
+        # Else what was read once is let go of, and nobody has touched anything.
+        vars(module)["forget"] = lambda *_: None
     with process_group(timeout_s=60.0):
         opened = [
             main_rank_first(lambda: ItemGraph.load(run_dir / "graph")),
