@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sgrec_torchrec.config import JudgeConfig
+from sgrec_torchrec.files.sealed_json import without_seal
 from sgrec_torchrec.judge.backends.language_model import load_model
 from sgrec_torchrec.judge.judge_files import open_judge
 from sgrec_torchrec.judge.learn import train_judge as module
@@ -36,7 +37,9 @@ def copy(tiny_judge: Path, tmp_path: Path) -> Path:
 
 
 def report_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    found: dict[str, Any] = without_seal(
+        json.loads((folder / "report.json").read_text())
+    )
     return found
 
 
