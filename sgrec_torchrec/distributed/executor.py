@@ -5,12 +5,14 @@ passes between tasks lies in files. The outcome is the same whoever does them.
 """
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
 from sgrec_torchrec.distributed.progress import progress, progress_of
-from sgrec_torchrec.distributed.tasks import Kind, Work, do, is_done
+from sgrec_torchrec.distributed.tasks import Kind, Task, Work, do, is_done
 from sgrec_torchrec.distributed.workers import Workers
 from sgrec_torchrec.files.origin import code_key
 
@@ -60,55 +62,51 @@ class InProcess:
             for task in progress(left, description=description, unit="task"):
                 do(function, task, code_key())
         else:
-            self._share(function, left, len(tasks), description)
+            with Workers(min(self.workers, len(left))) as workers:
+                arguments = [(function, task, code_key()) for task in left]
+                see_through(workers.map(do, arguments), left, len(tasks), description)
         return [task.out for task in tasks]
-
-    def _share(
-        self, function: Work[Kind], left: list[Kind], total: int, description: str
-    ) -> None:
-        lost = LostTasks(description)
-        arguments = [(function, task, code_key()) for task in left]
-        done = total - len(left)
-        with (
-            progress_of(
-                description=description, total=total, done=done, unit="task"
-            ) as bar,
-            Workers(min(self.workers, len(left))) as workers,
-        ):
-            for number, reason in workers.map(do, arguments):
-                if reason is None:
-                    bar.update(1)
-                else:
-                    lost.count(left[number].out, reason)
-        lost.tell()
 
 
 HERE: Executor = InProcess()
 """In this process, one after another."""
 
 
-class LostTasks:
-    """How often each task was lost with its worker."""
+def see_through(
+    calls: Generator[tuple[int, str | None], None, None],
+    left: Sequence[Task],
+    total: int,
+    description: str,
+) -> None:
+    """Show how far the calls are, and count those that are lost with their workers.
 
-    def __init__(self, description: str) -> None:
-        self._description = description
-        self._times: dict[Path, int] = {}
+    Args:
+        calls: yields (number of the task in ``left``, None) as tasks are done, and (the
+            same, how it ended) for one that is lost: it gives that one again.
+        total: tasks with those that were done before.
 
-    def count(self, out: Path, reason: str) -> None:
-        """Note one; it is given again.
-
-        Raises:
-            LostWorkerError: naming the task, where it was lost too often.
-        """
-        self._times[out] = self._times.get(out, 0) + 1
-        if self._times[out] > MAX_LOST:
-            raise LostWorkerError(
-                f"{self._description}: {out.name} was lost with its worker "
-                f"{self._times[out]} times ({reason}); where memory is short, start "
-                "again with fewer --workers: what is done stays"
-            )
-
-    def tell(self) -> None:
-        """Print how many there were."""
-        if total := sum(self._times.values()):
-            print(f"{self._description}: {total} lost with their workers, done again")
+    Raises:
+        LostWorkerError: naming the task that was lost too often.
+        Exception: what ``calls`` raises.
+    """
+    lost: Counter[int] = Counter()
+    done = total - len(left)
+    with (
+        closing(calls),
+        progress_of(
+            description=description, total=total, done=done, unit="task"
+        ) as bar,
+    ):
+        for number, reason in calls:
+            if reason is None:
+                bar.update(1)
+                continue
+            lost[number] += 1
+            if lost[number] > MAX_LOST:
+                raise LostWorkerError(
+                    f"{description}: {left[number].out.name} was lost with its worker "
+                    f"{lost[number]} times ({reason}); where memory is short, start "
+                    "again with fewer --workers: what is done stays"
+                )
+    if lost:
+        print(f"{description}: {lost.total()} lost with their workers, done again")

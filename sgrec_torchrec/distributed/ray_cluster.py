@@ -7,7 +7,7 @@ passes through files alone. All hosts see the folder of the runs by one path.
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from sgrec_torchrec.distributed.executor import LostTasks
-from sgrec_torchrec.distributed.progress import progress_of, say_nothing
+from sgrec_torchrec.distributed.executor import see_through
+from sgrec_torchrec.distributed.progress import say_nothing
 from sgrec_torchrec.distributed.tasks import Kind, Work, do, is_done
 from sgrec_torchrec.files.origin import code_key
 
@@ -42,29 +42,7 @@ class RayExecutor:
     ) -> list[Path]:
         """See ``Executor``."""
         left = [task for task in tasks if not is_done(function, task)]
-        # Ray's own retries are not counted anywhere: lost tasks are given again here.
-        remote: Any = ray.remote(max_retries=0)(_do)
-        lost = LostTasks(description)
-        running = {remote.remote(function, task, code_key()): task for task in left}
-        done = len(tasks) - len(left)
-        bar = progress_of(
-            description=description, total=len(tasks), done=done, unit="task"
-        )
-        try:
-            with bar:
-                while running:
-                    (ended,), _ = ray.wait(list(running), num_returns=1)
-                    task = running.pop(ended)
-                    if reason := _lost(ended):
-                        lost.count(task.out, reason)
-                        again = remote.remote(function, task, code_key())
-                        running[again] = task
-                    else:
-                        bar.update(1)
-        finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
-        lost.tell()
+        see_through(_calls(function, left), left, len(tasks), description)
         return [task.out for task in tasks]
 
 
@@ -112,6 +90,29 @@ def _check_listens(address: str | None) -> None:
     host, colon, port = (address or "").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), CONNECT_S).close()
+
+
+def _calls(
+    function: Work[Kind], left: Sequence[Kind]
+) -> Generator[tuple[int, str | None], None, None]:
+    """As ``see_through`` takes them."""
+    # Ray's own retries are not counted anywhere: lost tasks are given again here.
+    remote: Any = ray.remote(max_retries=0)(_do)
+
+    def give(number: int) -> Any:
+        return remote.remote(function, left[number], code_key())
+
+    running = {give(number): number for number in range(len(left))}
+    try:
+        while running:
+            (ended,), _ = ray.wait(list(running), num_returns=1)
+            number, reason = running.pop(ended), _lost(ended)
+            yield number, reason
+            if reason is not None:
+                running[give(number)] = number
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
 
 
 def _do(function: Work[Kind], task: Kind, code: str) -> None:

@@ -11,7 +11,7 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -58,7 +58,7 @@ class Workers:
 
     def map(
         self, function: Callable[..., object], arguments: Sequence[tuple[Any, ...]]
-    ) -> Iterator[tuple[int, str | None]]:
+    ) -> Generator[tuple[int, str | None], None, None]:
         """Call the function on each; yield (number, None) as calls end, in any order.
 
         A call that is lost with its worker is yielded as (number, how it ended), and

@@ -39,18 +39,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         FileNotFoundError: naming the folder, where it cannot be made or written.
         NoSpaceError: where what is written finds the disk full.
     """
-    temporary = _temporary_beside(path)
-    try:
-        with naming_a_full_disk(path):
-            temporary.mkdir()
-            yield temporary
+    with working_folder(path) as temporary:
+        yield temporary
         retired = _temporary_beside(path)
         if path.exists():
             os.replace(path, retired)
         os.replace(temporary, path)
         shutil.rmtree(retired, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

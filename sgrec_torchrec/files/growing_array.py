@@ -5,8 +5,7 @@ What is written here, or read by parts, need never be in memory whole.
 
 import mmap
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,17 +35,6 @@ class GrowingArray:
             self._file.seek(0)
             self._write_header()
             self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _write_header(self) -> None:
         # numpy leaves room for any length, so that the header never grows.

@@ -10,10 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from sgrec_torchrec.config import (
-    GraphConfig,
-    RunConfig,
-)
+from sgrec_torchrec.config import GraphConfig, RunConfig
 from sgrec_torchrec.config.registry import IMPORTERS
 from sgrec_torchrec.distributed.executor import HERE, Executor
 from sgrec_torchrec.distributed.main_rank import is_main_rank, verifies_files

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sgrec_torchrec.distributed.tasks import Task
 
@@ -18,6 +19,19 @@ class Square(Task):
     seconds: float = 0.0
     fatal: int = 0
     """How many of its first attempts are killed."""
+
+
+def squares(given: Path, count: int, **fields: Any) -> list[Square]:
+    """Tasks that read ``given`` and write beside its folder."""
+    return [
+        Square(
+            out=given.parents[1] / f"part-{number}",
+            inputs=(given,),
+            number=number,
+            **fields,
+        )
+        for number in range(count)
+    ]
 
 
 def squared(task: Square, folder: Path) -> Mapping[str, object]:

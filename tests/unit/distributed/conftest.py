@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sgrec_torchrec.distributed.launch import process_group
+from sgrec_torchrec.files.run_folder import MANIFEST
 
 RANKS = Path(__file__).parents[2] / "distributed" / "ranks"
 
@@ -19,6 +20,15 @@ def small_model():
 
         yield small_model
     sys.modules.pop("small_model", None)
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Path:
+    """The manifest of what all tasks read."""
+    path = tmp_path / "given" / MANIFEST
+    path.parent.mkdir()
+    path.write_text("{}")
+    return path
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import number_tasks
 import pytest
+from number_tasks import squares
 
 from sgrec_torchrec.distributed import tasks as tasks_module
 from sgrec_torchrec.distributed.executor import MAX_LOST, InProcess, LostWorkerError
@@ -22,25 +23,6 @@ from sgrec_torchrec.files.run_folder import MANIFEST
 WORKERS = [1, 2]
 
 
-@pytest.fixture
-def given(tmp_path: Path) -> Path:
-    """What all tasks read."""
-    path = tmp_path / "given" / MANIFEST
-    path.parent.mkdir()
-    path.write_text("{}")
-    return path
-
-
-def squares(given: Path, **fields) -> list[number_tasks.Square]:
-    place = given.parents[1]
-    return [
-        number_tasks.Square(
-            out=place / f"part-{number}", inputs=(given,), number=number, **fields
-        )
-        for number in range(4)
-    ]
-
-
 def attempts(given: Path) -> list[str]:
     log = given.parents[1] / "attempts.txt"
     return sorted(log.read_text().split()) if log.exists() else []
@@ -49,7 +31,7 @@ def attempts(given: Path) -> list[str]:
 @pytest.mark.parametrize("workers", WORKERS)
 def test_each_task_makes_its_folder(given, workers):
     made = InProcess(workers).map(
-        number_tasks.squared, squares(given), description="squares"
+        number_tasks.squared, squares(given, 4), description="squares"
     )
     assert [path.name for path in made] == [f"part-{number}" for number in range(4)]
     for number, path in enumerate(made):
@@ -63,13 +45,13 @@ def test_each_task_makes_its_folder(given, workers):
 
 def test_one_worker_is_this_process(given):
     made = InProcess(1).map(
-        number_tasks.as_worker, squares(given), description="squares"
+        number_tasks.as_worker, squares(given, 4), description="squares"
     )
     assert {(path / "pid.txt").read_text() for path in made} == {str(os.getpid())}
 
 
 def test_two_workers_are_two_processes(given):
-    tasks = squares(given, seconds=0.5)
+    tasks = squares(given, 4, seconds=0.5)
     made = InProcess(2).map(number_tasks.as_worker, tasks, description="squares")
     pids = {(path / "pid.txt").read_text() for path in made}
     assert len(pids) == 2
@@ -78,17 +60,17 @@ def test_two_workers_are_two_processes(given):
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_what_is_done_is_not_done_again(given, workers):
-    first = squares(given)
+    first = squares(given, 4)
     InProcess(1).map(number_tasks.squared, first[:2], description="squares")
     InProcess(workers).map(number_tasks.squared, first, description="squares")
     assert attempts(given) == ["0", "1", "2", "3"]
 
 
 def test_other_settings_inputs_or_functions_are_done_again(given, monkeypatch):
-    (task, *_) = squares(given)
+    (task, *_) = squares(given, 4)
     do(number_tasks.squared, task, code_key())
     assert is_done(number_tasks.squared, task)
-    (longer, *_) = squares(given, seconds=0.01)
+    (longer, *_) = squares(given, 4, seconds=0.01)
     assert not is_done(number_tasks.squared, longer)
     assert not is_done(number_tasks.refused, task)
     with monkeypatch.context() as patch:
@@ -99,7 +81,7 @@ def test_other_settings_inputs_or_functions_are_done_again(given, monkeypatch):
 
 
 def test_where_its_inputs_lie_is_no_part_of_a_task(given, tmp_path):
-    (task, *_) = squares(given)
+    (task, *_) = squares(given, 4)
     do(number_tasks.squared, task, code_key())
     given.parent.rename(tmp_path / "elsewhere")
     moved = number_tasks.Square(
@@ -109,7 +91,7 @@ def test_where_its_inputs_lie_is_no_part_of_a_task(given, tmp_path):
 
 
 def test_a_damaged_manifest_is_done_again_and_a_damaged_file_is_refused(given):
-    (task, *_) = squares(given)
+    (task, *_) = squares(given, 4)
     do(number_tasks.squared, task, code_key())
     (task.out / "square.txt").write_text("1")
     with pytest.raises(DamagedError, match=r"square\.txt is damaged"):
@@ -124,7 +106,7 @@ def test_a_damaged_manifest_is_done_again_and_a_damaged_file_is_refused(given):
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_what_a_task_raises_is_raised_and_whole_parts_stay(given, workers):
-    tasks = squares(given)
+    tasks = squares(given, 4)
     with pytest.raises(ValueError, match="two is no number here"):
         InProcess(workers).map(number_tasks.refused, tasks, description="squares")
     assert not tasks[2].out.exists()
@@ -134,7 +116,7 @@ def test_what_a_task_raises_is_raised_and_whole_parts_stay(given, workers):
 
 def test_a_killed_worker_is_counted_and_its_task_done_again(given, capfd):
     made = InProcess(2).map(
-        number_tasks.squared, squares(given, fatal=1), description="squares"
+        number_tasks.squared, squares(given, 4, fatal=1), description="squares"
     )
     assert [checked_file(path, "square.txt").read_text() for path in made] == [
         "0",
@@ -149,13 +131,13 @@ def test_a_task_that_kills_every_worker_ends_the_row(given):
     with pytest.raises(LostWorkerError, match=r"part-\d was lost .* \(signal 9\)"):
         InProcess(2).map(
             number_tasks.squared,
-            squares(given, fatal=MAX_LOST + 1),
+            squares(given, 4, fatal=MAX_LOST + 1),
             description="squares",
         )
 
 
 def test_a_host_of_another_version_is_refused(given):
-    (task, *_) = squares(given)
+    (task, *_) = squares(given, 4)
     with pytest.raises(ValueError, match="another version of sgrec_torchrec"):
         do(number_tasks.squared, task, "of another one")
     assert not task.out.exists()

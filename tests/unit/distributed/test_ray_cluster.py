@@ -8,10 +8,10 @@ from pathlib import Path
 
 import number_tasks
 import pytest
+from number_tasks import squares
 
 from sgrec_torchrec.distributed.ray_cluster import ray_cluster
 from sgrec_torchrec.distributed.tasks import checked_file
-from sgrec_torchrec.files.run_folder import MANIFEST
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="extra ray")
 pytestmark = pytest.mark.long
@@ -36,24 +36,6 @@ def cluster():
         )
         yield made
         made.shutdown()
-
-
-@pytest.fixture
-def given(tmp_path: Path) -> Path:
-    path = tmp_path / "given" / MANIFEST
-    path.parent.mkdir()
-    path.write_text("{}")
-    return path
-
-
-def squares(given: Path, count: int, **fields) -> list[number_tasks.Square]:
-    place = given.parents[1]
-    return [
-        number_tasks.Square(
-            out=place / f"part-{number}", inputs=(given,), number=number, **fields
-        )
-        for number in range(count)
-    ]
 
 
 def test_a_node_that_is_killed_costs_its_tasks_and_nothing_else(cluster, given, capfd):

@@ -1,5 +1,6 @@
 """Arrays appended to are files as ``np.save`` writes them; mapped ones are let go."""
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ def test_file_is_that_of_numpy(tmp_path: Path, kind: str, cuts: tuple[int]) -> N
     if not cuts:
         whole = whole[:0]
     np.save(tmp_path / "whole.npy", whole)
-    with GrowingArray(tmp_path / "grown.npy", kind) as grown:
+    with closing(GrowingArray(tmp_path / "grown.npy", kind)) as grown:
         for part in np.split(whole.astype(np.float64), cuts):
             grown.append(part)
     assert grown.length == len(whole)
@@ -32,7 +33,7 @@ def test_file_is_that_of_numpy(tmp_path: Path, kind: str, cuts: tuple[int]) -> N
 def test_parts_are_written_in_their_order_whatever_their_strides(
     tmp_path: Path,
 ) -> None:
-    with GrowingArray(tmp_path / "grown.npy", np.int32) as grown:
+    with closing(GrowingArray(tmp_path / "grown.npy", np.int32)) as grown:
         grown.append(np.arange(10)[::-2])
     assert np.load(tmp_path / "grown.npy").tolist() == [9, 7, 5, 3, 1]
 
