@@ -1,5 +1,6 @@
 """Starts ``warm_python``, and writes the program that asks it for processes."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -40,6 +41,8 @@ def _begin(address: Path, watched: int) -> "subprocess.Popen[bytes]":
     with address.with_suffix(".log").open("wb") as log:
         return subprocess.Popen(
             [sys.executable, str(PROGRAM), "serve", str(address), str(watched)],
+            # A pool of threads would be lost at the first fork.
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
