@@ -1,6 +1,6 @@
 """What preparing a log costs, stage by stage: CPU seconds and peak memory.
 
-    python benchmarks/bench_prepare.py [--events 1e6 1e7] [--json PATH]
+    python benchmarks/bench_prepare.py [--events 1e6 1e7] [--until split] [--json PATH]
 
 Logs are generated (``prepare/zipf_log.py``): a tenth as many items as events. Each size
 is imported by ``sgrec import table`` and prepared by the functions that training calls,
@@ -26,6 +26,8 @@ from prepare.zipf_log import write_zipf_log
 from sgrec_torchrec.config import LogConfig, RunConfig, TokenConfig
 from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.origin import describe_run
+from sgrec_torchrec.files.room import bytes_below
+from sgrec_torchrec.files.run_folder import EVIDENCE, PREPARED, SCORER
 from sgrec_torchrec.runs.prepare import (
     prepare_evidence,
     prepare_graph,
@@ -35,12 +37,15 @@ from sgrec_torchrec.runs.prepare import (
 )
 from sgrec_torchrec.runs.stage_links import StageLinks
 
-CPU, MEMORY, WALL = "CPU-s", "GiB", "s"
+CPU, MEMORY, WALL, DISK = "CPU-s", "GiB", "s", "MB on disk"
+STAGES = ("split", "graph", "evidence", "teacher", "tokens")
+FOLDERS = {"graph": ("covisits", "graph-form", "graph"), "evidence": (EVIDENCE, SCORER)}
+"""What a stage leaves below ``prepared``, where that is not one folder of its name."""
 WARM_EVENTS = 20_000
 CPU_GOALS = {1_000_000: 45.0, 10_000_000: 450.0, 100_000_000: 5_850.0}
 MEMORY_GOALS = {10_000_000: 4.0, 100_000_000: 8.0}
 MAX_GROWTH = 1.3
-KIB = 1024
+KIB, MB = 1024, 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +68,8 @@ class Cost:
     wall_s: float
     peak_gib: float
     """Of the process while the stage ran, what it held before included."""
+    disk_mb: float = 0.0
+    """Of what it made."""
 
 
 def main() -> int:
@@ -73,14 +80,17 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--folder", type=Path, help="where logs are made, and go")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="and stop")
     parser.add_argument("--stages-of", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.stages_of:
-        print(json.dumps([dataclasses.asdict(one) for one in stages(given.stages_of)]))
+        costs_of = stages(given.stages_of, given.until)
+        print(json.dumps([dataclasses.asdict(one) for one in costs_of]))
         return 0
-    measure(WARM_EVENTS, given.folder)
+    measure(WARM_EVENTS, given.folder, given.until)
     costs = {
-        num_events: measure(num_events, given.folder) for num_events in given.events
+        num_events: measure(num_events, given.folder, given.until)
+        for num_events in given.events
     }
     rows = [row for size, spent in costs.items() for row in rows_of(size, spent)]
     rows += growth(costs)
@@ -94,15 +104,19 @@ def main() -> int:
     return int(any(row.met is False for row in rows))
 
 
-def measure(num_events: int, folder: Path | None) -> list[Cost]:
-    """All stages of a generated log, which goes at the end."""
+def measure(num_events: int, folder: Path | None, until: str) -> list[Cost]:
+    """The stages of a generated log up to this one; the log goes at the end."""
     with tempfile.TemporaryDirectory(prefix="prepare-", dir=folder) as name:
         place = Path(name)
         write_zipf_log(place, num_events)
         words = ("-m", "sgrec_torchrec.cli", "import", "table", "--path")
         words += (str(place / "log.parquet"), "--items", str(place / "items.parquet"))
         imported, _ = in_child("import", (*words, "--out", str(place / "canonical")))
-        _, said = in_child("stages", (__file__, "--stages-of", str(place)))
+        words = (__file__, "--until", until, "--stages-of", str(place))
+        _, said = in_child("stages", words)
+        imported = dataclasses.replace(
+            imported, disk_mb=bytes_below([place / "canonical"]) / MB
+        )
         return [imported, *(Cost(**one) for one in json.loads(said))]
 
 
@@ -127,22 +141,32 @@ def in_child(stage: str, words: Sequence[str]) -> tuple[Cost, str]:
     return cost, lines[-1]
 
 
-def stages(place: Path) -> list[Cost]:
-    """Split, graph, evidence, teacher and tokens, in this process."""
+def stages(place: Path, until: str) -> list[Cost]:
+    """Split, graph, evidence, teacher and tokens, in this process, up to this one."""
     config = settings(place)
     links = StageLinks(run_dir=config.run_dir)
     costs: list[Cost] = []
-    with metered("split", costs):
-        split, config = prepare_log(config, links)
-    with metered("graph", costs):
-        graph, config = prepare_graph(split, config, links)
-    with metered("evidence", costs):
-        evidence = prepare_evidence(split, config, links)
-    with metered("teacher", costs):
-        prepare_teacher(split, evidence, config, links)
-    with metered("tokens", costs):
-        prepare_tokens(split, graph, config, links)
-    return costs
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        with metered(stage, costs):
+            if stage == "split":
+                split, config = prepare_log(config, links)
+            elif stage == "graph":
+                graph, config = prepare_graph(split, config, links)
+            elif stage == "evidence":
+                evidence = prepare_evidence(split, config, links)
+            elif stage == "teacher":
+                prepare_teacher(split, evidence, config, links)
+            else:
+                prepare_tokens(split, graph, config, links)
+    made = Path(config.out_dir) / PREPARED
+    return [dataclasses.replace(one, disk_mb=on_disk(made, one)) for one in costs]
+
+
+def on_disk(made: Path, cost: Cost) -> float:
+    """MB of the folders of a stage."""
+    names = FOLDERS.get(cost.stage, (cost.stage,))
+    folders = [path for name in names for path in made.glob(f"{name}-*")]
+    return bytes_below(set(folders)) / MB
 
 
 def settings(place: Path) -> RunConfig:
@@ -184,8 +208,11 @@ def rows_of(num_events: int, costs: Sequence[Cost]) -> list[Row]:
                 (CPU, one.cpu_s),
                 (WALL, one.wall_s),
                 (MEMORY, one.peak_gib),
+                (DISK, one.disk_mb),
             )
         ]
+    if costs[-1].stage != STAGES[-1]:
+        return rows
     peak_gib = max(one.peak_gib for one in costs)
     goal = CPU_GOALS.get(num_events)
     rows.append(
