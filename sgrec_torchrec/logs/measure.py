@@ -122,7 +122,7 @@ def resolve(config: RunConfig, measures: LogMeasures) -> RunConfig:
         filter_seen = measures.repeat_share < MAX_REPEATS_TO_FILTER
     num_codes = config.tokens.num_codes
     if num_codes is None:
-        num_codes = _num_codes(config, measures)
+        num_codes = codes_for(config, measures.num_items, measures.sid_codes)
     teacher_weight = config.pretrain.teacher_weight
     if teacher_weight is None:
         teacher_weight = _teacher_weight(measures.events_per_item)
@@ -152,15 +152,20 @@ def _evidence_history(config: RunConfig, measures: LogMeasures) -> int:
     return max(config.log.max_history, LONG_HISTORY)
 
 
-def _num_codes(config: RunConfig, measures: LogMeasures) -> int:
+def codes_for(config: RunConfig, num_items: int, sid_codes: int = 0) -> int:
+    """K of so many items, where it is open; ``sid_codes`` as in ``LogMeasures``.
+
+    Raises:
+        ValueError: where no number of codes gives every item its own SID.
+    """
     num_levels = config.tokens.num_levels
     for num_codes in (CODES_SMALL, CODES_LARGE):
-        if num_codes**num_levels >= CODES_PER_ITEM * measures.num_items:
-            own = measures.sid_codes if config.tokens.source == "sid" else 0
+        if num_codes**num_levels >= CODES_PER_ITEM * num_items:
+            own = sid_codes if config.tokens.source == "sid" else 0
             return max(num_codes, own)
     raise ValueError(
         f"tokens.num_levels = {num_levels}: {CODES_LARGE} codes a level give fewer "
-        f"than {CODES_PER_ITEM} SIDs for each of {measures.num_items} items; raise "
+        f"than {CODES_PER_ITEM} SIDs for each of {num_items} items; raise "
         "tokens.num_levels or set tokens.num_codes"
     )
 

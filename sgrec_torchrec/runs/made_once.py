@@ -67,13 +67,18 @@ def made(
     Raises:
         FileNotFoundError: on another rank that does not see the folder.
     """
-    folder = _place(config, stage, inputs, FORMATS.get(stage, 1))
+    folder = place_of(config, stage, inputs)
     if folder.exists():
         return folder
     if not is_main_rank():
         raise FileNotFoundError(f"{folder} is not visible to this rank")
     build(folder)
     return folder
+
+
+def place_of(config: RunConfig, stage: str, inputs: Sequence[object]) -> Path:
+    """Where ``made`` makes a stage, whether it is there or not."""
+    return _place(config, stage, inputs, FORMATS.get(stage, 1))
 
 
 def _place(

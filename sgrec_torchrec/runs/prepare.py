@@ -94,14 +94,12 @@ def prepare_log(
     if claim is not None:
         claim.check_given(config)
     log = dataclasses.replace(config.log, fit_on="train", filter_seen=None)
-    importer = IMPORTERS.signature(log.source)
-    source = [importer, log.path, fingerprint(log.source, log.path)]
 
     def bring_in(folder: Path) -> None:
         check_room_for_log(config)
         import_log(log, folder)
 
-    canonical = made(config, CANONICAL, source, bring_in)
+    canonical = made(config, CANONICAL, source_of(config), bring_in)
     split_dir = made(
         config,
         SPLIT,
@@ -119,6 +117,16 @@ def prepare_log(
     for stage, folder in ((CANONICAL, canonical), (SPLIT, split_dir)):
         links.add(stage, folder)
     return split, known
+
+
+def source_of(config: RunConfig) -> list[object]:
+    """What the imported log is made from; no file is read for that.
+
+    Raises:
+        ValueError, FileNotFoundError: as ``fingerprint``.
+    """
+    source, path = config.log.source, config.log.path
+    return [IMPORTERS.signature(source), path, fingerprint(source, path)]
 
 
 def _pairs(

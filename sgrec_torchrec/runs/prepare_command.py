@@ -1,9 +1,14 @@
-"""``sgrec prepare``: all that training reads, made before any rank waits for it."""
+"""``sgrec prepare``: all that training reads, made before any rank waits for it.
+
+``--plan`` says what that would take, and makes nothing.
+"""
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.config.arguments import (
     errors_in_one_line,
     parse_with,
@@ -12,6 +17,8 @@ from sgrec_torchrec.config.arguments import (
 from sgrec_torchrec.distributed.executor import Executor, InProcess
 from sgrec_torchrec.runs.claim import Claim
 from sgrec_torchrec.runs.open_run import Prepared, prepare_run
+from sgrec_torchrec.runs.plan_size import LogSize, given_size, log_size
+from sgrec_torchrec.runs.plan_table import show
 from sgrec_torchrec.runs.stopwatch import Stopwatch
 
 PROGRAM = "sgrec prepare"
@@ -21,6 +28,10 @@ PROCESSES, RAY = "processes", "ray"
 def main(argv: list[str] | None = None) -> None:
     """Parse the command line, make the stages, say where they lie."""
     config, args = parse_with(_parser(), argv)
+    if args.plan:
+        with errors_in_one_line(PROGRAM):
+            show(config, _size(config, args), args.cores or os.cpu_count() or 1)
+        return
     watch = Stopwatch()
     with errors_in_one_line(PROGRAM), _executor(args) as executor:
         made = prepare_run(
@@ -69,7 +80,34 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         help="tasks at a time on this machine; each holds its memory (default: a core)",
     )
+    plan = parser.add_argument_group("plan")
+    plan.add_argument(
+        "--plan",
+        action="store_true",
+        help="make nothing: say what tasks, disk, memory and time all this takes on 1, "
+        "16 and 128 machines",
+    )
+    plan.add_argument("--events", help="plan for so many, as 1e9, and not for a log")
+    plan.add_argument("--items", help="of that plan")
+    plan.add_argument("--users", help="of that plan (default: an event in 20)")
+    plan.add_argument(
+        "--cores", type=_count, help="of a machine of the plan (default: this one's)"
+    )
     return parser
+
+
+def _size(config: RunConfig, args: argparse.Namespace) -> LogSize:
+    if args.events is None and args.items is None and args.users is None:
+        return log_size(config)
+    if args.events is None or args.items is None:
+        raise ValueError("a plan without a log needs both --events and --items")
+    return given_size(args.events, args.items, args.users)
+
+
+def _refuse_sizes(args: argparse.Namespace) -> None:
+    for name in ("events", "items", "users", "cores"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} is of a plan: add --plan")
 
 
 def _count(word: str) -> int:
@@ -81,6 +119,7 @@ def _count(word: str) -> int:
 
 @contextmanager
 def _executor(args: argparse.Namespace) -> Iterator[Executor]:
+    _refuse_sizes(args)
     if args.executor == RAY:
         # An extra, and seconds of import.
         from sgrec_torchrec.distributed.ray_cluster import ray_cluster
