@@ -35,19 +35,28 @@ OBJECT_STORE_BYTES = 80 << 20
 
 
 class RayExecutor:
-    """Tasks on a cluster, one at a time for each CPU that it has."""
+    """Tasks on a cluster, one at a time for each CPU that it has.
+
+    Args:
+        gpus: that each task takes besides; a share where several fit on one.
+    """
+
+    def __init__(self, gpus: float = 0.0) -> None:
+        self.gpus = gpus
 
     def map(
         self, function: Work[Kind], tasks: Sequence[Kind], *, description: str
     ) -> list[Path]:
         """See ``Executor``."""
         left = [task for task in tasks if not is_done(function, task)]
-        see_through(_calls(function, left), left, len(tasks), description)
+        see_through(_calls(function, left, self.gpus), left, len(tasks), description)
         return [task.out for task in tasks]
 
 
 @contextmanager
-def ray_cluster(address: str | None, workers: int | None) -> Iterator[RayExecutor]:
+def ray_cluster(
+    address: str | None, workers: int | None, gpus: float = 0.0
+) -> Iterator[RayExecutor]:
     """Connect to a cluster, or start one on this machine that ends with the context.
 
     Args:
@@ -55,9 +64,11 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[RayExecuto
             processes of this machine.
         workers: tasks at a time on this machine; None: one a core. A cluster says
             itself how many it has.
+        gpus: that each task takes.
 
     Raises:
-        ValueError: where the cluster cannot be reached, or runs another version.
+        ValueError: where the cluster cannot be reached, runs another version, or has
+            fewer GPUs than one task takes.
     """
     is_local = address in (None, "local")
     if workers is not None and not is_local:
@@ -80,7 +91,11 @@ def ray_cluster(address: str | None, workers: int | None) -> Iterator[RayExecuto
             f"no Ray cluster at {address}: {' '.join(str(error).split())}"
         ) from error
     try:
-        yield RayExecutor()
+        # Ray would wait for ever for a GPU that no host has.
+        resources: Any = ray.cluster_resources  # it has no types
+        if gpus > (there := resources().get("GPU", 0.0)):
+            raise ValueError(f"--gpus {gpus:g}: the cluster has {there:g} in all")
+        yield RayExecutor(gpus)
     finally:
         ray.shutdown()
 
@@ -93,11 +108,11 @@ def _check_listens(address: str | None) -> None:
 
 
 def _calls(
-    function: Work[Kind], left: Sequence[Kind]
+    function: Work[Kind], left: Sequence[Kind], gpus: float
 ) -> Generator[tuple[int, str | None], None, None]:
     """As ``see_through`` takes them."""
     # Ray's own retries are not counted anywhere: lost tasks are given again here.
-    remote: Any = ray.remote(max_retries=0)(_do)
+    remote: Any = ray.remote(max_retries=0, num_gpus=gpus)(_do)
 
     def give(number: int) -> Any:
         return remote.remote(function, left[number], code_key())

@@ -21,6 +21,7 @@ from typing import Any
 from sgrec_torchrec.distributed.progress import say_nothing
 
 Call = tuple[Callable[..., object], tuple[Any, ...]]
+THREADS = "OMP_NUM_THREADS"
 # Not fork: threads of OpenMP, Arrow and torch do not live on in a fork.
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -96,7 +97,7 @@ class Workers:
                 worker.process.join()
             else:
                 return worker
-        worker = _start()
+        worker = _start(max(1, len(os.sched_getaffinity(0)) // self._count))
         worker.pipe.send(call)
         return worker
 
@@ -106,10 +107,18 @@ class Workers:
         return [by_pipe[pipe] for pipe in wait(list(by_pipe)) if pipe in by_pipe]
 
 
-def _start() -> _Worker:
+def _start(threads: int) -> _Worker:
+    """Begin a process that takes its share of the cores, unless the user gave one."""
     ours, theirs = _SPAWN.Pipe()
     process = _SPAWN.Process(target=_work, args=(theirs,), daemon=True)
-    process.start()
+    is_given = THREADS in os.environ
+    # Libraries read it as they are loaded, which is before any line of ours.
+    os.environ.setdefault(THREADS, str(threads))
+    try:
+        process.start()
+    finally:
+        if not is_given:
+            del os.environ[THREADS]
     theirs.close()
     return _Worker(process=process, pipe=ours)
 

@@ -2,7 +2,7 @@
 
 import json as jsonlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -10,6 +10,7 @@ from sgrec_torchrec.config import JudgeConfig
 from sgrec_torchrec.config.listing import listing
 from sgrec_torchrec.config.options import option, settings_of
 from sgrec_torchrec.config.registry import JUDGE_BACKENDS
+from sgrec_torchrec.distributed.choose_executor import PROCESSES, RAY
 from sgrec_torchrec.files.run_folder import (
     CANDIDATES,
     GRAPH,
@@ -21,8 +22,8 @@ from sgrec_torchrec.files.run_folder import (
 
 if TYPE_CHECKING:
     from sgrec_torchrec.judge.ask.cases import CaseReader
-    from sgrec_torchrec.judge.ask.prompt import PromptSettings
-    from sgrec_torchrec.judge.judging import Judge
+    from sgrec_torchrec.judge.asking import Asking
+    from sgrec_torchrec.judge.in_parts import Places
 
 app = typer.Typer(
     help="Judge candidates by a language model, offline: label, train, run, page.",
@@ -79,7 +80,7 @@ def label(
         cases_per_user=cases_per_user,
         max_cases=max_cases,
     )
-    reader = _reader(run_dir, _prompt(config.judge))
+    reader = _reader(run_dir, config.judge)
     graph = ItemGraph.load(run_dir / GRAPH)
     # Read first: a wrong one must not cost the labels that are there.
     other = None if compare is None else read_labels(compare, reader)
@@ -169,11 +170,25 @@ def run(
         ),
     ] = None,
     price_per_hour: Annotated[float, typer.Option(help="Of the machine.", min=0)] = 0.0,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that share the users out; each holds the model."),
+    ] = None,
+    executor: Annotated[
+        str, typer.Option(help=f"{PROCESSES}, or {RAY}: workers of a cluster.")
+    ] = PROCESSES,
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster, as host:6379 or auto.")
+    ] = None,
+    gpus: Annotated[float, typer.Option(help="Of Ray, for each worker.", min=0)] = 0.0,
+    users_per_part: Annotated[
+        int, typer.Option(help="Users that a worker judges at a time.", min=1)
+    ] = 200,
     assignments: Assignments = None,
 ) -> None:
     """Judge the candidates; killed at any point, the next call goes on."""
-    from sgrec_torchrec.judge.judge_requests import read_requests
-    from sgrec_torchrec.judge.judging import judge_requests
+    from sgrec_torchrec.judge.asking import Asking
+    from sgrec_torchrec.judge.in_parts import Places
 
     chosen = settings_of(
         run_dir, "judge", assignments, bf16=bf16, written=written
@@ -181,14 +196,60 @@ def run(
     settings: dict[str, str | bool] = {} if url is None else {"base_url": url}
     if chosen.bf16:
         settings["bf16"] = True
-    folder = judge or run_dir / JUDGE
-    ready = _open(run_dir, folder, backend, settings, chosen.written)
-    requests = read_requests(candidates or run_dir / CANDIDATES, ready.reader, pairs)
-    folder = out or run_dir / JUDGED
-    facts = judge_requests(requests, ready, folder, price_per_hour=price_per_hour)
+    places = Places(
+        split=run_dir / SPLIT,
+        judge=judge or run_dir / JUDGE,
+        candidates=candidates or run_dir / CANDIDATES,
+        pairs=pairs,
+        out=out or run_dir / JUDGED,
+    )
+    asking = Asking(
+        backend=backend, settings=tuple(settings.items()), num_written=chosen.written
+    )
+    shares = _Shares(executor, address, workers, gpus, users_per_part)
+    facts = _judge(places, asking, shares, price_per_hour)
     shown = ("pairs", "seconds", "pairs_per_second", "cached_share", "cost_per_pair")
     typer.echo(jsonlib.dumps({name: facts[name] for name in shown}))
-    typer.echo(f"judged: {folder}")
+    typer.echo(f"judged: {places.out}")
+
+
+class _Shares(NamedTuple):
+    """Who shares the users out."""
+
+    executor: str
+    address: str | None
+    workers: int | None
+    gpus: float
+    users_per_part: int
+
+    @property
+    def is_none(self) -> bool:
+        """Nothing was said: this process judges."""
+        given = self.workers or self.address or self.gpus
+        return self.executor == PROCESSES and not given
+
+
+def _judge(
+    places: "Places", asking: "Asking", shares: _Shares, price_per_hour: float
+) -> dict[str, Any]:
+    from sgrec_torchrec.distributed.choose_executor import chosen_executor
+    from sgrec_torchrec.judge.in_parts import judge_here, judge_in_parts
+
+    if shares.is_none:
+        return judge_here(places, asking, price_per_hour=price_per_hour)
+    if shares.executor == PROCESSES and asking.backend == "vllm":
+        raise ValueError(
+            "vLLM takes a machine for itself: leave --workers out, or give the GPUs of "
+            f"each host to a worker by --executor {RAY} --gpus 1"
+        )
+    with chosen_executor(*shares[:-1]) as executor:
+        return judge_in_parts(
+            places,
+            asking,
+            executor,
+            users_per_part=shares.users_per_part,
+            price_per_hour=price_per_hour,
+        )
 
 
 def _train(run_dir: Path, settings: JudgeConfig, labels: Path, out: Path) -> None:
@@ -197,7 +258,7 @@ def _train(run_dir: Path, settings: JudgeConfig, labels: Path, out: Path) -> Non
     from sgrec_torchrec.judge.learn.told import print_table, report_tables
     from sgrec_torchrec.judge.learn.train_judge import train_judge
 
-    reader = _reader(run_dir, _prompt(settings))
+    reader = _reader(run_dir, settings)
     cases = read_labels(labels, reader)
     report = train_judge(reader, cases, settings, out, baseline_scores(reader))
     for table in report_tables(report):
@@ -205,48 +266,8 @@ def _train(run_dir: Path, settings: JudgeConfig, labels: Path, out: Path) -> Non
     typer.echo(f"judge: {out}")
 
 
-def _prompt(settings: JudgeConfig) -> "PromptSettings":
+def _reader(run_dir: Path, settings: JudgeConfig) -> "CaseReader":
     from sgrec_torchrec.judge.ask.prompt import PromptSettings
+    from sgrec_torchrec.judge.asking import read_log
 
-    return PromptSettings(max_history=settings.max_history)
-
-
-def _reader(run_dir: Path, settings: "PromptSettings") -> "CaseReader":
-    from sgrec_torchrec.judge.ask.cases import CaseReader
-    from sgrec_torchrec.logs.split import load_split
-
-    return CaseReader(load_split(run_dir / SPLIT), settings)
-
-
-def _open(
-    run_dir: Path,
-    folder: Path,
-    backend: str,
-    settings: dict[str, str | bool],
-    written: int,
-) -> "Judge":
-    from sgrec_torchrec.judge.backends.open_backend import open_backend
-    from sgrec_torchrec.judge.judge_files import open_judge
-    from sgrec_torchrec.judge.judging import Judge
-    from sgrec_torchrec.judge.learn.user_weights import weigher
-
-    files = open_judge(folder)
-    reader = _reader(run_dir, files.prompt)
-    asked = tuple(aspect.name for aspect in reader.aspects)
-    if files.aspects != asked:
-        raise ValueError(
-            f"{folder} judges by {', '.join(files.aspects)}; for the log of {run_dir} "
-            f"that is {', '.join(asked)}: train a judge on this run's labels"
-        )
-    if reader.prompt_version != files.prompt_version:
-        raise ValueError(
-            f"{folder} was trained on the prompt {files.prompt_version}, this release "
-            f"asks {reader.prompt_version}: train the judge again"
-        )
-    return Judge(
-        files=files,
-        backend=open_backend(backend, str(files.model), **settings),
-        reader=reader,
-        weigh=weigher(files, reader),
-        num_written=written,
-    )
+    return read_log(run_dir / SPLIT, PromptSettings(max_history=settings.max_history))

@@ -30,11 +30,29 @@ MEND = "delete it, and its users are judged again"
 Row = dict[str, Any]
 
 
+def locked(folder: Path) -> TextIO:
+    """A lock that is held until it is closed, or its process ends.
+
+    Raises:
+        BlockingIOError: where another process writes here.
+    """
+    file = (folder / LOCK).open("w", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise BlockingIOError(
+            f"{folder}: another process is judging into this folder; wait for it, or "
+            "write to another one"
+        ) from None
+    return file
+
+
 class Journal:
     """The judged pairs of one folder; one writer at a time.
 
     ``done`` holds the judged items of each user: memory grows with the pairs, some 100
-    bytes each; to judge more on one machine, split users.parquet and judge apart.
+    bytes each; of more than one machine's memory, ``in_parts`` judges parts.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
@@ -45,7 +63,7 @@ class Journal:
             BlockingIOError: where another process writes here.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(folder / LOCK)
+        self._lock = locked(folder)
         self.folder = folder
         self.schema = schema
         self.done: dict[str, set[str]] = {}
@@ -125,19 +143,6 @@ class Journal:
 
     def _open(self) -> TextIO:
         return (self.folder / JOURNAL).open("a", encoding="utf-8")
-
-
-def _locked(path: Path) -> TextIO:
-    file = path.open("w", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise BlockingIOError(
-            f"{path.parent}: another process is judging into this folder; wait for it, "
-            "or write to another one"
-        ) from None
-    return file
 
 
 def _whole_lines(path: Path) -> list[list[Row]]:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from sgrec_torchrec.files.atomic import sha256_file
 from sgrec_torchrec.files.checked_parquet import read_checked
 from sgrec_torchrec.files.run_folder import CANDIDATE_PAIRS, MANIFEST, USERS
@@ -20,6 +23,7 @@ from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 
 USER_COLUMNS = ("user_id", "as_of", "history_hash", "request_timestamp")
 PAIR_COLUMNS = ("user_id", "item_id", "source")
+MEND = "make it again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,18 +46,15 @@ def read_requests(
         candidates: folder that ``sgrec candidates`` wrote.
         pairs: Parquet file of pairs to judge in place of its candidates.parquet.
 
-    Memory grows with the judged users and their pairs; split users.parquet to judge on
-    several machines.
+    Memory grows with the judged users and their pairs; ``cut`` makes parts of them.
 
     Raises:
         FileNotFoundError: for a missing file.
         ValueError: naming file and row: unknown user or item, a history that is not
             this log's, a missing column.
     """
-    users_path = candidates / USERS
-    _check_sums(candidates, (USERS,) if pairs else (USERS, CANDIDATE_PAIRS))
-    users = _read(users_path, USER_COLUMNS).to_pylist()
-    pairs_path = pairs or candidates / CANDIDATE_PAIRS
+    users_path, pairs_path = candidate_files(candidates, pairs)
+    users = read_checked(users_path, MEND).to_pylist()
     by_user = _by_user(pairs_path)
     known = {str(user["user_id"]) for user in users}
     user_index = places_of(reader.split.user_ids, known)
@@ -95,6 +96,20 @@ def read_requests(
         )
 
 
+def candidate_files(candidates: Path, pairs: Path | None) -> tuple[Path, Path]:
+    """Files of users and of pairs, as they were written; see ``read_requests``.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file that is missing, cannot be read,
+            lacks a column or is not as it was written.
+    """
+    found = (candidates / USERS, pairs or candidates / CANDIDATE_PAIRS)
+    _check_sums(candidates, (USERS,) if pairs else (USERS, CANDIDATE_PAIRS))
+    for path, columns in zip(found, (USER_COLUMNS, PAIR_COLUMNS), strict=True):
+        _check_columns(path, columns)
+    return found
+
+
 def _items(by_user: dict[str, list[tuple[str, str, int]]]) -> set[str]:
     return {item for rows in by_user.values() for item, _, _ in rows}
 
@@ -115,7 +130,7 @@ def _check_users(path: Path, users: list[dict[str, Any]]) -> None:
 
 def _by_user(path: Path) -> dict[str, list[tuple[str, str, int]]]:
     """(item, source, row) by user; a pair named twice counts once, where first."""
-    table = _read(path, PAIR_COLUMNS)
+    table = read_checked(path, MEND)
     found: dict[str, dict[str, tuple[str, str, int]]] = {}
     columns = [table[name].to_pylist() for name in PAIR_COLUMNS]
     for row, (user_id, item_id, source) in enumerate(zip(*columns, strict=True)):
@@ -148,11 +163,13 @@ def _check_sums(folder: Path, names: Sequence[str]) -> None:
             )
 
 
-def _read(path: Path, columns: tuple[str, ...]) -> Any:
+def _check_columns(path: Path, columns: tuple[str, ...]) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: make it by `sgrec candidates RUN`")
-    table = read_checked(path, "make it again")
-    missing = [name for name in columns if name not in table.column_names]
+    try:
+        known = pq.read_schema(path).names
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}): {MEND}") from error
+    missing = [name for name in columns if name not in known]
     if missing:
         raise ValueError(f"{path}: no column {', '.join(missing)}")
-    return table

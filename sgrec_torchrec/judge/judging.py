@@ -43,6 +43,8 @@ from sgrec_torchrec.judge.judge_requests import Request
 from sgrec_torchrec.schema import Float32Array
 
 FORMAT_VERSION = 2
+WORK = ".parts"
+"""Folder of a judged folder: what is judged in parts, until all is."""
 USERS_AT_ONCE = 8
 MAX_WRITTEN_TOKENS = 320
 TOKENS = ("prompt_tokens", "cached_tokens", "written_tokens")
@@ -82,10 +84,10 @@ def judge_requests(
         ValueError: where ``out`` holds the judgements of another judge or prompt, or
             where the judge has learned from a user whom it is to judge.
     """
-    earlier = _earlier(out, judge)
+    earlier = earlier_facts(out, judge.files)
     for name in TOKENS:  # a backend counts on from call to call
         earlier[name] = earlier.get(name, 0) - getattr(judge.backend.usage, name)
-    journal = Journal(out, _schema(judge.files.aspects))
+    journal = Journal(out, judged_schema(judge.files.aspects))
     begin, pairs_before = time.perf_counter(), journal.num_pairs
     written = _Counts()
 
@@ -228,11 +230,15 @@ def _evidence(
     return found
 
 
-def _earlier(out: Path, judge: Judge) -> dict[str, Any]:
-    """Figures of earlier calls on the same folder."""
+def earlier_facts(out: Path, files: JudgeFiles) -> dict[str, Any]:
+    """The manifest of earlier calls on the same folder; empty where there were none.
+
+    Raises:
+        ValueError: where the folder holds something else, or another judge's work.
+    """
     path = out / MANIFEST
     if not path.is_file():
-        known = (JOURNAL, LOCK, USERS, *(part.name for part in out.glob(PARTS)))
+        known = (JOURNAL, LOCK, WORK, USERS, *(part.name for part in out.glob(PARTS)))
         # Who was killed in its first write has left what was not renamed yet.
         named = {one.name for one in out.glob("*") if not one.match(".*.tmp")}
         strangers = named - {*known, JUDGE_PAGE}
@@ -248,10 +254,10 @@ def _earlier(out: Path, judge: Judge) -> dict[str, Any]:
         mend="judge into another folder (--out)",
     )
     for name in ("judge_version", "prompt_version"):
-        if facts.get(name) != getattr(judge.files, name):
+        if facts.get(name) != getattr(files, name):
             raise ValueError(
                 f"{out} holds judgements of {name} {facts.get(name)}, this judge is "
-                f"{getattr(judge.files, name)}: write to another folder"
+                f"{getattr(files, name)}: write to another folder"
             )
     return facts
 
@@ -265,38 +271,47 @@ def _facts(
     price_per_hour: float,
 ) -> dict[str, Any]:
     usage: Usage = judge.backend.usage
-    seconds += earlier.get("seconds", 0.0)
-    totals = {name: getattr(usage, name) + earlier.get(name, 0) for name in TOKENS}
-    pairs = journal.num_pairs
     counts = getattr(judge.backend, "counts", None)
     server = {} if counts is None else {"server": asdict(counts)}
+    return with_rates(
+        {
+            **server,
+            "format_version": FORMAT_VERSION,
+            "backend": judge.backend.name,
+            "model": judge.backend.model,
+            "judge_version": judge.files.judge_version,
+            "prompt_version": judge.files.prompt_version,
+            "aspects": list(judge.files.aspects),
+            "has_context": judge.reader.has_clock,
+            "users": len(journal.done),
+            "pairs": journal.num_pairs,
+            "seconds": round(seconds + earlier.get("seconds", 0.0), 6),
+            **{name: getattr(usage, name) + earlier.get(name, 0) for name in TOKENS},
+            "unanswered": written.unanswered + earlier.get("unanswered", 0),
+            "written_asked": written.asked + earlier.get("written_asked", 0),
+            "written_refused": written.refused + earlier.get("written_refused", 0),
+            SUMS: journal.sums,
+        },
+        price_per_hour,
+    )
+
+
+def with_rates(facts: dict[str, Any], price_per_hour: float) -> dict[str, Any]:
+    """A manifest's totals, and what follows from them for a pair."""
+    pairs, seconds = facts["pairs"], facts["seconds"]
     return {
-        **server,
-        "format_version": FORMAT_VERSION,
-        "backend": judge.backend.name,
-        "model": judge.backend.model,
-        "judge_version": judge.files.judge_version,
-        "prompt_version": judge.files.prompt_version,
-        "aspects": list(judge.files.aspects),
-        "has_context": judge.reader.has_clock,
-        "users": len(journal.done),
-        "pairs": pairs,
-        "seconds": round(seconds, 6),
+        **facts,
         "pairs_per_second": round(pairs / seconds, 3) if seconds else 0.0,
-        **totals,
         "cached_share": round(
-            totals["cached_tokens"] / max(totals["prompt_tokens"], 1), 4
+            facts["cached_tokens"] / max(facts["prompt_tokens"], 1), 4
         ),
-        "unanswered": written.unanswered + earlier.get("unanswered", 0),
-        "written_asked": written.asked + earlier.get("written_asked", 0),
-        "written_refused": written.refused + earlier.get("written_refused", 0),
         "seconds_per_pair": round(seconds / pairs, 8) if pairs else None,
         "cost_per_pair": price_per_hour * seconds / 3600 / pairs if pairs else None,
-        SUMS: journal.sums,
     }
 
 
-def _schema(aspects: Sequence[str]) -> pa.Schema:
+def judged_schema(aspects: Sequence[str]) -> pa.Schema:
+    """Of the parts."""
     columns: dict[str, pa.DataType] = dict.fromkeys(
         ("user_id", "item_id", "source"), pa.string()
     )

@@ -5,8 +5,6 @@
 
 import argparse
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.config.arguments import (
@@ -14,7 +12,11 @@ from sgrec_torchrec.config.arguments import (
     parse_with,
     settings_parser,
 )
-from sgrec_torchrec.distributed.executor import Executor, InProcess
+from sgrec_torchrec.distributed.choose_executor import (
+    PROCESSES,
+    RAY,
+    chosen_executor,
+)
 from sgrec_torchrec.runs.claim import Claim
 from sgrec_torchrec.runs.open_run import Prepared, prepare_run
 from sgrec_torchrec.runs.plan_size import LogSize, given_size, log_size
@@ -22,7 +24,6 @@ from sgrec_torchrec.runs.plan_table import show
 from sgrec_torchrec.runs.stopwatch import Stopwatch
 
 PROGRAM = "sgrec prepare"
-PROCESSES, RAY = "processes", "ray"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,7 +34,12 @@ def main(argv: list[str] | None = None) -> None:
             show(config, _size(config, args), args.cores or os.cpu_count() or 1)
         return
     watch = Stopwatch()
-    with errors_in_one_line(PROGRAM), _executor(args) as executor:
+    with errors_in_one_line(PROGRAM):
+        _refuse_sizes(args)
+    with (
+        errors_in_one_line(PROGRAM),
+        chosen_executor(args.executor, args.address, args.workers) as executor,
+    ):
         made = prepare_run(
             config,
             watch,
@@ -115,18 +121,3 @@ def _count(word: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError("at least 1 must do the work")
     return count
-
-
-@contextmanager
-def _executor(args: argparse.Namespace) -> Iterator[Executor]:
-    _refuse_sizes(args)
-    if args.executor == RAY:
-        # An extra, and seconds of import.
-        from sgrec_torchrec.distributed.ray_cluster import ray_cluster
-
-        with ray_cluster(args.address, args.workers) as executor:
-            yield executor
-        return
-    if args.address is not None:
-        raise ValueError("--address names a Ray cluster: add --executor ray")
-    yield InProcess(args.workers)

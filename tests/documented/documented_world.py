@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -201,14 +200,6 @@ def bring_the_rest(world: World) -> None:
     (folder / "runs" / "mine" / "tokens").symlink_to((run / "tokens").readlink())
     part = min((run / "judged").glob("part-*.parquet"))
     shutil.copy(part, folder / "new.parquet")
-    for nth in range(2):
-        copy = shutil.copytree(run / "candidates", folder / f"part-{nth}")
-        (copy / "manifest.json").unlink()
-        for name in ("users", "candidates"):
-            rows = pq.read_table(copy / f"{name}.parquet")
-            users = sorted(set(rows["user_id"].to_pylist()))[nth::2]
-            mine = pc.is_in(rows["user_id"], pa.array(users))
-            pq.write_table(rows.filter(mine), copy / f"{name}.parquet")
     (snippet,) = (
         block
         for block in python_blocks(ROOT / "docs" / "how-to" / "own-reward-table.md")

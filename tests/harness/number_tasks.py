@@ -58,3 +58,16 @@ def as_worker(task: Square, folder: Path) -> Mapping[str, object]:
     """Which process does it."""
     (folder / "pid.txt").write_text(str(os.getpid()))
     return squared(task, folder)
+
+
+def noted_gpus(task: Square, folder: Path) -> dict[str, int]:
+    """Which GPUs Ray gave, in a file."""
+    import ray
+
+    (folder / "gpus.txt").write_text(" ".join(map(str, ray.get_gpu_ids())))
+    return {"number": task.number}
+
+
+def note_threads(path: Path) -> None:
+    """How many this process may take."""
+    path.write_text(os.environ["OMP_NUM_THREADS"])

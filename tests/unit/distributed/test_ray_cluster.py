@@ -67,6 +67,21 @@ def test_what_a_task_raises_comes_back_as_it_was(cluster, given):
         executor.map(number_tasks.refused, squares(given, 4), description="squares")
 
 
+def test_a_task_gets_the_gpus_that_it_takes(cluster, given):
+    with (
+        pytest.raises(ValueError, match="--gpus 1: the cluster has 0 in all"),
+        ray_cluster(cluster.address, None, 1),
+    ):
+        pass
+    # Ray counts what a node says that it has.
+    cluster.add_node(**SMALL, num_gpus=1)
+    with ray_cluster(cluster.address, None, 0.5) as executor:
+        made = executor.map(
+            number_tasks.noted_gpus, squares(given, 2), description="GPUs"
+        )
+    assert [checked_file(path, "gpus.txt").read_text() for path in made] == ["0", "0"]
+
+
 def test_no_cluster_is_said_in_one_line():
     with (
         pytest.raises(ValueError, match=r"no Ray cluster at 127\.0\.0\.1:1"),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sgrec_torchrec.config import GraphConfig, JudgeConfig
+from sgrec_torchrec.config import RUNS, GraphConfig, JudgeConfig, LogConfig
+from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.item_graph.graph import ItemGraph, build_graph
 from sgrec_torchrec.item_graph.text import tf_idf
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
@@ -17,6 +18,8 @@ from sgrec_torchrec.judge.ask.prompt import PromptSettings, UserPrompt
 from sgrec_torchrec.judge.judge_requests import Request
 from sgrec_torchrec.judge.learn.labels import LabelledCase
 from sgrec_torchrec.judge.learn.weak_labels import weak_labels
+from sgrec_torchrec.logs.importers import import_table
+from sgrec_torchrec.logs.split import load_split, prepare_split
 from sgrec_torchrec.schema import Catalogue, EvalRows, Sequences, SplitLog
 
 NUM_ITEMS = 30
@@ -24,6 +27,7 @@ KINDS = ("Lamps", "Chairs", "Desks", "Rugs", "Shelves")
 STUFFS = ("Oak", "Steel", "Glass")
 DAY_S = 24 * 3600
 BEGIN = 1_600_000_000
+SEED = 7
 FAST = JudgeConfig(lora_rank=2, batch_size=2, sft_epochs=0.0, grpo_steps=2, num_draws=8)
 """Two updates of GRPO, one of supervision."""
 
@@ -233,18 +237,69 @@ def fast_training() -> Callable[..., JudgeConfig]:
     return lambda **changes: dataclasses.replace(FAST, **changes)
 
 
+@pytest.fixture(scope="module")
+def run_dir(split: SplitLog, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``sgrec train`` leaves of the small log, as far as the judge reads it."""
+    folder = tmp_path_factory.mktemp("run")
+    sequences = split.sequences
+    rows = ["user_id,item_id,timestamp"]
+    for user, name in enumerate(split.user_ids):
+        first, end = sequences.offsets_U1[user : user + 2]
+        for row in range(first, end):
+            item, time = sequences.items_R[row], sequences.timestamps_R[row]
+            rows.append(f"{name},i{item},{time}")
+    catalogue = split.catalogue
+    items = ["item_id,title,category"]
+    for name, title, kinds in zip(
+        catalogue.item_ids, catalogue.titles, catalogue.categories, strict=True
+    ):
+        items.append(f'{name},{title},"{kinds}"')
+    (folder / "log.csv").write_text("\n".join(rows) + "\n")
+    (folder / "items.csv").write_text("\n".join(items) + "\n")
+    import_table(
+        folder / "log.csv", folder / "canonical", items_path=folder / "items.csv"
+    )
+    log = LogConfig(source="canonical", path=str(folder / "canonical"), seed=SEED)
+    made = prepare_split(folder / "canonical", log, folder / "split")
+    build_graph(made, GraphConfig(text_weight=0.0), "train", folder / "graph")
+    config = dataclasses.replace(RUNS["smoke"], log=log)
+    write_json(folder / "config.json", dataclasses.asdict(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reader_of_run(run_dir: Path) -> CaseReader:
+    return CaseReader(load_split(run_dir / "split"), PromptSettings(max_history=2))
+
+
 @pytest.fixture
 def requests(reader: CaseReader, next_case, labels) -> list[Request]:
     """Seven users of two to four candidates, none of them one that taught the judge."""
-    learned = {one.case.user for one in labels if not one.is_held_out}
-    others = [u for u in range(len(reader.split.user_ids)) if u not in learned]
+    return requests_of(reader, next_case, labels)
+
+
+@pytest.fixture
+def requests_of_run(reader_of_run: CaseReader, next_case, labels) -> list[Request]:
+    """The same of the log on disk."""
+    return requests_of(reader_of_run, next_case, labels)
+
+
+def requests_of(
+    reader: CaseReader,
+    next_case: Callable[[CaseReader, int, tuple[int, ...]], Case],
+    labels: list[LabelledCase],
+) -> list[Request]:
+    """See ``requests``."""
+    learned = {f"u{one.case.user}" for one in labels if not one.is_held_out}
+    ids = reader.split.user_ids
+    others = [user for user, name in enumerate(ids) if name not in learned]
     made = []
     for nth, user in enumerate(others[:7]):
         items = tuple((nth * 3 + n) % 30 for n in range(2 + nth % 3))
         case = next_case(reader, user, items)
         made.append(
             Request(
-                user_id=reader.split.user_ids[user],
+                user_id=ids[user],
                 case=case,
                 sources=("next", *["beam"] * (len(items) - 1)),
                 history_hash=reader.history_hash(case),

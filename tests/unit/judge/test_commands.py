@@ -13,28 +13,20 @@ import pytest
 
 from sgrec_torchrec.cli import judge_app as app
 from sgrec_torchrec.config import (
-    RUNS,
-    GraphConfig,
     JudgeConfig,
-    LogConfig,
     RunConfig,
 )
 from sgrec_torchrec.config.arguments import errors_in_one_line, override
-from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.sealed_json import write_sealed
-from sgrec_torchrec.item_graph.graph import build_graph
-from sgrec_torchrec.judge import commands
+from sgrec_torchrec.judge import in_parts
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
-from sgrec_torchrec.judge.ask.prompt import PromptSettings
 from sgrec_torchrec.judge.learn import train_judge as train_module
 from sgrec_torchrec.judge.learn import weak_labels as labels_module
 from sgrec_torchrec.judge.learn.labels import POINTS, read_labels
-from sgrec_torchrec.logs.importers import import_table
 from sgrec_torchrec.logs.judged_users import is_label_user
-from sgrec_torchrec.logs.split import prepare_split
-from sgrec_torchrec.schema import SplitLog
 
 SEED = 7
+"""Of the run's log."""
 VERBS = ("label", "train", "run", "page")
 Sgrec = Callable[..., tuple[int, str, str]]
 
@@ -52,43 +44,6 @@ def sgrec(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         return int(stopped.value.code or 0), printed.out, printed.err
 
     return call
-
-
-@pytest.fixture(scope="module")
-def run_dir(split: SplitLog, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ``sgrec train`` leaves of the small log, as far as the judge reads it."""
-    folder = tmp_path_factory.mktemp("run")
-    sequences = split.sequences
-    rows = ["user_id,item_id,timestamp"]
-    for user, name in enumerate(split.user_ids):
-        first, end = sequences.offsets_U1[user : user + 2]
-        for row in range(first, end):
-            item, time = sequences.items_R[row], sequences.timestamps_R[row]
-            rows.append(f"{name},i{item},{time}")
-    catalogue = split.catalogue
-    items = ["item_id,title,category"]
-    for name, title, kinds in zip(
-        catalogue.item_ids, catalogue.titles, catalogue.categories, strict=True
-    ):
-        items.append(f'{name},{title},"{kinds}"')
-    (folder / "log.csv").write_text("\n".join(rows) + "\n")
-    (folder / "items.csv").write_text("\n".join(items) + "\n")
-    import_table(
-        folder / "log.csv", folder / "canonical", items_path=folder / "items.csv"
-    )
-    log = LogConfig(source="canonical", path=str(folder / "canonical"), seed=SEED)
-    made = prepare_split(folder / "canonical", log, folder / "split")
-    build_graph(made, GraphConfig(text_weight=0.0), "train", folder / "graph")
-    config = dataclasses.replace(RUNS["smoke"], log=log)
-    write_json(folder / "config.json", dataclasses.asdict(config))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def reader_of_run(run_dir: Path) -> CaseReader:
-    from sgrec_torchrec.logs.split import load_split
-
-    return CaseReader(load_split(run_dir / "split"), PromptSettings(max_history=2))
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -178,6 +133,39 @@ def test_a_judge_from_labels_to_the_page(
     code, text, errors = sgrec("page", run_dir, "--judged", judged)
     assert code == 0, errors
     assert Path(text.strip()).read_text().startswith("<!")
+
+
+def test_workers_judge_what_one_process_would(
+    sgrec: Sgrec,
+    run_dir: Path,
+    reader_of_run: CaseReader,
+    tiny_judge: Path,
+    tmp_path: Path,
+) -> None:
+    write_candidates(tmp_path / "candidates", reader_of_run)
+    words = ("--judge", tiny_judge, "--candidates", tmp_path / "candidates")
+    words = (*words, "--out", tmp_path / "judged")
+    code, text, errors = sgrec("run", run_dir, *words, "--workers", 1)
+    assert code == 0, errors
+    assert json.loads(text.splitlines()[-2])["pairs"] == 6
+    assert text.splitlines()[-1] == f"judged: {tmp_path / 'judged'}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--workers", "2", "--backend", "vllm"), "vLLM takes a machine for itself"),
+        (("--gpus", "1"), "--gpus is of a Ray cluster: add --executor ray"),
+        (("--address", "head:6379"), "--address is of a Ray cluster"),
+        (("--executor", "dask"), "no executor 'dask': processes or ray"),
+    ],
+)
+def test_workers_that_cannot_be_are_refused(
+    sgrec: Sgrec, run_dir: Path, words: tuple[str, ...], message: str
+) -> None:
+    code, _, errors = sgrec("run", run_dir, *words)
+    assert code == 2
+    assert message in one_line(errors)
 
 
 def one_line(errors: str) -> str:
@@ -323,11 +311,11 @@ def test_judging_goes_by_the_run_then_by_set_then_by_options(
 ) -> None:
     taken: list[tuple[int, dict[str, Any]]] = []
 
-    def spied(run_dir, folder, backend, settings, written):
-        taken.append((written, settings))
+    def spied(split, folder, asking):
+        taken.append((asking.num_written, dict(asking.settings)))
         raise ValueError("enough")
 
-    monkeypatch.setattr(commands, "_open", spied)
+    monkeypatch.setattr(in_parts, "open_asked", spied)
     sgrec("run", of_its_own)
     sgrec("run", of_its_own, "--set", "judge.written=5", "--no-bf16")
     sgrec("run", of_its_own, "--set", "judge.written=5", "--written", 0)
