@@ -13,6 +13,14 @@ from pathlib import Path
 from sgrec_torchrec.config import RUNS, RunConfig
 from sgrec_torchrec.config.extras import extra_of
 
+USER_ERRORS = (ValueError, OSError, ImportError)
+"""What a user can get wrong; the message says it all."""
+
+
+def wants_traceback() -> bool:
+    """Is ``SGREC_TRACEBACK`` set?"""
+    return bool(os.environ.get("SGREC_TRACEBACK"))
+
 
 @contextmanager
 def errors_in_one_line(program: str) -> Iterator[None]:
@@ -22,8 +30,8 @@ def errors_in_one_line(program: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("SGREC_TRACEBACK"):
+    except USER_ERRORS as error:
+        if wants_traceback():
             raise
         missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
         extra = extra_of(missing)

@@ -26,6 +26,7 @@ from torch._C._distributed_c10d import HashStore, Store, TCPStore
 from torch.distributed.distributed_c10d import _get_default_store
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+from sgrec_torchrec.config.arguments import USER_ERRORS, wants_traceback
 from sgrec_torchrec.distributed.heartbeat import SILENCE_S, Heartbeat
 from sgrec_torchrec.distributed.main_rank import is_main_rank
 from sgrec_torchrec.distributed.termination import TerminatedError
@@ -113,6 +114,10 @@ def limit_threads(local_world_size: int) -> None:
         torch.set_num_threads(max(1, _num_cores() // local_world_size))
 
 
+class MainRankError(RuntimeError):
+    """What ended the main rank, on a rank that waited for it."""
+
+
 def main_rank_first(function: Callable[[], T], *, shared_path: Path | None = None) -> T:
     """Run ``function`` on the main rank, and only then on all others.
 
@@ -125,8 +130,9 @@ def main_rank_first(function: Callable[[], T], *, shared_path: Path | None = Non
             shares no folder with the main rank.
 
     Raises:
-        RuntimeError: on the other ranks, within seconds, when the main rank failed
-            (with its message) or fell silent for ``SILENCE_LIMIT_S``.
+        MainRankError: on the other ranks, within seconds, when the main rank failed
+            (with its message).
+        RuntimeError: there, when it fell silent for ``SILENCE_LIMIT_S``.
         FileNotFoundError: where ``shared_path`` is not visible on this host.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -249,12 +255,17 @@ def _finish(
     if error is None or isinstance(error, TerminatedError) or ranks.world_size == 1:
         dist.destroy_process_group()
         return False
-    text = "".join(traceback.format_exception(kind, error, trace))
+    if isinstance(error, (*USER_ERRORS, MainRankError)) and not wants_traceback():
+        text = f"{type(error).__name__}: {error}"
+    else:
+        text = "".join(traceback.format_exception(kind, error, trace))
     marked = "".join(f"[rank {ranks.rank}] {line}\n" for line in text.splitlines())
     sys.stdout.flush()
     sys.stderr.write(marked)
     sys.stderr.flush()
-    get_error_handler().record_exception(error)
+    if not isinstance(error, MainRankError):
+        # The launcher shows it in full; of many, one rank's is the cause.
+        get_error_handler().record_exception(error)
     # No orderly teardown: it would wait for peers that wait for this rank.
     os._exit(1)
 
@@ -315,7 +326,7 @@ def _follow(store: Store, key: str) -> str:
             "see its output for the cause"
         ) from error
     if verdict != "ok":
-        raise RuntimeError(f"the main rank failed: {text}")
+        raise MainRankError(f"the main rank failed: {text}")
     return text
 
 

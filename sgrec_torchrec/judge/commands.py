@@ -47,6 +47,20 @@ Assignments = Annotated[
         help="Override one setting of the run; other options go before it.",
     ),
 ]
+NumWorkers = Annotated[
+    int | None,
+    typer.Option(help="Processes that share the users out; each holds the model."),
+]
+ExecutorName = Annotated[
+    str, typer.Option(help=f"{PROCESSES}, or {RAY}: workers of a cluster.")
+]
+Address = Annotated[
+    str | None, typer.Option(help="Of a Ray cluster, as host:6379 or auto.")
+]
+Gpus = Annotated[float, typer.Option(help="Of Ray, for each worker.", min=0)]
+UsersPerPart = Annotated[
+    int, typer.Option(help="Users that a worker judges at a time.", min=1)
+]
 
 
 @app.command()
@@ -170,20 +184,11 @@ def run(
         ),
     ] = None,
     price_per_hour: Annotated[float, typer.Option(help="Of the machine.", min=0)] = 0.0,
-    workers: Annotated[
-        int | None,
-        typer.Option(help="Processes that share the users out; each holds the model."),
-    ] = None,
-    executor: Annotated[
-        str, typer.Option(help=f"{PROCESSES}, or {RAY}: workers of a cluster.")
-    ] = PROCESSES,
-    address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster, as host:6379 or auto.")
-    ] = None,
-    gpus: Annotated[float, typer.Option(help="Of Ray, for each worker.", min=0)] = 0.0,
-    users_per_part: Annotated[
-        int, typer.Option(help="Users that a worker judges at a time.", min=1)
-    ] = 200,
+    workers: NumWorkers = None,
+    executor: ExecutorName = PROCESSES,
+    address: Address = None,
+    gpus: Gpus = 0.0,
+    users_per_part: UsersPerPart = 200,
     assignments: Assignments = None,
 ) -> None:
     """Judge the candidates; killed at any point, the next call goes on."""

@@ -109,10 +109,9 @@ def judge_in_parts(
     _seal(out, files)
     with closing(locked(out)):
         before = _move_in(out, files, price_per_hour)["pairs"]
-        asked = cut_candidates(
-            *(users, pairs, sorted(out.glob(PARTS)), out / WORK),
-            num_parts(users, users_per_part),
-        )
+        count = num_parts(users, users_per_part)
+        judged = sorted(out.glob(PARTS))
+        asked = cut_candidates(users, pairs, judged, out / WORK, count)
         if not before and not asked:
             raise ValueError(f"{pairs} names no pair: there is nothing to judge")
         tasks = [_task(folder, places, asking) for folder in asked]

@@ -45,7 +45,7 @@ def test_a_flipped_bit_is_found_by_the_first_rank_and_ends_the_job(
     assert done.exit_codes == [1, 1], "\n".join(done.outputs)
     assert "[rank 0] ValueError: " in done.outputs[0]
     assert "weights_E.npy is damaged (its SHA-256 is not" in done.outputs[0]
-    assert "[rank 1] RuntimeError: the main rank failed: " in done.outputs[1]
+    assert "[rank 1] MainRankError: the main rank failed: " in done.outputs[1]
     assert "weights_E.npy is damaged (its SHA-256 is not" in done.outputs[1]
 
 

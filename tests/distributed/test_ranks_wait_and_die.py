@@ -31,7 +31,16 @@ def test_failed_preparation_stops_all_ranks_with_its_message(run_ranks):
     assert done.exit_codes == [1, 1], "\n".join(done.outputs)
     assert "[rank 0] ValueError: items.parquet: row 7" in done.outputs[0]
     message = "the main rank failed: ValueError: items.parquet: row 7 has no title"
-    assert f"[rank 1] RuntimeError: {message}" in done.outputs[1]
+    assert f"[rank 1] MainRankError: {message}" in done.outputs[1]
+    # What a user got wrong is one line a rank.
+    assert not any("Traceback" in text for text in done.outputs)
+
+
+def test_a_traceback_is_there_for_who_asks(run_ranks, monkeypatch):
+    monkeypatch.setenv("SGREC_TRACEBACK", "1")
+    done = run_ranks(SCRIPT, 2, "fail_while_preparing", 300, limit_s=60)
+    assert done.exit_codes == [1, 1], "\n".join(done.outputs)
+    assert all("Traceback" in text for text in done.outputs)
 
 
 def test_killed_main_rank_stops_those_that_wait_for_its_preparation(run_ranks):
