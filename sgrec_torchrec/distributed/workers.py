@@ -22,6 +22,7 @@ from sgrec_torchrec.distributed.progress import say_nothing
 
 Call = tuple[Callable[..., object], tuple[Any, ...]]
 THREADS = "OMP_NUM_THREADS"
+GRACE_S = 10.0
 # Not fork: threads of OpenMP, Arrow and torch do not live on in a fork.
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -51,8 +52,13 @@ class Workers:
         trace: TracebackType | None,
     ) -> None:
         """End all; a call that still runs is cut off."""
+        for worker in self._busy:
+            worker.process.terminate()
         for worker in (*self._idle, *self._busy):
             worker.pipe.close()
+        # An idle one sees that, and gives back what its libraries hold of the system.
+        for worker in self._idle:
+            worker.process.join(GRACE_S)
             worker.process.terminate()
         for worker in (*self._idle, *self._busy):
             worker.process.join()

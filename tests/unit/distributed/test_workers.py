@@ -24,7 +24,8 @@ def test_workers_end_with_their_context() -> None:
     with Workers(1) as workers:
         list(workers.map(time.sleep, [(0,)]))
         (idle,) = workers._idle
-    assert not idle.process.is_alive()
+    # Not cut off: libraries give back what they hold of the system.
+    assert idle.process.exitcode == 0
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("3", "3")])
