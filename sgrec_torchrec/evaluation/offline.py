@@ -37,7 +37,6 @@ from sgrec_torchrec.evaluation.ranking import (
     ranking_table,
     target_ranks,
 )
-from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.run_folder import EVALUATION, EXAMPLES, RESULTS
 from sgrec_torchrec.files.sealed_json import RESULTS_FORMAT, write_sealed
 from sgrec_torchrec.hashing import hash64
@@ -314,7 +313,7 @@ def _write_examples(
     examples = [
         _example(ranker, rows, int(row), items_EK[row], score_EK[row]) for row in picked
     ]
-    write_json(folder / EXAMPLES, examples)
+    write_sealed(folder / EXAMPLES, {"examples": examples})
 
 
 def _example(

@@ -154,10 +154,12 @@ def _results(path: Path) -> dict[str, Any]:
 
 def _examples(path: Path) -> list[dict[str, Any]] | None:
     """The first examples; of long histories the cut part is counted."""
-    examples = _read_json(path)
-    if examples is None:
+    content = _read_json(path)
+    if content is None:
         return None
     try:
+        # Runs of older versions hold the list alone.
+        examples = content if isinstance(content, list) else content["examples"]
         return [_example(example) for example in examples[:MAX_EXAMPLES]]
     except (AttributeError, KeyError, TypeError) as error:
         raise _not_ours(path, error) from error

@@ -13,6 +13,7 @@ from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.distributed.launch import process_group
 from sgrec_torchrec.evaluation.baselines import BASELINES
 from sgrec_torchrec.evaluation.offline import GENERATOR, NETWORK_ALONE
+from sgrec_torchrec.files.sealed_json import without_seal
 from sgrec_torchrec.item_tokens.build import load_tokens
 from sgrec_torchrec.logs.split import load_split
 
@@ -49,7 +50,8 @@ def test_everything_decoded_is_an_item_of_the_catalogue(finished_run: Path) -> N
     split = load_split(finished_run / "split")
     tokens = load_tokens(finished_run / "tokens")
     item_of = {tuple(codes): n for n, codes in enumerate(tokens.codes_NL.tolist())}
-    examples = json.loads((finished_run / "evaluation" / "examples.json").read_text())
+    text = (finished_run / "evaluation" / "examples.json").read_text()
+    examples = without_seal(json.loads(text))["examples"]
     assert len(examples) == 8
     for example in examples:
         shown = example["recommended"]

@@ -4,7 +4,8 @@
                      level_<aspect> int8 [, evidence_<aspect>]
     pairs.parquet    user_id, as_of, preferred_item_id, other_item_id
 
-Users bring the same two files; ``as_of`` counts the user's events before the request.
+Beside them lies what holds their sums. Users bring the same two files, and no sums;
+``as_of`` counts the user's events before the request.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,9 @@ import pyarrow.parquet as pq
 
 from sgrec_torchrec.files.atomic import atomic_folder
 from sgrec_torchrec.files.checked_parquet import read_checked
+from sgrec_torchrec.files.listed_sums import SUMS, check_listed, sums_of
+from sgrec_torchrec.files.run_folder import MANIFEST
+from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.files.text_column import places_of
 from sgrec_torchrec.hashing import FOLD, hash64, uniform
 from sgrec_torchrec.judge.ask.aspects import LEVELS, WrittenAnswer
@@ -30,6 +34,10 @@ CHOSEN = ("next", "chosen")
 HELD_OUT_SHARE = 0.3
 """Of the label users: the judge is measured on them and learns nothing of them."""
 POINTS, PAIRS = "points.parquet", "pairs.parquet"
+MEND = (
+    "make labels again by `sgrec judge label RUN`; where you changed them yourself, "
+    f"delete {MANIFEST} beside them"
+)
 Int8Array = npt.NDArray[np.int8]
 Row = dict[str, Any]
 Key = tuple[str, int]
@@ -66,13 +74,14 @@ class LabelledCase:
 def write_labels(
     cases: Sequence[LabelledCase], reader: CaseReader, folder: Path
 ) -> None:
-    """Both files, all or none.
+    """Both files and their sums, all or none.
 
     Raises:
         ValueError: where the folder holds anything else, which would be lost.
     """
     if folder.is_dir():
-        strangers = {one.name for one in folder.iterdir()} - {POINTS, PAIRS}
+        known = {POINTS, PAIRS, MANIFEST}
+        strangers = {one.name for one in folder.iterdir()} - known
         if strangers:
             raise ValueError(
                 f"{folder} holds {min(strangers)!r}, which would be lost: name a new "
@@ -87,6 +96,8 @@ def write_labels(
         pq.write_table(
             pa.Table.from_pylist(pairs, pa.schema(columns)), temporary / PAIRS
         )
+        sums = sums_of([temporary / POINTS, temporary / PAIRS])
+        write_sealed(temporary / MANIFEST, {SUMS: sums})
 
 
 def _points(
@@ -131,6 +142,7 @@ def read_labels(folder: Path, reader: CaseReader) -> list[LabelledCase]:
 
     Raises:
         FileNotFoundError: where there are no point-wise labels.
+        DamagedError: naming a file that is not as it was written.
         ValueError: naming file, row and column of the first value that does not fit.
     """
     points, pairs = folder / POINTS, folder / PAIRS
@@ -138,6 +150,7 @@ def read_labels(folder: Path, reader: CaseReader) -> list[LabelledCase]:
         raise FileNotFoundError(
             f"{points} is missing: make labels by `sgrec judge label RUN`"
         )
+    check_listed([points, pairs], MEND)
     rows = _rows(points, ("user_id", "as_of", "item_id"), _level_names(reader))
     split = reader.split
     items = places_of(split.catalogue.item_ids, (str(row["item_id"]) for row in rows))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.report.run_page import write_report
 
 Results = dict[str, Any]
@@ -252,6 +253,19 @@ def test_only_eight_examples_and_the_newest_titles_are_shown(
     assert "3 earlier not shown" in page.text
     assert "film 3 film 4" in page.text
     assert "film 2 " not in page.text
+
+
+def test_sealed_examples_are_shown_as_those_of_older_runs_unless_one_changed(
+    run_dir: Path, examples: Examples
+) -> None:
+    path = run_dir / "evaluation" / "examples.json"
+    write(path, examples)
+    older = Page(write_report(run_dir)).text
+    write_sealed(path, {"examples": examples})
+    assert Page(write_report(run_dir)).text == older
+    path.write_text(path.read_text().replace('"hit": false', '"hit": true', 1))
+    with pytest.raises(ValueError, match=r"examples\.json: .*checksum does not fit"):
+        write_report(run_dir)
 
 
 @pytest.mark.long

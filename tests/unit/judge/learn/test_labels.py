@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sgrec_torchrec.files.sealed_json import DamagedError
 from sgrec_torchrec.judge.learn.labels import (
     HELD_OUT_SHARE,
     PAIRS,
@@ -192,3 +193,18 @@ def test_a_damaged_file_is_named(read, reader, tmp_path: Path, name: str) -> Non
     with pytest.raises(ValueError, match=f"{name}: cannot be read") as error:
         read_labels(tmp_path, reader)
     assert "write the file again" in str(error.value)
+
+
+@pytest.mark.parametrize("name", [POINTS, PAIRS])
+def test_labels_that_were_changed_are_refused_unless_their_sums_go(
+    labels, reader, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "labels"
+    write_labels(labels, reader, folder)
+    table = pq.read_table(folder / name)
+    pq.write_table(table, folder / name, compression="zstd")
+    with pytest.raises(DamagedError, match=f"{name} differs from its sha256") as error:
+        read_labels(folder, reader)
+    assert "where you changed them yourself, delete" in str(error.value)
+    (folder / "manifest.json").unlink()
+    assert list(map(plain, read_labels(folder, reader))) == list(map(plain, labels))
