@@ -1,17 +1,22 @@
 """Writes that are whole or absent: a temporary name beside it, then a rename."""
 
+import fcntl
+import glob
 import hashlib
 import itertools
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sgrec_torchrec.files.full_disk import naming_a_full_disk
 from sgrec_torchrec.files.room import nearest
+
+FRESH_S = 60.0
 
 
 @contextmanager
@@ -52,17 +57,46 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def working_folder(path: Path) -> Iterator[Path]:
     """Yield a folder for what is written on the way to ``path``, beside it; it goes.
 
+    What processes that were killed have left of the same goes first.
+
     Raises:
         FileNotFoundError: naming the folder, where it cannot be made or written.
         NoSpaceError: where what is written finds the disk full.
     """
     folder = _temporary_beside(path)
+    _sweep(path)
     try:
         with naming_a_full_disk(path):
             folder.mkdir()
-            yield folder
+            with _locked(folder):
+                yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+        # One that was made just now may not be locked yet.
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > FRESH_S:
+                with _locked(folder) as is_ours:
+                    if is_ours:
+                        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Yields whether the lock is had; the system takes it from who is killed."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another has it, or the file system has no locks
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
 
 
 @contextmanager
