@@ -47,6 +47,9 @@ Assignments = Annotated[
         help="Override one setting of the run; other options go before it.",
     ),
 ]
+Price = Annotated[
+    float, typer.Option(help="Of the machine, or of a worker's share of it.", min=0)
+]
 NumWorkers = Annotated[
     int | None,
     typer.Option(help="Processes that share the users out; each holds the model."),
@@ -183,7 +186,7 @@ def run(
             "judge.written", "Best candidates of a user that get evidence.", least=0
         ),
     ] = None,
-    price_per_hour: Annotated[float, typer.Option(help="Of the machine.", min=0)] = 0.0,
+    price_per_hour: Price = 0.0,
     workers: NumWorkers = None,
     executor: ExecutorName = PROCESSES,
     address: Address = None,

@@ -95,7 +95,9 @@ def judge_in_parts(
 ) -> Facts:
     """As ``judge_requests``, the users shared out; returns the manifest.
 
-    Seconds, and the cost of a pair, are those of all workers together.
+    Args:
+        price_per_hour: of a worker. Seconds in the manifest are those of all workers
+            together, and pairs a second those of one.
 
     Raises:
         ValueError, BlockingIOError: as ``judge_requests``, ``cut`` and the executor.
