@@ -201,6 +201,11 @@ def test_a_damaged_label_file_is_one_line(
     path.write_bytes(path.read_bytes()[:-4])
     code, _, errors = sgrec("train", run_dir, "--labels", tmp_path / "labels")
     assert code == 2
+    assert f"{path} differs from its sha256" in one_line(errors)
+    # Without sums, as users bring them.
+    (path.parent / "manifest.json").unlink()
+    code, _, errors = sgrec("train", run_dir, "--labels", tmp_path / "labels")
+    assert code == 2
     assert f"{path}: cannot be read" in one_line(errors)
 
 
