@@ -23,6 +23,7 @@ from sgrec_torchrec.distributed.progress import say_nothing
 Call = tuple[Callable[..., object], tuple[Any, ...]]
 THREADS = "OMP_NUM_THREADS"
 GRACE_S = 10.0
+"""For an idle worker to end by itself."""
 # Not fork: threads of OpenMP, Arrow and torch do not live on in a fork.
 _SPAWN = multiprocessing.get_context("spawn")
 

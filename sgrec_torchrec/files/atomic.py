@@ -17,6 +17,7 @@ from sgrec_torchrec.files.full_disk import naming_a_full_disk
 from sgrec_torchrec.files.room import nearest
 
 FRESH_S = 60.0
+"""A folder younger than that may be its writer's, who has not locked it yet."""
 
 
 @contextmanager
@@ -76,7 +77,6 @@ def working_folder(path: Path) -> Iterator[Path]:
 
 def _sweep(path: Path) -> None:
     for folder in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
-        # One that was made just now may not be locked yet.
         with suppress(OSError):
             if time.time() - folder.stat().st_mtime > FRESH_S:
                 with _locked(folder) as is_ours:

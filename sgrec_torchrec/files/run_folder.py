@@ -4,6 +4,8 @@ A path is put together where it is needed, as ``run_dir / EVALUATION / RESULTS``
 one stage alone reads inside its own folder is named by that stage.
 """
 
+from pathlib import Path
+
 MANIFEST = "manifest.json"
 """Of nearly every folder that is written: what it is, and the sums of its files."""
 CONFIG = "config.json"
@@ -134,3 +136,12 @@ def nth(pattern: str, number: int) -> str:
     'part-00003.parquet'
     """
     return pattern.replace("*", f"{number:05d}")
+
+
+def number_of(path: Path) -> int:
+    """What ``nth`` was given for this name.
+
+    >>> number_of(Path("judged/part-00003.parquet"))
+    3
+    """
+    return int(path.stem.rpartition("-")[2])

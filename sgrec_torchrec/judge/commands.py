@@ -250,7 +250,9 @@ def _judge(
             "vLLM takes a machine for itself: leave --workers out, or give the GPUs of "
             f"each host to a worker by --executor {RAY} --gpus 1"
         )
-    with chosen_executor(*shares[:-1]) as executor:
+    with chosen_executor(
+        shares.executor, shares.address, shares.workers, shares.gpus
+    ) as executor:
         return judge_in_parts(
             places,
             asking,

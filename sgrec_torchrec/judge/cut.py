@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sgrec_torchrec.files.run_folder import CANDIDATE_PAIRS, USERS, nth
+from sgrec_torchrec.judge.journal import other_history
 from sgrec_torchrec.judge.judge_requests import MEND
 from sgrec_torchrec.logs.judged_users import id_hashes
 from sgrec_torchrec.schema import Int64Array
@@ -86,7 +87,7 @@ def _left(
 def _check_histories(
     engine: duckdb.DuckDBPyConnection, users: Path, judged: Sequence[Path]
 ) -> None:
-    """A folder holds one prefix a user: a table takes no more."""
+    """Raise where a user was judged at another history."""
     other = engine.execute(
         "SELECT asked.user_id FROM read_parquet($users) asked SEMI JOIN "
         "read_parquet($judged) done ON done.user_id = asked.user_id::VARCHAR "
@@ -94,10 +95,7 @@ def _check_histories(
         {"users": str(users), "judged": [str(path) for path in judged]},
     ).fetchone()
     if other is not None:
-        raise ValueError(
-            f"{judged[0].parent}: user {other[0]!r} was judged there after another "
-            "history; judge into another folder (--out) and `sgrec table append` it"
-        )
+        raise other_history(judged[0].parent, other[0])
 
 
 def _deal(batches: pa.RecordBatchReader, paths: Sequence[Path]) -> Int64Array:

@@ -35,11 +35,12 @@ from sgrec_torchrec.files.run_folder import (
     PARTS,
     USERS,
     nth,
+    number_of,
 )
 from sgrec_torchrec.files.sealed_json import write_sealed
 from sgrec_torchrec.judge.asking import Asking, open_asked
 from sgrec_torchrec.judge.cut import cut_candidates, num_parts
-from sgrec_torchrec.judge.journal import JOURNAL, MEND, Journal, locked
+from sgrec_torchrec.judge.journal import JOURNAL, MEND, Journal, locked, next_part
 from sgrec_torchrec.judge.judge_files import JudgeFiles, open_judge
 from sgrec_torchrec.judge.judge_requests import candidate_files, read_requests
 from sgrec_torchrec.judge.judging import (
@@ -81,7 +82,7 @@ def judge_here(places: Places, asking: Asking, *, price_per_hour: float = 0.0) -
     requests = read_requests(places.candidates, judge.reader, places.pairs)
     if (places.out / WORK).is_dir():
         with closing(locked(places.out)):
-            _move_in(places.out, judge.files, price_per_hour)
+            _take_up(places.out, judge.files, price_per_hour)
     return judge_requests(requests, judge, places.out, price_per_hour=price_per_hour)
 
 
@@ -110,7 +111,7 @@ def judge_in_parts(
     out.mkdir(parents=True, exist_ok=True)
     _seal(out, files)
     with closing(locked(out)):
-        before = _move_in(out, files, price_per_hour)["pairs"]
+        before = _take_up(out, files, price_per_hour)["pairs"]
         count = num_parts(users, users_per_part)
         judged = sorted(out.glob(PARTS))
         asked = cut_candidates(users, pairs, judged, out / WORK, count)
@@ -130,13 +131,8 @@ def judge_part(task: JudgePart, _folder: Path) -> Facts:
     keys = (sha256_file(split), sha256_file(manifest))
     judge = _opened(split.parent, manifest.parent, task.asking, keys)
     requests = read_requests(users.parent, judge.reader)
-    number = folder_number(task.out)
-    return judge_requests(requests, judge, task.out.with_name(nth(JUDGED_PART, number)))
-
-
-def folder_number(folder: Path) -> int:
-    """Of a part."""
-    return int(folder.name.rpartition("-")[2])
+    place = task.out.with_name(nth(JUDGED_PART, number_of(task.out)))
+    return judge_requests(requests, judge, place)
 
 
 @lru_cache(maxsize=1)
@@ -147,7 +143,7 @@ def _opened(split: Path, folder: Path, asking: Asking, _keys: tuple[str, str]) -
 
 def _task(asked: Path, places: Places, asking: Asking) -> JudgePart:
     return JudgePart(
-        out=asked.with_name(nth(DONE, folder_number(asked))),
+        out=asked.with_name(nth(DONE, number_of(asked))),
         inputs=(
             places.split / MANIFEST,
             places.judge / JUDGE_MANIFEST,
@@ -169,6 +165,12 @@ def _seal(folder: Path, files: JudgeFiles) -> None:
             journal.close()
 
 
+def _take_up(out: Path, files: JudgeFiles, price_per_hour: float) -> Facts:
+    """``_move_in`` of what an earlier call left, once its folder is found whole."""
+    check_listed([*out.glob(PARTS), out / USERS], MEND)
+    return _move_in(out, files, price_per_hour)
+
+
 def _move_in(out: Path, files: JudgeFiles, price_per_hour: float) -> Facts:
     """What the parts have judged becomes the folder's; they are gone after that.
 
@@ -181,7 +183,6 @@ def _move_in(out: Path, files: JudgeFiles, price_per_hour: float) -> Facts:
     parts = sorted((out / WORK).glob(JUDGED_PART))
     known = [was for one in (out, *parts) if (was := earlier_facts(one, files))]
     sums = listed_sums(out, MEND)
-    check_listed([*out.glob(PARTS), out / USERS], MEND)
     for folder in parts:
         _seal(folder, files)
         with closing(locked(folder)):
@@ -199,9 +200,7 @@ def _move_in(out: Path, files: JudgeFiles, price_per_hour: float) -> Facts:
 
 
 def _move_parts(folder: Path, out: Path) -> None:
-    there = sorted(out.glob(PARTS))
-    begin = 1 + int(there[-1].stem.rpartition("-")[2]) if there else 0
-    for number, path in enumerate(sorted(folder.glob(PARTS)), begin):
+    for number, path in enumerate(sorted(folder.glob(PARTS)), next_part(out)):
         path.rename(out / nth(PARTS, number))
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from sgrec_torchrec.files.atomic import atomic_file
 from sgrec_torchrec.files.checked_parquet import read_checked
 from sgrec_torchrec.files.listed_sums import check_listed, sums_of
-from sgrec_torchrec.files.run_folder import PARTS, nth
+from sgrec_torchrec.files.run_folder import PARTS, nth, number_of
 
 PAIRS_PER_PART = 100_000
 JOURNAL, LOCK = "journal.jsonl", ".lock"
@@ -108,9 +108,7 @@ class Journal:
         """Write what the journal holds as a part, and empty it."""
         if not self._rows:
             return
-        # One of them may have been deleted: then their number is that of another.
-        last = self.parts[-1].stem.rpartition("-")[2] if self.parts else "-1"
-        path = self.folder / nth(PARTS, int(last) + 1)
+        path = self.folder / nth(PARTS, next_part(self.folder))
         table = pa.Table.from_pylist(self._rows, schema=self.schema)
         with atomic_file(path) as temporary:
             pq.write_table(
@@ -143,6 +141,19 @@ class Journal:
 
     def _open(self) -> TextIO:
         return (self.folder / JOURNAL).open("a", encoding="utf-8")
+
+
+def next_part(folder: Path) -> int:
+    """The number of the part to come; one that was deleted leaves a gap."""
+    return 1 + max(map(number_of, folder.glob(PARTS)), default=-1)
+
+
+def other_history(folder: Path, user_id: str) -> ValueError:
+    """A folder holds one prefix a user, for a table takes no more: how to go on."""
+    return ValueError(
+        f"{folder}: user {user_id!r} was judged there after another history; judge "
+        "into another folder (--out) and `sgrec table append` it"
+    )
 
 
 def _whole_lines(path: Path) -> list[list[Row]]:

@@ -37,7 +37,7 @@ from sgrec_torchrec.judge.ask.aspects import (
 from sgrec_torchrec.judge.ask.cases import Case, CaseReader
 from sgrec_torchrec.judge.ask.prompt import rating, writing
 from sgrec_torchrec.judge.backends.protocol import Backend, Usage
-from sgrec_torchrec.judge.journal import JOURNAL, LOCK, Journal, Row
+from sgrec_torchrec.judge.journal import JOURNAL, LOCK, Journal, Row, other_history
 from sgrec_torchrec.judge.judge_files import JudgeFiles
 from sgrec_torchrec.judge.judge_requests import Request
 from sgrec_torchrec.schema import Float32Array
@@ -129,11 +129,7 @@ def _check_prefixes(requests: Iterable[Request], journal: Journal) -> None:
     """A folder holds one prefix a user: a table takes no more."""
     for one in requests:
         if journal.history_hash.get(one.user_id, one.history_hash) != one.history_hash:
-            raise ValueError(
-                f"{journal.folder}: user {one.user_id!r} was judged there after "
-                "another history; judge into another folder (--out) and "
-                "`sgrec table append` it"
-            )
+            raise other_history(journal.folder, one.user_id)
 
 
 def _num_pairs(requests: Iterable[Request]) -> int:

@@ -36,17 +36,14 @@ def main(argv: list[str] | None = None) -> None:
     watch = Stopwatch()
     with errors_in_one_line(PROGRAM):
         _refuse_sizes(args)
-    with (
-        errors_in_one_line(PROGRAM),
-        chosen_executor(args.executor, args.address, args.workers) as executor,
-    ):
-        made = prepare_run(
-            config,
-            watch,
-            claim=Claim(use="read"),
-            with_teacher=True,
-            executor=executor,
-        )
+        with chosen_executor(args.executor, args.address, args.workers) as executor:
+            made = prepare_run(
+                config,
+                watch,
+                claim=Claim(use="read"),
+                with_teacher=True,
+                executor=executor,
+            )
         print("\n".join(told(made, watch)))
 
 

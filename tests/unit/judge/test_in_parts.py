@@ -228,6 +228,17 @@ def test_a_damaged_part_is_not_moved_in(places: Places) -> None:
     assert facts["pairs"] == len(judged_in(places.out))
 
 
+@pytest.mark.parametrize("name", ["part-00000.parquet", "users.parquet"])
+def test_what_changed_since_an_earlier_call_is_refused_before_any_worker_starts(
+    places: Places, name: str
+) -> None:
+    judge_in_parts(places, ASKING, InProcess(), users_per_part=9)
+    path = places.out / name
+    pq.write_table(pq.read_table(path), path, compression="gzip")
+    with pytest.raises(DamagedError, match=name):
+        judge_in_parts(places, ASKING, _DiesAtPart(0), users_per_part=9)
+
+
 def test_a_user_of_another_history_is_refused_before_any_worker_starts(
     places: Places,
 ) -> None:
