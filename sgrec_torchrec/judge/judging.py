@@ -233,15 +233,16 @@ def earlier_facts(out: Path, files: JudgeFiles) -> dict[str, Any]:
         ValueError: where the folder holds something else, or another judge's work.
     """
     path = out / MANIFEST
-    if not path.is_file():
-        known = (JOURNAL, LOCK, WORK, USERS, *(part.name for part in out.glob(PARTS)))
+    parts = {part.name for part in out.glob(PARTS)}
+    if not parts or not path.is_file():
+        known = {JOURNAL, LOCK, WORK, USERS, JUDGE_PAGE, MANIFEST, *parts}
         # Who was killed in its first write has left what was not renamed yet.
         named = {one.name for one in out.glob("*") if not one.match(".*.tmp")}
-        strangers = named - {*known, JUDGE_PAGE}
-        if strangers:
+        if strangers := named - known:
             raise ValueError(
                 f"{out} holds {min(strangers)!r} and no judgements: name a new folder"
             )
+    if not path.is_file():
         return {}
     facts = read_sealed(
         path,
