@@ -9,7 +9,8 @@ compared.
 
 1. Users a second at p99 <= 250 ms: closed loop, the best of 1, 2, 4, ... clients.
 2. A user who comes back with one more event, against new ones; one client.
-3. Twice the saturating load, open loop: p99 of the admitted, goodput, memory.
+3. Twice the saturating load, open loop: p99 of the admitted, goodput, memory; goodput
+   in turns with the peak, too.
 4. Packages of 100,000 and 1,000,000 items: time to load, memory of int8 tables.
 """
 
@@ -161,6 +162,34 @@ def overload_rows(
         )
 
 
+def in_turns_row(port: int, clients: int, seconds: float, turns: int) -> Row:
+    """Goodput beside the peak of the same minutes: a machine's speed drifts.
+
+    Each turn is a closed loop of so many clients, then twice its rate as an open one.
+    """
+    pairs = []
+    for turn in range(turns):
+        full = closed_loop(port, clients, seconds).users_a_second
+        load = open_loop(port, 2 * full, seconds, NUM_CONNECTIONS)
+        pairs.append((full, load.users_a_second))
+        print(
+            f"turn {turn + 1}: {full:.1f} users/s by {clients} clients, then "
+            f"{load.users_a_second:.1f} at twice that, p99 "
+            f"{1000 * load.percentile(0.99):.0f} ms"
+        )
+    shares = [good / full for full, good in pairs]
+    full, good = (median(column) for column in zip(*pairs, strict=True))
+    return Row(
+        name=f"{turns} turns of {seconds:g} s of the peak and of twice it: goodput",
+        unit="users/s",
+        ours=good,
+        peer=full,
+        peer_name="peak",
+        ratio=median(shares),
+        spread=relative_spread(shares),
+    )
+
+
 def resident_mib(process: int) -> float:
     text = Path(f"/proc/{process}/status").read_text(encoding="ascii")
     return int(text.split("VmRSS:")[1].split()[0]) / 1024
@@ -224,6 +253,7 @@ def measure(args: argparse.Namespace, package: Path) -> Iterator[Row]:
         )
         yield returning_row(ours_port, args.users)
         yield from overload_rows(ours_port, process, best, args.overload_seconds)
+        yield in_turns_row(ours_port, clients or 1, args.seconds, args.turns)
 
 
 def main() -> None:
@@ -237,6 +267,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=18_000, help="and the one after")
     parser.add_argument("--seconds", type=float, default=20.0, help="of a load")
     parser.add_argument("--overload-seconds", type=float, default=60.0)
+    parser.add_argument("--turns", type=int, default=5, help="of peak and overload")
     parser.add_argument("--most-clients", type=int, default=64)
     parser.add_argument("--users", type=int, default=40, help="who come back")
     args = parser.parse_args()

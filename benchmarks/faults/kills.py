@@ -1,6 +1,7 @@
 """Processes that are killed, stopped, resharded: a run ends as if nothing had been."""
 
 import math
+import os
 import random
 import signal
 import tempfile
@@ -16,21 +17,28 @@ from sgrec_torchrec.files.run_folder import CHECKPOINTS
 
 POLL_S = 0.005
 MAX_KILLS = 2
-NUM_AT_ONCE = 5
-"""Trials of stopped ranks."""
+NUM_CORES = len(os.sched_getaffinity(0))
+NUM_STOPPED_AT_ONCE = 5
 HEARTBEAT_S = 60.0
 """Within which the others end."""
 
 
 def kill_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
-    """The rows of this module, one after another."""
+    """The rows of this module, one after another; each row's trials side by side."""
     draw = random.Random(seed)
 
     def row(
-        name: str, asked: int, trial: Callable[[Field, Path, random.Random], str | None]
+        name: str,
+        asked: int,
+        trial: Callable[[Field, Path, random.Random], str | None],
+        num_at_once: int = NUM_CORES,
     ) -> FaultRow:
-        trials = (in_folder(trial, field, draw) for _ in range(part(asked, share)))
-        return run_trials(name, asked, trials)
+        seeds = [draw.randrange(1 << 30) for _ in range(part(asked, share))]
+        with ThreadPoolExecutor(num_at_once) as pool:
+            said = pool.map(
+                lambda seed: in_folder(trial, field, random.Random(seed)), seeds
+            )
+            return run_trials(name, asked, said)
 
     yield row("kill -9 at a random step, 1 rank", 18, _killed_on(1))
     yield row("kill -9 at a random step, 2 ranks", 10, _killed_on(2))
@@ -38,21 +46,11 @@ def kill_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
     yield row("kill -9 in preparation", 10, _killed_in_preparation)
     yield row("kill -9 during a save", 100, _killed_in_a_save)
     yield row("one of two ranks killed", 20, _lost_a_rank)
-    yield run_trials(
-        "one of two ranks stopped (SIGSTOP)", 10, _side_by_side(field, draw, share)
+    # What is stopped is waited for, most of a minute, and costs nothing meanwhile.
+    yield row(
+        "one of two ranks stopped (SIGSTOP)", 10, _stopped_a_rank, NUM_STOPPED_AT_ONCE
     )
     yield row("resumed on 1, 2 and 4 ranks", 12, _resharded)
-
-
-def _side_by_side(
-    field: Field, draw: random.Random, share: float
-) -> Iterator[str | None]:
-    """What is stopped is waited for, most of a minute, and costs nothing meanwhile."""
-    seeds = [draw.randrange(1 << 30) for _ in range(part(10, share))]
-    with ThreadPoolExecutor(NUM_AT_ONCE) as pool:
-        yield from pool.map(
-            lambda seed: in_folder(_stopped_a_rank, field, random.Random(seed)), seeds
-        )
 
 
 def _killed_on(num_ranks: int) -> Callable[[Field, Path, random.Random], str | None]:

@@ -17,15 +17,12 @@ from sgrec_torchrec.serving.recommender import Recommended
 from sgrec_torchrec.serving.server.checks import Asked
 from sgrec_torchrec.serving.server.errors import RequestError
 from sgrec_torchrec.serving.server.metrics import Metrics
+from sgrec_torchrec.serving.server.pace import Pace
 from sgrec_torchrec.serving.server.served_model import ServedModel
 from sgrec_torchrec.serving.server.settings import ServerSettings
 from sgrec_torchrec.serving.server.state_cache import StateCache
 
 logger = logging.getLogger(__name__)
-NEW_SHARE = 0.2
-"""Of the newest pass in the measured pace."""
-HEADROOM = 0.5
-"""Share of the target that the expected wait may fill: passes differ in length."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,11 +41,10 @@ class Batcher:
         self, settings: ServerSettings, metrics: Metrics, seconds_a_user: float
     ) -> None:
         self.settings, self.metrics = settings, metrics
-        self.seconds_a_user = seconds_a_user
+        self.pace = Pace(settings, seconds_a_user)
         self.cache = StateCache(settings.state_cache_mib << 20)
         self._threads = ThreadPoolExecutor(settings.passes, "recommender")
         self._free = asyncio.Semaphore(settings.passes)
-        self._num_running = 0
         self._waiting: deque[Job] = deque()
         self._open: set[Job] = set()
         self._arrived = asyncio.Event()
@@ -106,10 +102,8 @@ class Batcher:
         Raises:
             RequestError: 429 with Retry-After, where it would not.
         """
-        wait_s = (len(self._open) + 1) * self._pace()
-        target_s = HEADROOM * self.settings.latency_ms / 1000
         # An idle server always takes one, else a slow one would take none.
-        is_late = bool(self._open) and wait_s > target_s
+        is_late = bool(self._open) and self.pace.is_late(len(self._waiting))
         if is_late or len(self._waiting) >= self.settings.max_queue:
             raise self._refusal()
 
@@ -119,7 +113,7 @@ class Batcher:
 
     def _refusal(self) -> RequestError:
         self.metrics.refused.inc()
-        seconds = max(1, math.ceil(len(self._open) * self._pace()))
+        seconds = max(1, math.ceil(self.pace.seconds_to_answer(len(self._waiting))))
         return RequestError(
             429,
             f"the server is at its capacity: try again in {seconds} s",
@@ -136,24 +130,23 @@ class Batcher:
                     await asyncio.sleep(self.settings.batch_wait_ms / 1000)
                 jobs = self._take()
                 if jobs:
-                    self._num_running += 1
-                    passes.create_task(self._run(jobs))
+                    number = self.pace.begin(len(jobs))
+                    passes.create_task(self._run(jobs, number))
                 else:
                     self._free.release()
 
-    async def _run(self, jobs: list[Job]) -> None:
+    async def _run(self, jobs: list[Job], number: int) -> None:
         await self._pass(jobs)
         # A client that is alone would wait for nobody.
         self._has_company = len(jobs) > 1 or bool(self._waiting)
-        self._num_running -= 1
+        self.pace.end(number)
         self._free.release()
 
     def _take(self) -> list[Job]:
         """The oldest requests of one model; who waited too long is turned away."""
         jobs: list[Job] = []
         # As much to each thread that is free.
-        num_free = self.settings.passes - self._num_running
-        most = min(self.settings.max_batch, math.ceil(len(self._waiting) / num_free))
+        most = self.pace.users_a_pass(len(self._waiting))
         oldest_s = time.monotonic() - self.settings.latency_ms / 1000
         while self._waiting and len(jobs) < most:
             job = self._waiting[0]
@@ -191,9 +184,9 @@ class Batcher:
             jobs[0].done.set_exception(error)
 
     def _measure(self, num_users: int, seconds: float) -> None:
-        self.seconds_a_user += NEW_SHARE * (seconds / num_users - self.seconds_a_user)
+        self.pace.measure(num_users, seconds)
         metrics = self.metrics
-        metrics.user_seconds.set(self.seconds_a_user)
+        metrics.user_seconds.set(self.pace.seconds_a_user)
         metrics.batch_users.observe(num_users)
         metrics.batch_seconds.observe(seconds)
         metrics.cache_bytes.set(self.cache.num_bytes)
