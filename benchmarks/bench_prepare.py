@@ -1,11 +1,13 @@
 """What preparing a log costs, stage by stage: CPU seconds and peak memory.
 
-    python benchmarks/bench_prepare.py [--events 1e6 1e7] [--until split] [--json PATH]
+    python benchmarks/bench_prepare.py [--events 1e6 1e7] [--until split] [--workers 2]
+        [--json PATH]
 
 Logs are generated (``prepare/zipf_log.py``): a tenth as many items as events. Each size
 is imported by ``sgrec import table`` and prepared by the functions that training calls,
 in a process of its own. Kernels are compiled before on a small log. Goals are for 2
-cores; CPU seconds count all threads.
+cores; CPU seconds count all threads of this process. ``--workers`` measures all again
+by so many, whose own CPU time and memory are not counted: wall time is compared.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from pathlib import Path
 from prepare.zipf_log import write_zipf_log
 
 from sgrec_torchrec.config import LogConfig, RunConfig, TokenConfig
+from sgrec_torchrec.distributed.executor import InProcess
 from sgrec_torchrec.files.atomic import write_json
 from sgrec_torchrec.files.origin import describe_run
 from sgrec_torchrec.files.room import bytes_below
@@ -33,18 +36,21 @@ from sgrec_torchrec.runs.prepare import (
     prepare_graph,
     prepare_log,
     prepare_teacher,
+    prepare_texts,
     prepare_tokens,
 )
 from sgrec_torchrec.runs.stage_links import StageLinks
 
 CPU, MEMORY, WALL, DISK = "CPU-s", "GiB", "s", "MB on disk"
-STAGES = ("split", "graph", "evidence", "teacher", "tokens")
+STAGES = ("split", "graph", "texts", "evidence", "teacher", "tokens")
 FOLDERS = {"graph": ("covisits", "graph-form", "graph"), "evidence": (EVIDENCE, SCORER)}
 """What a stage leaves below ``prepared``, where that is not one folder of its name."""
 WARM_EVENTS = 20_000
 CPU_GOALS = {1_000_000: 45.0, 10_000_000: 450.0, 100_000_000: 5_850.0}
 MEMORY_GOALS = {10_000_000: 4.0, 100_000_000: 8.0}
 MAX_GROWTH = 1.3
+MIN_SPEEDUP = 1.6
+"""Of two workers."""
 KIB, MB = 1024, 1e6
 
 
@@ -81,10 +87,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--folder", type=Path, help="where logs are made, and go")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="and stop")
+    parser.add_argument("--workers", type=int, default=1, help="measured, too")
     parser.add_argument("--stages-of", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.stages_of:
-        costs_of = stages(given.stages_of, given.until)
+        costs_of = stages(given.stages_of, given.until, given.workers)
         print(json.dumps([dataclasses.asdict(one) for one in costs_of]))
         return 0
     measure(WARM_EVENTS, given.folder, given.until)
@@ -94,6 +101,10 @@ def main() -> int:
     }
     rows = [row for size, spent in costs.items() for row in rows_of(size, spent)]
     rows += growth(costs)
+    if given.workers > 1:
+        for size, alone in costs.items():
+            shared = measure(size, given.folder, given.until, given.workers)
+            rows += speedup(size, alone, shared, given.workers)
     for row in rows:
         met = {None: "", True: "met", False: "MISSED"}[row.met]
         goal = "" if row.goal is None else f"(goal {row.goal:g})"
@@ -104,7 +115,9 @@ def main() -> int:
     return int(any(row.met is False for row in rows))
 
 
-def measure(num_events: int, folder: Path | None, until: str) -> list[Cost]:
+def measure(
+    num_events: int, folder: Path | None, until: str, workers: int = 1
+) -> list[Cost]:
     """The stages of a generated log up to this one; the log goes at the end."""
     with tempfile.TemporaryDirectory(prefix="prepare-", dir=folder) as name:
         place = Path(name)
@@ -112,7 +125,8 @@ def measure(num_events: int, folder: Path | None, until: str) -> list[Cost]:
         words = ("-m", "sgrec_torchrec.cli", "import", "table", "--path")
         words += (str(place / "log.parquet"), "--items", str(place / "items.parquet"))
         imported, _ = in_child("import", (*words, "--out", str(place / "canonical")))
-        words = (__file__, "--until", until, "--stages-of", str(place))
+        words = (__file__, "--until", until, "--workers", str(workers))
+        words += ("--stages-of", str(place))
         _, said = in_child("stages", words)
         imported = dataclasses.replace(
             imported, disk_mb=bytes_below([place / "canonical"]) / MB
@@ -141,9 +155,9 @@ def in_child(stage: str, words: Sequence[str]) -> tuple[Cost, str]:
     return cost, lines[-1]
 
 
-def stages(place: Path, until: str) -> list[Cost]:
-    """Split, graph, evidence, teacher and tokens, in this process, up to this one."""
-    config = settings(place)
+def stages(place: Path, until: str, workers: int) -> list[Cost]:
+    """Split, graph, texts, evidence, teacher and tokens, up to this one."""
+    config, executor = settings(place), InProcess(workers)
     links = StageLinks(run_dir=config.run_dir)
     costs: list[Cost] = []
     for stage in STAGES[: STAGES.index(until) + 1]:
@@ -151,11 +165,13 @@ def stages(place: Path, until: str) -> list[Cost]:
             if stage == "split":
                 split, config = prepare_log(config, links)
             elif stage == "graph":
-                graph, config = prepare_graph(split, config, links)
+                graph, config = prepare_graph(split, config, links, executor)
+            elif stage == "texts":
+                prepare_texts(split, config, links)
             elif stage == "evidence":
-                evidence = prepare_evidence(split, config, links)
+                prepare_evidence(split, config, links, executor)
             elif stage == "teacher":
-                prepare_teacher(split, evidence, config, links)
+                prepare_teacher(split, config, links, executor)
             else:
                 prepare_tokens(split, graph, config, links)
     made = Path(config.out_dir) / PREPARED
@@ -237,6 +253,29 @@ def growth(costs: dict[int, list[Cost]]) -> Iterator[Row]:
     if low < high:
         name = f"an event, {low:.0e} -> {high:.0e}"
         yield bounded(name, "times", each[high] / each[low], MAX_GROWTH)
+
+
+def speedup(
+    num_events: int, alone: Sequence[Cost], shared: Sequence[Cost], workers: int
+) -> Iterator[Row]:
+    """Wall time by one process over that by workers, of each stage and of all."""
+    pairs = [
+        (one.stage, one.wall_s, other.wall_s)
+        for one, other in zip(alone, shared, strict=True)
+    ]
+    whole = tuple(
+        sum(column) for column in zip(*(pair[1:] for pair in pairs), strict=True)
+    )
+    for stage, before_s, after_s in (*pairs, ("whole", *whole)):
+        goal = MIN_SPEEDUP if stage == "whole" and workers == 2 else None
+        times = before_s / after_s
+        yield Row(
+            name=f"{num_events:.0e} events: {stage}, {workers} workers against 1",
+            unit="times",
+            ours=times,
+            goal=goal,
+            met=None if goal is None else times >= goal,
+        )
 
 
 def bounded(name: str, unit: str, ours: float, goal: float | None) -> Row:

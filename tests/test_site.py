@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import re
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -94,3 +95,10 @@ def test_a_page_that_fetches_from_elsewhere_stops_the_build(
         site.on_post_page(f"<p>{tag}</p>", page("a.md"))
     own = '<script src="assets/x.js"></script><a href="https://arxiv.org">x</a>'
     assert site.on_post_page(own, page("a.md")) == own
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    pages = {path.relative_to(ROOT / "docs") for path in ROOT.glob("docs/**/*.md")}
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = re.findall(r"\S+\.md$", text.partition("\nnav:\n")[2], re.MULTILINE)
+    assert sorted(map(str, pages)) == sorted(named)

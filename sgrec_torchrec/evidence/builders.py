@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import NamedTuple
 
 import scipy.sparse as sp
 
@@ -30,6 +31,14 @@ BACKWARD_SHARE = 0.3
 """Weight of backward beside forward visits, where texts smooth them."""
 
 
+class Learned(NamedTuple):
+    """What relations may be made from."""
+
+    sequences: Sequences
+    end_U: Int32Array
+    catalogue: Catalogue | None
+
+
 class RelationSource:
     """What a relation is built from; parts that several need are made once.
 
@@ -39,25 +48,46 @@ class RelationSource:
 
     def __init__(
         self,
-        sequences: Sequences,
-        end_U: Int32Array,
+        learned: Callable[[], Learned],
         texts: Texts,
         config: EvidenceConfig,
-        catalogue: Catalogue | None = None,
         *,
         counts: PairCounts,
         without: int | None = None,
         wanted_N: BoolArray | None = None,
     ) -> None:
-        self.sequences, self.end_U = sequences, end_U
+        self._learned = learned
         self.texts, self.config = texts, config
-        self.catalogue = catalogue
-        """None where the caller of ``build_relations`` gave none."""
         self.counts, self.without = counts, without
         """Pairs of the events that may be read, but for this fold's."""
         self.wanted_N = wanted_N
         """Bool: items whose rows are asked for; others may be left empty. None: all."""
         self.popularity_N = counts.popularity(without)
+
+    @cached_property
+    def learned(self) -> Learned:
+        """Read where it is asked for: the built-in relations take the counts alone."""
+        return self._learned()
+
+    @property
+    def sequences(self) -> Sequences:
+        """All events; see ``end_U``."""
+        return self.learned.sequences
+
+    @property
+    def end_U(self) -> Int32Array:
+        """How many events of each user may be read, int32 [U]."""
+        return self.learned.end_U
+
+    @property
+    def catalogue(self) -> Catalogue | None:
+        """None where the caller of ``build_relations`` gave none."""
+        return self.learned.catalogue
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return self.counts.layout.num_items
 
     def wanted(self, rows: Rows, low: int, high: int) -> Rows:
         """Rows of the items of [low, high), those that nobody asks for emptied."""
@@ -116,12 +146,12 @@ class RelationSource:
     @cached_property
     def text(self) -> sp.csr_matrix:
         """Squared similarity of texts, ``max_neighbours`` an item."""
-        return self.texts.edges.matrix(self.sequences.num_items)
+        return self.texts.edges.matrix(self.num_items)
 
     @cached_property
     def near_texts(self) -> sp.csr_matrix:
         """The nearest texts, as ``Texts.near``."""
-        return self.texts.near.matrix(self.sequences.num_items)
+        return self.texts.near.matrix(self.num_items)
 
 
 RelationBuilder = Callable[[RelationSource], sp.csr_matrix]

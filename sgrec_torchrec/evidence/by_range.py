@@ -94,7 +94,7 @@ class RangedRelations:
             left,
             right,
             self.source.config.max_neighbours,
-            num_columns=self.source.sequences.num_items,
+            num_columns=self.source.num_items,
             wanted_N=self.source.wanted_N,
         )
         forget(*left, *right)

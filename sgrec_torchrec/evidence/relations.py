@@ -26,7 +26,7 @@ mapped) a product reads. A relation of a package is a whole matrix in memory.
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from sgrec_torchrec.config import EvidenceConfig
 from sgrec_torchrec.config.registry import RELATIONS
 from sgrec_torchrec.evidence.builders import (
     MAX_DISTANCE,
+    Learned,
     RelationBuilder,
     RelationSource,
 )
@@ -87,6 +88,11 @@ class Relations:
     def num_relations(self) -> int:
         """R."""
         return (len(self.indptr_R1) - 1) // self.num_items
+
+    def in_memory(self) -> "Relations":
+        """The same, whose files may go."""
+        arrays = {one.name: np.array(getattr(self, one.name)) for one in fields(self)}
+        return Relations(**arrays)
 
     def validate(self) -> None:
         """Check shapes and ranges once, where relations enter the process.
@@ -141,8 +147,9 @@ def build_relations(
     wanted_N: BoolArray | None = None,
     folder: Path | None = None,
 ) -> Relations:
-    """``config``'s relations of the first ``end_U[u]`` events of each user.
+    """``config``'s relations of the first ``end_U[u]`` events of each user of a log.
 
+    A run's come from tasks (``cross_fit``), by the same ``write_relations``.
     Deterministic; ranks do not communicate. The log is read once, or not at all where
     its pairs are counted already.
 
@@ -167,18 +174,27 @@ def build_relations(
         tempfile.TemporaryDirectory(prefix="relations-", dir=around) as work,
     ):
         source = RelationSource(
-            sequences,
-            end_U,
+            lambda: Learned(sequences, end_U, catalogue),
             texts,
             config,
-            catalogue,
             counts=known,
             without=without,
             wanted_N=wanted_N,
         )
-        edges = _written(source, folder or Path(work) / "made", Path(work))
-        if folder is None:
-            edges = edges.in_memory()
+        made = write_relations(source, folder or Path(work) / "made", Path(work))
+        return made if folder is not None else made.in_memory()
+
+
+def write_relations(source: RelationSource, folder: Path, work: Path) -> Relations:
+    """All relations of a source, into files of ``folder`` that are mapped.
+
+    Args:
+        work: a folder for what is written on the way; the caller's to remove.
+
+    Raises:
+        ValueError, ImportError: as ``build_relations``.
+    """
+    edges = _written(source, folder, work)
     return Relations(
         indptr_R1=edges.starts_N1,
         neighbours_E=edges.column_E,
@@ -208,7 +224,7 @@ def _written(source: RelationSource, folder: Path, work: Path) -> Csr:
 
 def _whole(name: str, made: Any, source: RelationSource) -> Iterator[Rows]:
     """The rows of what the builder of a package made."""
-    count = source.sequences.num_items
+    count = source.num_items
     shape = getattr(made, "shape", type(made).__name__)
     is_sparse: bool = sp.issparse(made)
     if not is_sparse or shape != (count, count):

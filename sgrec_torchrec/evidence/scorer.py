@@ -6,6 +6,7 @@ a sensible prior. Letters: E rows, B rows of a batch, M candidates, F features.
 """
 
 import hashlib
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sgrec_torchrec.config import EvidenceConfig
@@ -193,11 +194,24 @@ def _step(
 
 
 def save_scorer(scorer: EvidenceScorer, path: Path) -> None:
-    """Write the weights and their sum as safetensors, whole or not at all."""
+    """Write the weights and their sum as safetensors, whole or not at all.
+
+    Equal weights are equal bytes: other stages are named by the file's sum.
+    """
     tensors = scorer.state_dict()
     metadata = {"format_version": FORMAT_VERSION, "sha256": _sum(tensors)}
     with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        temporary.write_bytes(_in_order(save(tensors, metadata)))
+
+
+def _in_order(written: bytes) -> bytes:
+    """The library writes metadata in an order that it draws anew each time."""
+    size = int.from_bytes(written[:8], "little")
+    header = json.loads(written[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode().ljust(size)
+    assert len(text) == size
+    return written[:8] + text + written[8 + size :]
 
 
 def load_scorer(

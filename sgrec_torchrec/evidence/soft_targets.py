@@ -4,71 +4,60 @@ Asked of relations that have not seen the event's user, as in ``held_out``: else
 answer would mostly repeat the event itself. Letters: E events, M candidates, Q items.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import scipy.sparse as sp
 
-from sgrec_torchrec.config import EvidenceConfig
-from sgrec_torchrec.evidence.gather import Evidence, gather, histories_of
-from sgrec_torchrec.evidence.held_out import folds, train_rows
-from sgrec_torchrec.evidence.scorer import EvidenceScorer
-from sgrec_torchrec.evidence.texts import Texts
-from sgrec_torchrec.item_graph.pair_counts import PairCounts
+from sgrec_torchrec.distributed.tasks import checked_file
+from sgrec_torchrec.evidence.cross_fit import AskRows, CrossFit
+from sgrec_torchrec.evidence.gather import Evidence, num_features
+from sgrec_torchrec.evidence.scorer import load_scorer
+from sgrec_torchrec.files.growing_array import mapped
 from sgrec_torchrec.logs.sampling import SoftTargets
-from sgrec_torchrec.schema import (
-    Catalogue,
-    Float32Array,
-    Int32Array,
-    Sequences,
-)
+from sgrec_torchrec.schema import Float32Array, Int32Array
 
-BLOCK_ROWS = 4096
+ITEMS, CUMULATIVE = "item_EQ.npy", "cumulative_EQ.npy"
 
 
-def soft_targets(
-    sequences: Sequences,
-    end_U: Int32Array,
-    text: Texts | sp.csr_matrix,
-    scorer: EvidenceScorer,
-    config: EvidenceConfig,
-    *,
-    max_history: int,
-    filter_seen: bool,
-    seed: int,
-    catalogue: Catalogue | None = None,
-    counts: PairCounts | None = None,
-    place: Path | None = None,
-) -> SoftTargets:
+def soft_targets(fit: CrossFit, scorer_path: Path) -> SoftTargets:
     """The likeliest items of the newest events; events without any are left out.
 
-    Ranks do not communicate. Weighs the counted pairs once a fold, and then grows with
-    ``config.max_taught``, 8 bytes for each of its ``taught_items``.
+    Ranks do not communicate. Beside what ``cross_fit`` says it grows with
+    ``evidence.max_taught``, 8 bytes for each of its ``taught_items``.
 
     Args:
-        seed: the one that dealt the scorer's training rows into folds.
-        counts, place: as ``folds`` takes them.
+        scorer_path: its weights, fitted on rows dealt into folds by the same seed.
     """
-    asked = train_rows(sequences, end_U, max_history, config.max_taught, seed)
-    shape = (len(asked.event_E), config.taught_items)
+    asked = fit.rows(fit.config.max_taught)
+    shape = (len(asked.event_E), fit.config.taught_items)
     item_EQ = np.full(shape, -1, dtype=np.int32)
     cumulative_EQ = np.zeros(shape, dtype=np.float32)
-    for chosen, relations in folds(
-        sequences, end_U, text, config, asked.rows, seed, catalogue, counts, place
+    for rows, folder in fit.ask(
+        asked, teach_rows, more=(scorer_path,), description="soft targets"
     ):
-        for start in range(0, len(chosen), BLOCK_ROWS):
-            block = chosen[start : start + BLOCK_ROWS]
-            histories = histories_of(sequences, asked.rows.take(block))
-            evidence = gather(relations, histories, config, filter_seen=filter_seen)
-            item_EQ[block], cumulative_EQ[block] = _likeliest(
-                evidence, scorer.probability(evidence), config.taught_items
-            )
+        item_EQ[rows] = mapped(checked_file(folder, ITEMS))
+        cumulative_EQ[rows] = mapped(checked_file(folder, CUMULATIVE))
     taught = cumulative_EQ[:, -1] > 0
     return SoftTargets(
         row_E=asked.event_E[taught],
         item_EQ=item_EQ[taught],
         cumulative_EQ=cumulative_EQ[taught],
     )
+
+
+def teach_rows(task: AskRows, folder: Path) -> Mapping[str, object]:
+    """The likeliest items of a block of events."""
+    config, scorer_path = task.config, task.inputs[-1]
+    width = num_features(len(config.relation_names()))
+    scorer = load_scorer(scorer_path, config, width)
+    evidence, _ = task.asked()
+    item_EQ, cumulative_EQ = _likeliest(
+        evidence, scorer.probability(evidence), config.taught_items
+    )
+    np.save(folder / ITEMS, item_EQ)
+    np.save(folder / CUMULATIVE, cumulative_EQ)
+    return {}
 
 
 def _likeliest(

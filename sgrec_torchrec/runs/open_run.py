@@ -118,7 +118,7 @@ def prepare_run(
         if with_teacher:
             teacher = watch.main_first(
                 "teacher",
-                lambda: prepare_teacher(split, known, config, links, executor),
+                lambda: prepare_teacher(split, config, links, executor),
             )
     tokens = watch.main_first(
         "tokens", lambda: prepare_tokens(split, graph, config, links)

@@ -14,6 +14,7 @@ from sgrec_torchrec.runs.prepare_plan import (
     Stage,
     stages,
     times_measured,
+    while_asking,
     while_counting,
 )
 
@@ -97,7 +98,9 @@ def _notes(
     disk, main = while_counting(config, size)
     yield (
         f"While pairs are counted they take {_bytes(disk)} of disk, and the process "
-        f"that hands out the tasks holds {_or_not(main, GIB)} GiB of the log."
+        f"that hands out the tasks holds {_or_not(main, GIB)} GiB of the log. While "
+        "evidence and teacher are made, relations without each fold take up to "
+        f"{_bytes(while_asking(config, size))} of disk."
     )
 
 

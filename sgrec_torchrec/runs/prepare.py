@@ -7,7 +7,8 @@ work again, and runs that differ only in later settings share what they can.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sgrec_torchrec.config import GraphConfig, RunConfig
@@ -15,6 +16,7 @@ from sgrec_torchrec.config.registry import IMPORTERS
 from sgrec_torchrec.distributed.executor import HERE, Executor
 from sgrec_torchrec.distributed.main_rank import is_main_rank, verifies_files
 from sgrec_torchrec.evidence.builders import MAX_DISTANCE
+from sgrec_torchrec.evidence.cross_fit import CrossFit
 from sgrec_torchrec.evidence.gather import num_features
 from sgrec_torchrec.evidence.held_out import hold_out
 from sgrec_torchrec.evidence.prior import (
@@ -23,12 +25,11 @@ from sgrec_torchrec.evidence.prior import (
     load_relations,
     save_evidence,
 )
-from sgrec_torchrec.evidence.relations import build_relations
 from sgrec_torchrec.evidence.scorer import fit_scorer, load_scorer, save_scorer
 from sgrec_torchrec.evidence.soft_targets import soft_targets
-from sgrec_torchrec.evidence.texts import text_relation
+from sgrec_torchrec.evidence.texts import Texts, write_texts
 from sgrec_torchrec.files.array_folder import read_arrays, write_arrays
-from sgrec_torchrec.files.atomic import atomic_folder, working_folder
+from sgrec_torchrec.files.atomic import atomic_folder
 from sgrec_torchrec.files.room import check_room
 from sgrec_torchrec.files.run_folder import (
     CANONICAL,
@@ -40,6 +41,7 @@ from sgrec_torchrec.files.run_folder import (
     SCORER_WEIGHTS,
     SPLIT,
     TEACHER,
+    TEXTS,
     TOKENS,
 )
 from sgrec_torchrec.files.sealed_json import naming, read_sealed, write_sealed
@@ -219,6 +221,17 @@ def read_form(path: Path) -> GraphConfig:
         return GraphConfig(**plain)
 
 
+def prepare_texts(split: SplitLog, config: RunConfig, links: StageLinks) -> Texts:
+    """How like the texts of items are, as the evidence compares them."""
+    settings = config.evidence
+
+    def write(folder: Path) -> None:
+        write_texts(split.catalogue, settings, folder)
+
+    inputs = [links.name_of(SPLIT), settings.max_neighbours]
+    return Texts.load(made(config, TEXTS, inputs, write))
+
+
 def prepare_evidence(
     split: SplitLog, config: RunConfig, links: StageLinks, executor: Executor = HERE
 ) -> EvidencePrior:
@@ -255,7 +268,6 @@ def prepare_evidence(
 
 def prepare_teacher(
     split: SplitLog,
-    evidence: EvidencePrior,
     config: RunConfig,
     links: StageLinks,
     executor: Executor = HERE,
@@ -263,26 +275,12 @@ def prepare_teacher(
     """What the evidence would have expected of the training period's newest events."""
     if not config.pretrain.teacher_weight or not config.pretrain.teacher_samples:
         return NO_SOFT_TARGETS
-    settings = config.evidence
 
     def teach(folder: Path) -> None:
-        counts = _pairs(split, config, links, config.log.fit_on, executor)
-        with working_folder(folder) as place:
-            taught = soft_targets(
-                split.sequences,
-                fit_ends(split.sequences, config.log.fit_on),
-                text_relation(split.catalogue, settings, place / "texts"),
-                evidence.scorer,
-                settings,
-                max_history=resolved("evidence.max_history", settings.max_history),
-                filter_seen=evidence.filter_seen,
-                seed=config.log.seed,
-                catalogue=split.catalogue,
-                counts=counts,
-                place=place,
-            )
-        facts = {"format_version": TAUGHT_FORMAT}
-        write_arrays(folder / TAUGHT, taught._asdict(), facts)
+        with _cross_fit(split, config, links, folder, executor) as fit:
+            taught = soft_targets(fit, links.folder_of(SCORER) / SCORER_WEIGHTS)
+            facts = {"format_version": TAUGHT_FORMAT}
+            write_arrays(folder / TAUGHT, taught._asdict(), facts)
 
     folder = once(config, links, TEACHER, [links.name_of(SCORER)], teach)
     return read_taught(folder)
@@ -308,33 +306,37 @@ def _gather(
     folder: Path,
     executor: Executor,
 ) -> None:
-    sequences, settings = split.sequences, config.evidence
-    counts = _pairs(split, config, links, config.log.fit_on, executor)
-    end_U = fit_ends(sequences, config.log.fit_on)
-    with working_folder(folder) as place:
-        text = text_relation(split.catalogue, settings, place / "texts")
-        held_out = hold_out(
-            sequences,
-            end_U,
-            text,
-            settings,
+    with _cross_fit(split, config, links, folder, executor) as fit:
+        held_out = hold_out(fit, with_whole=True)
+        save_evidence(folder, fit.whole(), held_out, config.evidence)
+
+
+@contextmanager
+def _cross_fit(
+    split: SplitLog,
+    config: RunConfig,
+    links: StageLinks,
+    folder: Path,
+    executor: Executor,
+) -> Iterator[CrossFit]:
+    """What the tasks that make a stage's folder read."""
+    log, settings = config.log, config.evidence
+    counts = _pairs(split, config, links, log.fit_on, executor)
+    texts = prepare_texts(split, config, links)
+    with parts_of(folder) as parts:
+        yield CrossFit(
+            sequences=split.sequences,
+            fit_on=log.fit_on,
+            split_dir=links.folder_of(SPLIT),
+            counts=counts,
+            texts=texts,
+            config=settings,
             max_history=resolved("evidence.max_history", settings.max_history),
-            filter_seen=bool(config.log.filter_seen),
-            seed=config.log.seed,
-            catalogue=split.catalogue,
-            counts=counts,
-            place=place,
+            filter_seen=bool(log.filter_seen),
+            seed=log.seed,
+            parts=parts,
+            executor=executor,
         )
-        relations = build_relations(
-            sequences,
-            end_U,
-            text,
-            settings,
-            split.catalogue,
-            counts=counts,
-            folder=place / "edges",
-        )
-        save_evidence(folder, relations, held_out, settings)
 
 
 def prepare_tokens(

@@ -13,7 +13,9 @@ import numpy as np
 
 from sgrec_torchrec.config import RunConfig
 from sgrec_torchrec.evidence.builders import FORWARD, MAX_DISTANCE
+from sgrec_torchrec.evidence.cross_fit import ROWS_PER_TASK
 from sgrec_torchrec.evidence.gather import num_features
+from sgrec_torchrec.evidence.texts import NEAREST_TEXTS
 from sgrec_torchrec.files.room import GIB
 from sgrec_torchrec.item_graph.pair_counts import MAX_PAIRS
 from sgrec_torchrec.item_graph.pair_layout import Layout
@@ -23,7 +25,7 @@ from sgrec_torchrec.logs.split_store import EVENTS_PER_GROUP
 from sgrec_torchrec.runs import plan_costs as costs
 from sgrec_torchrec.runs.plan_size import LogSize
 
-EDGE_BYTES, PLACE_BYTES = 8, 8
+EDGE_BYTES, TEXT_BYTES, PLACE_BYTES = 8, 12, 8
 TASK_PAIR_BYTES, TASK_EVENT_BYTES = 24, 36
 """Of a task of the pairs: ``pair_counts`` says the first; a shard is held twice."""
 MAIN_EVENT_BYTES = 50
@@ -60,10 +62,6 @@ def stages(config: RunConfig, size: LogSize) -> list[Stage]:
     layout = _layout(config, size)
     codes = config.tokens.num_codes or codes_for(config, size.items)
     most_pairs = 2 * layout.max_distance * size.events
-    tasks = (
-        math.ceil(size.events / EVENTS_PER_GROUP),
-        math.ceil(most_pairs / MAX_PAIRS),
-    )
     task_bytes = TASK_PAIR_BYTES * min(MAX_PAIRS, most_pairs)
     task_bytes += TASK_EVENT_BYTES * min(EVENTS_PER_GROUP, size.events)
     memory = {
@@ -73,6 +71,17 @@ def stages(config: RunConfig, size: LogSize) -> list[Stage]:
     rows = {
         "evidence": min(config.evidence.max_rows, size.events),
         "teacher": min(config.evidence.max_taught, size.events),
+    }
+    folds = config.evidence.num_folds
+    blocks = {name: math.ceil(count / ROWS_PER_TASK) for name, count in rows.items()}
+    tasks = {
+        "pairs": (
+            math.ceil(size.events / EVENTS_PER_GROUP),
+            math.ceil(most_pairs / MAX_PAIRS),
+        ),
+        # Relations without each fold, and those of the whole; then blocks of rows.
+        "evidence": (folds + 1, blocks["evidence"]),
+        "teacher": (folds, blocks["teacher"]),
     }
     found = []
     for name, disk in _disk(config, size, layout, codes).items():
@@ -87,7 +96,7 @@ def stages(config: RunConfig, size: LogSize) -> list[Stage]:
             disk=disk,
             memory_gib=memory.get(name, _memory_gib(measured, size)),
             cpu_s=cpu_s if is_known else None,
-            tasks=tasks if name == "pairs" else (1,),
+            tasks=tasks.get(name, (1,)),
         )
         found.append(stage)
     return found
@@ -133,6 +142,7 @@ def _disk(
     relations = sum(
         _edges(size, evidence.max_neighbours, SPARSE.get(name)) for name in names
     )
+    texts = min(evidence.max_neighbours, num_items)
     held_out = 4 * (1 + num_features(len(names))) * evidence.num_candidates
     rows = min(evidence.max_rows, size.events)
     starts = PLACE_BYTES * num_items
@@ -143,6 +153,8 @@ def _disk(
         "split": split,
         "pairs": costs.PAIR_BYTES * _pairs(size, layout) + folds,
         "graph": EDGE_BYTES * graph + 2 * starts,
+        "texts": TEXT_BYTES * num_items * (texts + min(NEAREST_TEXTS, num_items))
+        + 2 * starts,
         "evidence": EDGE_BYTES * relations
         + (len(names) + 2) * starts
         + rows * (held_out + PLACE_BYTES),
@@ -176,3 +188,16 @@ def while_counting(config: RunConfig, size: LogSize) -> tuple[float, float]:
     main = MAIN_EVENT_BYTES * size.events
     main += 2 * PLACE_BYTES * layout.num_folds * size.items
     return WORD_BYTES * _pairs(size, layout), main
+
+
+def while_asking(config: RunConfig, size: LogSize) -> float:
+    """Bytes on disk of the relations without each fold, of what its rows ask about."""
+    evidence = config.evidence
+    rows = min(max(evidence.max_rows, evidence.max_taught), size.events)
+    asked = min(
+        size.items, math.ceil(rows / evidence.num_folds * evidence.score_history)
+    )
+    names = evidence.relation_names()
+    edges = len(names) * asked * min(evidence.max_neighbours, size.items)
+    starts = PLACE_BYTES * (len(names) + 2) * size.items
+    return evidence.num_folds * (EDGE_BYTES * edges + starts)

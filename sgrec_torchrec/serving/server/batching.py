@@ -107,10 +107,6 @@ class Batcher:
         if is_late or len(self._waiting) >= self.settings.max_queue:
             raise self._refusal()
 
-    def _pace(self) -> float:
-        """Seconds a user, of all passes together."""
-        return self.seconds_a_user / self.settings.passes
-
     def _refusal(self) -> RequestError:
         self.metrics.refused.inc()
         seconds = max(1, math.ceil(self.pace.seconds_to_answer(len(self._waiting))))

@@ -1,13 +1,24 @@
 """Small logs and random relations for the evidence's tests."""
 
+import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
+from sgrec_torchrec.config import EvidenceConfig
+from sgrec_torchrec.evidence.builders import MAX_DISTANCE
+from sgrec_torchrec.evidence.cross_fit import CrossFit
 from sgrec_torchrec.evidence.relations import Relations
+from sgrec_torchrec.evidence.texts import Texts
+from sgrec_torchrec.evidence.train_rows import fold_of_users
+from sgrec_torchrec.files.run_folder import MANIFEST
+from sgrec_torchrec.item_graph.pair_counts import count_pairs
 from sgrec_torchrec.schema import EvalRows, Sequences
 
+MakeFit = Callable[..., CrossFit]
 MakeSequences = Callable[..., Sequences]
 MakeRelations = Callable[..., Relations]
 
@@ -87,3 +98,50 @@ def random_relations() -> Relations:
     weights = generator.random((3, 25, 25)) + 0.01
     kept = generator.random((3, 25, 25)) < np.array([0.5, 0.15, 0.0])[:, None, None]
     return _make_relations(weights * kept, generator.integers(0, 90, 25).tolist())
+
+
+@pytest.fixture
+def cross_fit(tmp_path: Path) -> MakeFit:
+    """Counts of the train period by folds, texts (none by default), an empty folder."""
+    numbers = itertools.count()
+
+    def make(
+        sequences: Sequences,
+        config: EvidenceConfig,
+        *,
+        text: sp.csr_matrix | None = None,
+        seed: int = 0,
+        filter_seen: bool = False,
+        **given: object,
+    ) -> CrossFit:
+        place = tmp_path / f"fit-{next(numbers)}"
+        (place / "parts").mkdir(parents=True)
+        # Only a relation of a package would read the split.
+        (place / "split").mkdir()
+        (place / "split" / MANIFEST).write_text("{}", encoding="ascii")
+        if text is None:
+            text = sp.csr_matrix((sequences.num_items, sequences.num_items))
+        Texts.of(text).save(place / "texts")
+        counts = count_pairs(
+            sequences,
+            sequences.train_end_U,
+            place / "counts",
+            max_distance=MAX_DISTANCE,
+            fold_U=fold_of_users(sequences.num_users, config, seed),
+            num_folds=config.num_folds,
+        )
+        return CrossFit(
+            sequences=sequences,
+            fit_on="train",
+            split_dir=place / "split",
+            counts=counts,
+            texts=Texts.load(place / "texts"),
+            config=config,
+            max_history=100,
+            filter_seen=filter_seen,
+            seed=seed,
+            parts=place / "parts",
+            **given,
+        )
+
+    return make

@@ -1,22 +1,25 @@
 """Training rows of the scorer: which events they ask, and by whose relations."""
 
 import dataclasses
+import shutil
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
 from sgrec_torchrec.config import EvidenceConfig
+from sgrec_torchrec.distributed import executor as executor_module
+from sgrec_torchrec.distributed.executor import HERE, InProcess
+from sgrec_torchrec.distributed.tasks import do
+from sgrec_torchrec.evidence import cross_fit as cross_fit_module
+from sgrec_torchrec.evidence.cross_fit import read_relations
 from sgrec_torchrec.evidence.gather import gather, histories_of
-from sgrec_torchrec.evidence.held_out import (
-    HeldOut,
-    fold_of_users,
-    folds,
-    hold_out,
-    train_rows,
-)
+from sgrec_torchrec.evidence.held_out import HeldOut, hold_out
 from sgrec_torchrec.evidence.relations import build_relations
+from sgrec_torchrec.evidence.train_rows import fold_of_users, train_rows
+from sgrec_torchrec.files.sealed_json import DamagedError
 from sgrec_torchrec.schema import Sequences
 
 SETTINGS = EvidenceConfig(num_candidates=8, num_folds=3)
@@ -29,22 +32,16 @@ def no_text(num_items: int) -> sp.csr_matrix:
     return sp.csr_matrix((num_items, num_items))
 
 
-def held(
-    sequences: Sequences,
-    config: EvidenceConfig = SETTINGS,
-    *,
-    filter_seen: bool = False,
-    seed: int = 0,
-) -> HeldOut:
-    return hold_out(
-        sequences,
-        sequences.train_end_U,
-        no_text(sequences.num_items),
-        config,
-        max_history=100,
-        filter_seen=filter_seen,
-        seed=seed,
-    )
+@pytest.fixture
+def held(cross_fit) -> Callable[..., HeldOut]:
+    """The rows of a log's train period."""
+
+    def make(
+        sequences: Sequences, config: EvidenceConfig = SETTINGS, **given: object
+    ) -> HeldOut:
+        return hold_out(cross_fit(sequences, config, **given))
+
+    return make
 
 
 def targets(held_out: HeldOut) -> np.ndarray:
@@ -71,7 +68,7 @@ def random_log(make_sequences) -> Sequences:
     )
 
 
-def test_relations_never_saw_the_user_of_a_row(private) -> None:
+def test_relations_never_saw_the_user_of_a_row(private, held) -> None:
     held_out = held(private)
     # The second a of every user; b is reached by nothing but its own user's events.
     assert sorted(targets(held_out).tolist()) == list(range(0, 20, 2))
@@ -94,7 +91,7 @@ def test_relations_never_saw_the_user_of_a_row(private) -> None:
     assert seen.features_EMF[..., EVENTS].any()
 
 
-def test_relations_saw_all_other_folds(make_sequences) -> None:
+def test_relations_saw_all_other_folds(make_sequences, held) -> None:
     # All 40 users have 0 then 1; a row's relations know all but those of its fold.
     sequences = make_sequences([[0, 1]] * 40, 2)
     held_out = held(sequences)
@@ -113,18 +110,20 @@ def test_relations_saw_all_other_folds(make_sequences) -> None:
     )
 
 
-def test_evidence_of_a_fold_is_that_of_a_log_without_it(random_log) -> None:
+def test_evidence_of_a_fold_is_that_of_a_log_without_it(random_log, cross_fit) -> None:
     """Whole relations of a log in which the fold's users have no events."""
     near = np.zeros((15, 15))
     near[2, 3] = near[3, 2] = 0.5
     end_U, text = random_log.train_end_U, sp.csr_matrix(near)
     asked = train_rows(random_log, end_U, 100, 1000, 0).rows
     fold_U = fold_of_users(random_log.num_users, SETTINGS, 4)
+    fit = cross_fit(random_log, SETTINGS, text=text, seed=4)
+    hold_out(fit)
     num_rows = 0
-    for chosen, relations in folds(random_log, end_U, text, SETTINGS, asked, 4):
-        users = np.unique(fold_U[asked.user_E[chosen]])
-        assert len(users) == 1
-        others_U = np.where(fold_U == users[0], 0, end_U).astype(np.int32)
+    for fold in range(SETTINGS.num_folds):
+        chosen = np.flatnonzero(fold_U[asked.user_E] == fold)
+        relations = read_relations(fit.parts / f"relations-{fold}")
+        others_U = np.where(fold_U == fold, 0, end_U).astype(np.int32)
         alone = build_relations(random_log, others_U, text, SETTINGS)
         histories = histories_of(random_log, asked.take(chosen))
         found, expected = (
@@ -140,7 +139,7 @@ def test_evidence_of_a_fold_is_that_of_a_log_without_it(random_log) -> None:
 
 
 def test_rows_whose_target_is_no_candidate_are_left_out_and_counted(
-    random_log,
+    random_log, held
 ) -> None:
     few = dataclasses.replace(SETTINGS, num_candidates=2)
     held_out = held(random_log, few)
@@ -152,7 +151,7 @@ def test_rows_whose_target_is_no_candidate_are_left_out_and_counted(
     assert (targets(held_out) >= 0).all()
 
 
-def test_targets_are_those_of_the_rows(random_log) -> None:
+def test_targets_are_those_of_the_rows(random_log, held) -> None:
     wide = dataclasses.replace(SETTINGS, num_candidates=15)
     held_out = held(random_log, wide)
     rows = train_rows(random_log, random_log.train_end_U, 100, 10**6, 0).rows
@@ -166,21 +165,21 @@ def test_targets_are_those_of_the_rows(random_log) -> None:
     assert asked.total() - found.total() < 5
 
 
-def test_filtered_rows_never_have_a_repeat_as_target(private, random_log) -> None:
+def test_filtered_rows_never_have_a_repeat_as_target(private, random_log, held) -> None:
     assert len(held(private, filter_seen=True).item_EM) == 0
     held_out = held(random_log, filter_seen=True)
     assert len(held_out.item_EM) > 0
     assert not held_out.features_EMF[..., REPEATS].any()
 
 
-def test_same_seed_same_rows_other_seed_other_folds(random_log) -> None:
+def test_same_seed_same_rows_other_seed_other_folds(random_log, held) -> None:
     first, again, other = held(random_log), held(random_log), held(random_log, seed=1)
     for name in ARRAYS:
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
     assert not np.array_equal(first.features_EMF, other.features_EMF)
 
 
-def test_events_after_the_period_change_nothing(random_log) -> None:
+def test_events_after_the_period_change_nothing(random_log, held) -> None:
     items_R = random_log.items_R.copy()
     place_R = np.arange(len(items_R))
     first_U, end_U = random_log.offsets_U1[:-1], random_log.train_end_U
@@ -268,8 +267,65 @@ def test_seed_draws_who_gives_the_last_round(make_sequences) -> None:
 
 
 @pytest.mark.parametrize("users", [[[0], [1]], [[], []]])
-def test_a_log_without_histories_has_no_rows(make_sequences, users) -> None:
+def test_a_log_without_histories_has_no_rows(make_sequences, users, held) -> None:
     held_out = held(make_sequences(users, 2))
     assert held_out.num_rows == 0
     assert held_out.item_EM.shape == (0, 8)
     assert held_out.features_EMF.shape == (0, 8, 37)
+
+
+def test_blocks_of_rows_and_workers_change_nothing(
+    random_log, held, monkeypatch
+) -> None:
+    whole = held(random_log)
+    monkeypatch.setattr(cross_fit_module, "ROWS_PER_TASK", 7)
+    for executor in (HERE, InProcess(2)):
+        found = held(random_log, executor=executor)
+        assert found.num_rows == whole.num_rows
+        for name in ARRAYS:
+            np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+
+
+def test_relations_of_the_whole_period_are_made_beside(random_log, cross_fit) -> None:
+    fit = cross_fit(random_log, SETTINGS)
+    hold_out(fit, with_whole=True)
+    end_U, text = random_log.train_end_U, no_text(15)
+    alone = build_relations(random_log, end_U, text, SETTINGS)
+    for field in dataclasses.fields(alone):
+        one, other = (getattr(made, field.name) for made in (fit.whole(), alone))
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_relations_that_are_damaged_are_named(random_log, cross_fit, how: str) -> None:
+    fit = cross_fit(random_log, SETTINGS)
+    hold_out(fit)
+    path = fit.parts / "relations-1" / "weights_E.npy"
+    if how == "cut":
+        path.write_bytes(path.read_bytes()[:-4])
+    else:
+        path.unlink()
+    with pytest.raises((DamagedError, FileNotFoundError), match=r"weights_E\.npy is"):
+        read_relations(path.parent)
+
+
+def test_an_ended_call_goes_on_from_what_is_done(
+    random_log, cross_fit, monkeypatch
+) -> None:
+    fit = cross_fit(random_log, SETTINGS)
+    whole = hold_out(fit)
+    (gone,) = fit.parts.glob("asked-2-*")
+    shutil.rmtree(gone)
+    done = []
+    monkeypatch.setattr(
+        executor_module,
+        "do",
+        lambda function, task, code: (
+            done.append(task.out.name),
+            do(function, task, code),
+        ),
+    )
+    again = hold_out(fit)
+    assert done == [gone.name]
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))

@@ -253,3 +253,14 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> 
     save_file(tensors, path)
     with pytest.raises(ValueError, match=r"holds weights that are not finite: fit it"):
         load_scorer(path, SETTINGS, F)
+
+
+def test_equal_weights_are_equal_bytes(tmp_path: Path) -> None:
+    scorer = EvidenceScorer(F, 8)
+    written = set()
+    for number in range(12):
+        path = tmp_path / f"{number}.safetensors"
+        save_scorer(scorer, path)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    load_scorer(path, SETTINGS, F)

@@ -1,17 +1,20 @@
 """Soft targets: of which events, by whose relations, and which items in what order."""
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 
 from sgrec_torchrec.config import EvidenceConfig
+from sgrec_torchrec.evidence.cross_fit import read_relations
 from sgrec_torchrec.evidence.gather import gather, histories_of, num_features
-from sgrec_torchrec.evidence.held_out import folds, train_rows
 from sgrec_torchrec.evidence.relations import RELATIONS
-from sgrec_torchrec.evidence.scorer import EvidenceScorer
+from sgrec_torchrec.evidence.scorer import EvidenceScorer, save_scorer
 from sgrec_torchrec.evidence.soft_targets import soft_targets
+from sgrec_torchrec.evidence.train_rows import fold_of_users, train_rows
+from sgrec_torchrec.files.run_folder import SCORER_WEIGHTS
 from sgrec_torchrec.logs.sampling import SoftTargets, Teacher
 from sgrec_torchrec.schema import Sequences
 
@@ -20,32 +23,27 @@ SETTINGS = EvidenceConfig(
 )
 
 
-def no_text(num_items: int) -> sp.csr_matrix:
-    return sp.csr_matrix((num_items, num_items))
-
-
 def untrained() -> EvidenceScorer:
     """Orders candidates by their votes."""
     return EvidenceScorer(num_features(len(RELATIONS)), SETTINGS.hidden).eval()
 
 
-def taught(
-    sequences: Sequences,
-    config: EvidenceConfig = SETTINGS,
-    *,
-    filter_seen: bool = False,
-    seed: int = 0,
-) -> SoftTargets:
-    return soft_targets(
-        sequences,
-        sequences.train_end_U,
-        no_text(sequences.num_items),
-        untrained(),
-        config,
-        max_history=100,
-        filter_seen=filter_seen,
-        seed=seed,
-    )
+@pytest.fixture
+def scorer_path(tmp_path: Path) -> Path:
+    save_scorer(untrained(), tmp_path / SCORER_WEIGHTS)
+    return tmp_path / SCORER_WEIGHTS
+
+
+@pytest.fixture
+def taught(cross_fit, scorer_path: Path) -> Callable[..., SoftTargets]:
+    """Of a log's train period, by the untrained scorer."""
+
+    def make(
+        sequences: Sequences, config: EvidenceConfig = SETTINGS, **given: object
+    ) -> SoftTargets:
+        return soft_targets(cross_fit(sequences, config, **given), scorer_path)
+
+    return make
 
 
 @pytest.fixture
@@ -67,7 +65,7 @@ def private(make_sequences) -> Sequences:
     return make_sequences([[2 * u, 2 * u + 1, 2 * u] for u in range(10)], 20)
 
 
-def test_events_are_those_of_the_training_rows(random_log) -> None:
+def test_events_are_those_of_the_training_rows(random_log, taught) -> None:
     found = taught(random_log)
     asked = train_rows(random_log, random_log.train_end_U, 100, 10_000, 0)
     # Nothing is filtered, so every history's own items are candidates at least.
@@ -78,15 +76,19 @@ def test_events_are_those_of_the_training_rows(random_log) -> None:
     assert types == ("int64", "int32", "float32")
 
 
-def test_items_are_the_likeliest_in_order_with_their_shares(random_log) -> None:
-    found = taught(random_log)
+def test_items_are_the_likeliest_in_order_with_their_shares(
+    random_log, cross_fit, scorer_path
+) -> None:
+    fit = cross_fit(random_log, SETTINGS)
+    found = soft_targets(fit, scorer_path)
     place_of = {row: place for place, row in enumerate(found.row_E.tolist())}
     end_U = random_log.train_end_U
     asked = train_rows(random_log, end_U, 100, 10_000, 0)
     num_checked = 0
-    for chosen, relations in folds(
-        random_log, end_U, no_text(15), SETTINGS, asked.rows, 0
-    ):
+    fold_U = fold_of_users(random_log.num_users, SETTINGS, 0)
+    for fold in range(SETTINGS.num_folds):
+        chosen = np.flatnonzero(fold_U[asked.rows.user_E] == fold)
+        relations = read_relations(fit.parts / f"relations-{fold}")
         histories = histories_of(random_log, asked.rows.take(chosen))
         evidence = gather(relations, histories, SETTINGS, filter_seen=False)
         probability_EM = untrained().probability(evidence)
@@ -109,14 +111,16 @@ def test_items_are_the_likeliest_in_order_with_their_shares(random_log) -> None:
     assert num_checked == len(found.row_E) > 50
 
 
-def test_cumulative_shares_rise_to_one(random_log) -> None:
+def test_cumulative_shares_rise_to_one(random_log, taught) -> None:
     found = taught(random_log)
     assert (found.cumulative_EQ[:, 0] > 0).all()
     assert (np.diff(found.cumulative_EQ, axis=1) >= 0).all()
     np.testing.assert_allclose(found.cumulative_EQ[:, -1], 1.0, rtol=1e-6)
 
 
-def test_fewer_candidates_than_asked_leave_places_without_share(random_log) -> None:
+def test_fewer_candidates_than_asked_leave_places_without_share(
+    random_log, taught
+) -> None:
     # 12 candidates at most: from there on every place is empty.
     found = taught(random_log, dataclasses.replace(SETTINGS, taught_items=20))
     assert found.item_EQ.shape == found.cumulative_EQ.shape == (len(found.row_E), 20)
@@ -130,7 +134,7 @@ def test_fewer_candidates_than_asked_leave_places_without_share(random_log) -> N
         assert (share[count:] == 0).all()
 
 
-def test_a_teacher_never_draws_an_empty_place(random_log, monkeypatch) -> None:
+def test_a_teacher_never_draws_an_empty_place(random_log, monkeypatch, taught) -> None:
     found = taught(random_log, dataclasses.replace(SETTINGS, taught_items=20))
     # The largest noise that there is.
     monkeypatch.setattr(
@@ -144,7 +148,7 @@ def test_a_teacher_never_draws_an_empty_place(random_log, monkeypatch) -> None:
     assert (drawn_SD >= 0).all()
 
 
-def test_relations_never_saw_the_user_of_an_event(private) -> None:
+def test_relations_never_saw_the_user_of_an_event(private, taught) -> None:
     found = taught(private)
     # By relations that saw the user, a's history would reach b and the reverse.
     assert len(found.row_E) == 20
@@ -154,14 +158,16 @@ def test_relations_never_saw_the_user_of_an_event(private) -> None:
         assert set(items) - {-1} == history
 
 
-def test_relations_saw_everyone_elses_events(make_sequences) -> None:
+def test_relations_saw_everyone_elses_events(make_sequences, taught) -> None:
     # All have 0 then 1: filtered, the others' 1 is the only answer.
     found = taught(make_sequences([[0, 1]] * 40, 2), filter_seen=True)
     assert found.row_E.tolist() == list(range(1, 80, 2))
     assert found.item_EQ.tolist() == [[1, -1, -1, -1]] * 40
 
 
-def test_events_without_candidates_are_left_out(private, make_sequences) -> None:
+def test_events_without_candidates_are_left_out(
+    private, make_sequences, taught
+) -> None:
     assert len(taught(private, filter_seen=True).row_E) == 0
     # Users 0 to 39 lead from 0 to 1; the last one's items are nobody else's.
     mixed = make_sequences([*([[0, 1]] * 40), [2, 3]], 4)
@@ -170,13 +176,13 @@ def test_events_without_candidates_are_left_out(private, make_sequences) -> None
 
 
 @pytest.mark.parametrize("users", [[[0], [1]], [[], []]])
-def test_a_log_without_histories_teaches_nothing(make_sequences, users) -> None:
+def test_a_log_without_histories_teaches_nothing(make_sequences, users, taught) -> None:
     found = taught(make_sequences(users, 2))
     assert found.row_E.shape == (0,)
     assert found.item_EQ.shape == found.cumulative_EQ.shape == (0, 4)
 
 
-def test_newest_events_are_taught_where_not_all_may_be(make_sequences) -> None:
+def test_newest_events_are_taught_where_not_all_may_be(make_sequences, taught) -> None:
     sequences = make_sequences([[0, 1, 0, 1, 0], [1, 0, 1]], 2)
     few = dataclasses.replace(SETTINGS, max_taught=3)
     # Rows 0 to 4 and 5 to 7: the newest of both, then the older one of either.
@@ -185,14 +191,14 @@ def test_newest_events_are_taught_where_not_all_may_be(make_sequences) -> None:
     assert len(taught(sequences, none).row_E) == 0
 
 
-def test_blocks_of_rows_change_nothing(random_log, monkeypatch) -> None:
+def test_blocks_of_rows_change_nothing(random_log, monkeypatch, taught) -> None:
     whole = taught(random_log)
-    monkeypatch.setattr("sgrec_torchrec.evidence.soft_targets.BLOCK_ROWS", 7)
+    monkeypatch.setattr("sgrec_torchrec.evidence.cross_fit.ROWS_PER_TASK", 7)
     for one, other in zip(whole, taught(random_log), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_same_seed_same_targets_other_seed_other_folds(random_log) -> None:
+def test_same_seed_same_targets_other_seed_other_folds(random_log, taught) -> None:
     first, again, other = (taught(random_log, seed=seed) for seed in (0, 0, 1))
     for one, two in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, two)
@@ -200,7 +206,7 @@ def test_same_seed_same_targets_other_seed_other_folds(random_log) -> None:
     assert not np.array_equal(first.cumulative_EQ, other.cumulative_EQ)
 
 
-def test_events_after_the_period_change_nothing(random_log) -> None:
+def test_events_after_the_period_change_nothing(random_log, taught) -> None:
     items_R = random_log.items_R.copy()
     end_U = random_log.offsets_U1[:-1] + random_log.train_end_U
     later = np.arange(len(items_R)) >= np.repeat(end_U, np.diff(random_log.offsets_U1))

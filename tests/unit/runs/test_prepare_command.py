@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 from sgrec_torchrec.config.arguments import parse_run
-from sgrec_torchrec.files.run_folder import BEST, COVISITS, PREPARED, TEACHER, TOKENS
+from sgrec_torchrec.files.atomic import sha256_file
+from sgrec_torchrec.files.run_folder import (
+    BEST,
+    COVISITS,
+    EVIDENCE,
+    GRAPH,
+    PREPARED,
+    SCORER,
+    TEACHER,
+    TEXTS,
+    TOKENS,
+)
 from sgrec_torchrec.runs import made_once
 from sgrec_torchrec.runs.claim import Claim
 from sgrec_torchrec.runs.open_run import prepare_run
@@ -36,6 +47,20 @@ def test_training_finds_all_that_was_prepared(words, tmp_path, capsys, world_of_
     config, _ = parse_run(words)
     prepare_run(config, Stopwatch(), claim=Claim(use="begin"), with_teacher=True)
     assert names(tmp_path / "runs") == made
+
+
+def test_workers_and_one_process_make_the_same_bytes(
+    planted_log, tiny_arguments, tmp_path, capsys
+):
+    log, sums = planted_log(40), []
+    for words in ([], ["--workers", "2"]):
+        runs = tmp_path / f"runs{len(sums)}"
+        main([*tiny_arguments(log, runs), *words])
+        arrays = [*runs.rglob("*.npy"), *runs.rglob("*.safetensors")]
+        sums.append({str(path.relative_to(runs)): sha256_file(path) for path in arrays})
+    assert sums[0] == sums[1]
+    stages = {name.split("/")[1].rpartition("-")[0] for name in sums[0]}
+    assert stages >= {COVISITS, TEXTS, EVIDENCE, SCORER, TEACHER, GRAPH, TOKENS}
 
 
 def test_two_that_make_the_same_stage_are_kept_apart(words, tmp_path, monkeypatch):
