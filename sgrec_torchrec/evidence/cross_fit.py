@@ -14,7 +14,6 @@ task of relations holds what ``evidence.relations`` says, one of rows 12 bytes a
 on disk the folds' relations take up to F times those of the whole until the end.
 """
 
-import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +26,11 @@ from sgrec_torchrec.distributed.executor import HERE, Executor
 from sgrec_torchrec.distributed.tasks import MEND, Task, Work, read_part
 from sgrec_torchrec.evidence.builders import Learned, RelationSource
 from sgrec_torchrec.evidence.gather import Evidence, Histories, gather, histories_of
-from sgrec_torchrec.evidence.relations import Relations, write_relations
+from sgrec_torchrec.evidence.relations import (
+    RELATION_ARRAYS,
+    Relations,
+    write_relations,
+)
 from sgrec_torchrec.evidence.texts import Texts
 from sgrec_torchrec.evidence.train_rows import (
     TrainRows,
@@ -47,7 +50,6 @@ from sgrec_torchrec.schema import EvalRows, Int32Array, Int64Array, Sequences
 ROWS_PER_TASK = 2048
 ROWS = ("indptr_E1", "items_H", "baskets_back_H", "target_E", "wanted_N")
 ROWS_FORMAT = 1
-RELATION_ARRAYS = tuple(field.name for field in dataclasses.fields(Relations))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

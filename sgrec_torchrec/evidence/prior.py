@@ -14,15 +14,14 @@ from typing import Any
 from sgrec_torchrec.config import EvidenceConfig
 from sgrec_torchrec.distributed.main_rank import verifies_files
 from sgrec_torchrec.evidence.gather import Histories, gather
-from sgrec_torchrec.evidence.held_out import HeldOut
-from sgrec_torchrec.evidence.relations import Relations
+from sgrec_torchrec.evidence.held_out import HELD_ARRAYS, HeldOut
+from sgrec_torchrec.evidence.relations import RELATION_ARRAYS, Relations
 from sgrec_torchrec.evidence.scorer import EvidenceScorer
 from sgrec_torchrec.files.array_folder import Array, read_arrays, write_arrays
 from sgrec_torchrec.schema import Float32Array, Int32Array
 
 FORMAT_VERSION = 2
 MANIFEST = "evidence.json"
-RELATION_ARRAYS = tuple(field.name for field in dataclasses.fields(Relations))
 FIRST_RELATIONS = (
     "forward",
     "backward",
@@ -32,7 +31,6 @@ FIRST_RELATIONS = (
     "visits-text",
 )
 """Of evidence whose manifest names none: it is older than these names."""
-HELD_OUT_ARRAYS = ("item_EM", "features_EMF", "target_place_E")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +59,7 @@ def save_evidence(
 ) -> None:
     """Write both, all or none."""
     arrays = {name: getattr(relations, name) for name in RELATION_ARRAYS}
-    arrays |= {name: getattr(held_out, name) for name in HELD_OUT_ARRAYS}
+    arrays |= {name: getattr(held_out, name) for name in HELD_ARRAYS}
     facts = {
         "format_version": FORMAT_VERSION,
         "num_rows": held_out.num_rows,
@@ -99,7 +97,7 @@ def load_relations(folder: Path, names: Sequence[str] | None = None) -> Relation
 
 def load_held_out(folder: Path) -> HeldOut:
     """The scorer's training rows; see ``read_arrays`` for errors."""
-    arrays, facts = _read(folder, HELD_OUT_ARRAYS)
+    arrays, facts = _read(folder, HELD_ARRAYS)
     return HeldOut(**arrays, num_rows=facts["num_rows"])
 
 

@@ -135,6 +135,9 @@ class Relations:
             forget(self.neighbours_E, self.weights_E)
 
 
+RELATION_ARRAYS = tuple(field.name for field in fields(Relations))
+
+
 def build_relations(
     sequences: Sequences,
     end_U: Int32Array,

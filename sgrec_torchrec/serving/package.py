@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sgrec_torchrec.evidence.gather import num_features
-from sgrec_torchrec.evidence.prior import RELATION_ARRAYS, EvidencePrior
-from sgrec_torchrec.evidence.relations import Relations
+from sgrec_torchrec.evidence.prior import EvidencePrior
+from sgrec_torchrec.evidence.relations import RELATION_ARRAYS, Relations
 from sgrec_torchrec.evidence.scorer import load_scorer, save_scorer
 from sgrec_torchrec.files.array_folder import Array
 from sgrec_torchrec.files.atomic import atomic_folder, sha256_file

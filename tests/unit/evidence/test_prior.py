@@ -9,16 +9,15 @@ import pytest
 
 from sgrec_torchrec.config import EvidenceConfig
 from sgrec_torchrec.evidence.gather import Histories, gather, num_features
-from sgrec_torchrec.evidence.held_out import HeldOut
+from sgrec_torchrec.evidence.held_out import HELD_ARRAYS, HeldOut
 from sgrec_torchrec.evidence.prior import (
     FIRST_RELATIONS,
-    HELD_OUT_ARRAYS,
-    RELATION_ARRAYS,
     EvidencePrior,
     load_held_out,
     load_relations,
     save_evidence,
 )
+from sgrec_torchrec.evidence.relations import RELATION_ARRAYS
 from sgrec_torchrec.evidence.scorer import EvidenceScorer
 
 SETTINGS = EvidenceConfig(num_candidates=5, score_history=2, hidden=8)
@@ -70,7 +69,7 @@ def test_what_was_saved_comes_back(random_relations, held_out, tmp_path: Path) -
         assert found.dtype == expected.dtype
     again = load_held_out(folder)
     assert again.num_rows == 9
-    for name in HELD_OUT_ARRAYS:
+    for name in HELD_ARRAYS:
         np.testing.assert_array_equal(getattr(again, name), getattr(held_out, name))
     manifest = json.loads((folder / "evidence.json").read_text())
     assert (manifest["num_rows"], manifest["num_found"]) == (9, 4)
@@ -129,7 +128,7 @@ def test_relations_read_again_answer_alike(
         np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("name", [*RELATION_ARRAYS, *HELD_OUT_ARRAYS])
+@pytest.mark.parametrize("name", [*RELATION_ARRAYS, *HELD_ARRAYS])
 def test_a_flipped_byte_is_named(
     random_relations, held_out, tmp_path: Path, name: str
 ) -> None:
