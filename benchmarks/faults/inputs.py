@@ -122,8 +122,9 @@ def full_disks(
 
 
 def _bytes_on_disk(folder: Path) -> int:
-    """In whole pages, as tmpfs counts: one for a folder, too."""
-    sizes = [max(1, p.lstat().st_size) for p in folder.rglob("*")]
+    """In whole pages, as tmpfs counts: none for folders, links and empty files."""
+    files = [path for path in folder.rglob("*") if not path.is_symlink()]
+    sizes = [path.stat().st_size for path in files if path.is_file()]
     return sum(-(-size // PAGE) * PAGE for size in sizes)
 
 
