@@ -40,25 +40,30 @@ class Kind:
 
 
 KINDS = (
-    Kind(name="split", patterns=(f"{SPLIT}/*",), reader="resume", count=40),
-    Kind(name="evidence", patterns=(f"{EVIDENCE}/*",), reader="evaluate", count=40),
-    Kind(name="graph", patterns=(f"{GRAPH}/*",), reader="recommend", count=150),
-    Kind(name="graph's form", patterns=(f"{GRAPH_FORM}/*",), reader="resume", count=20),
-    Kind(name="scorer", patterns=(f"{SCORER}/*",), reader="recommend", count=150),
-    Kind(name="tokens", patterns=(f"{TOKENS}/*",), reader="recommend", count=150),
-    Kind(name="weights", patterns=(f"{BEST}/*/*",), reader="recommend", count=150),
+    Kind(name="split", patterns=(f"{SPLIT}/*",), reader="resume", count=ASKED),
+    Kind(name="evidence", patterns=(f"{EVIDENCE}/*",), reader="evaluate", count=150),
+    Kind(name="graph", patterns=(f"{GRAPH}/*",), reader="recommend", count=ASKED),
     Kind(
-        name="checkpoint", patterns=(f"{CHECKPOINTS}/*/*",), reader="resume", count=40
+        name="graph's form", patterns=(f"{GRAPH_FORM}/*",), reader="resume", count=500
     ),
-    Kind(name="settings", patterns=(CONFIG,), reader="recommend", count=100),
+    Kind(name="scorer", patterns=(f"{SCORER}/*",), reader="recommend", count=ASKED),
+    Kind(name="tokens", patterns=(f"{TOKENS}/*",), reader="recommend", count=ASKED),
+    Kind(name="weights", patterns=(f"{BEST}/*/*",), reader="recommend", count=ASKED),
     Kind(
-        name="results", patterns=(f"{EVALUATION}/{RESULTS}",), reader="export", count=40
+        name="checkpoint", patterns=(f"{CHECKPOINTS}/*/*",), reader="resume", count=100
+    ),
+    Kind(name="settings", patterns=(CONFIG,), reader="recommend", count=ASKED),
+    Kind(
+        name="results",
+        patterns=(f"{EVALUATION}/{RESULTS}",),
+        reader="export",
+        count=ASKED,
     ),
     Kind(
         name="manifests",
         patterns=("*/*.json", "*/*/manifest.json", "*/*/state.json"),
         reader="evaluate",
-        count=60,
+        count=200,
     ),
 )
 FOLDERS = (EVIDENCE, SCORER, GRAPH, TOKENS, BEST)
@@ -89,7 +94,7 @@ def flip_rows(field: Field, share: float, seed: int) -> Iterator[FaultRow]:
     ):
         copy = field.root / f"damaged-{reader}"
         shutil.copytree(source, copy)
-        count = part(200 if "package" in reader else ASKED, share)
+        count = part(ASKED, share)
         damages = flips(files_of(copy, ("*", "*/*")), count, draw)
         yield row(f"bit flips: {reader}", ASKED, damages, reader, copy)
     everything = files_of(run_dir, tuple(p for kind in KINDS for p in kind.patterns))
