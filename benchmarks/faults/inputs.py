@@ -17,6 +17,8 @@ from faults.processes import run, start_call
 
 NUM_PAIRS = 200
 BAD_REWARDS = (math.nan, math.inf, -math.inf, 1.5, -0.25, 1e30)
+NO_ROOM = ("space", "are free")
+"""Of what is found full, and of what would not fit."""
 PAGE = 4096
 CLONE_NEWNS = 0x00020000
 MS_REC_PRIVATE = 16384 | (1 << 18)
@@ -113,7 +115,7 @@ def full_disks(
             yield f"{what}: {ended.fault}"
         elif "cannot mount" in ended.said:
             yield f"{what}: not tried: {ended.last_line}"
-        elif ended.code != 2 or "space" not in ended.said:
+        elif ended.code != 2 or not any(word in ended.said for word in NO_ROOM):
             yield f"{what}: code {ended.code}: {ended.last_line}"
         elif "left: " in ended.said:
             yield f"{what}: {ended.last_line}"
