@@ -48,7 +48,7 @@ WRONG = {
     "judge run RUN --candidates /nowhere": "/nowhere",
     "judge run RUN --pairs BAD": "BAD",
     "judge run RUN --backend nosuch": "nosuch",
-    "judge run RUN --out RUN/candidates": "judge_version None",
+    "judge run RUN --out RUN/candidates": "'candidates.parquet' and no judgements",
     "judge run RUN --out RUN/labels": "holds 'pairs.parquet' and no judgements",
     "table build /nowhere --out RUN/reward_table": "/nowhere",
     "table build BAD --out RUN/reward_table": "reward",
