@@ -4,6 +4,8 @@ import dataclasses
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +16,11 @@ from sgrec_torchrec.distributed import executor as executor_module
 from sgrec_torchrec.distributed.executor import HERE, InProcess
 from sgrec_torchrec.distributed.tasks import do
 from sgrec_torchrec.evidence import cross_fit as cross_fit_module
+from sgrec_torchrec.evidence.builders import RelationSource
 from sgrec_torchrec.evidence.cross_fit import read_relations
 from sgrec_torchrec.evidence.gather import gather, histories_of
 from sgrec_torchrec.evidence.held_out import HeldOut, hold_out
-from sgrec_torchrec.evidence.relations import build_relations
+from sgrec_torchrec.evidence.relations import Relations, build_relations
 from sgrec_torchrec.evidence.train_rows import fold_of_users, train_rows
 from sgrec_torchrec.files.sealed_json import DamagedError
 from sgrec_torchrec.schema import Sequences
@@ -294,6 +297,27 @@ def test_relations_of_the_whole_period_are_made_beside(random_log, cross_fit) ->
     for field in dataclasses.fields(alone):
         one, other = (getattr(made, field.name) for made in (fit.whole(), alone))
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_relation_of_a_package_may_read_all_events_but_the_folds(
+    random_log, cross_fit, monkeypatch
+) -> None:
+    split = SimpleNamespace(sequences=random_log, catalogue=None)
+    monkeypatch.setattr(cross_fit_module, "load_split", lambda _: split)
+    write, read = cross_fit_module.write_relations, {}
+
+    def spied(source: RelationSource, *folders: Path) -> Relations:
+        read[source.without] = source.end_U
+        return write(source, *folders)
+
+    monkeypatch.setattr(cross_fit_module, "write_relations", spied)
+    hold_out(cross_fit(random_log, SETTINGS), with_whole=True)
+    fold_U = fold_of_users(random_log.num_users, SETTINGS, 0)
+    np.testing.assert_array_equal(read.pop(None), random_log.train_end_U)
+    assert sorted(read) == [0, 1, 2]
+    for fold, end_U in read.items():
+        expected_U = np.where(fold_U == fold, 0, random_log.train_end_U)
+        np.testing.assert_array_equal(end_U, expected_U)
 
 
 @pytest.mark.parametrize("how", ["cut", "gone"])
