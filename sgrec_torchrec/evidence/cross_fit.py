@@ -48,7 +48,9 @@ from sgrec_torchrec.logs.split import load_split
 from sgrec_torchrec.schema import EvalRows, Int32Array, Int64Array, Sequences
 
 ROWS_PER_TASK = 2048
-ROWS = ("indptr_E1", "items_H", "baskets_back_H", "target_E", "wanted_N")
+ROWS = ("indptr_E1", "items_H", "baskets_back_H", "target_E")
+WANTED = "wanted_N"
+"""Beside them: which items they ask about."""
 ROWS_FORMAT = 1
 
 
@@ -76,7 +78,7 @@ class AskRows(Task):
     def asked(self) -> tuple[Evidence, Int32Array]:
         """The evidence of these rows, and their targets [E]."""
         rows_path, relations_path, *_ = self.inputs
-        rows = _read_rows(rows_path)
+        rows = _read_rows(rows_path, ROWS)
         relations = read_relations(relations_path.parent)
         # Copies: the kernels are compiled anew for what is mapped.
         starts_E1 = np.array(rows["indptr_E1"][self.low : self.high + 1])
@@ -204,7 +206,7 @@ class CrossFit:
         )
         write_arrays(
             path,
-            dict(zip(ROWS, arrays, strict=True)),
+            dict(zip((*ROWS, WANTED), arrays, strict=True)),
             {"format_version": ROWS_FORMAT},
         )
         return path
@@ -213,7 +215,7 @@ class CrossFit:
 def make_relations(task: MakeRelations, folder: Path) -> Mapping[str, object]:
     """The relations of the period, or of it without a fold."""
     counts_path, texts_path, split_path, *rows_paths = task.inputs
-    wanted_N = _read_rows(rows_paths[0])["wanted_N"] if rows_paths else None
+    wanted_N = _read_rows(rows_paths[0], (WANTED,))[WANTED] if rows_paths else None
 
     def learned() -> Learned:
         split = load_split(split_path.parent)
@@ -258,8 +260,9 @@ def read_relations(folder: Path) -> Relations:
     return Relations(**arrays)
 
 
-def _read_rows(path: Path) -> dict[str, Array]:
+def _read_rows(path: Path, names: tuple[str, ...]) -> dict[str, Array]:
+    """These arrays, and only their sums are compared: ``WANTED`` is as long as N."""
     arrays, _ = read_arrays(
-        path, ROWS, {}, format_version=ROWS_FORMAT, what="the rows of a fold"
+        path, names, {}, format_version=ROWS_FORMAT, what="the rows of a fold"
     )
     return arrays
